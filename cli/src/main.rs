@@ -1,0 +1,3 @@
+//! The godwit command, also installed as kubectl-godwit.
+
+fn main() {}

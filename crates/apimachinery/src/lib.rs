@@ -1,0 +1,1 @@
+//! Kubernetes API conventions, knowing no kind of ours.

@@ -1,0 +1,1 @@
+//! The job ledger in Postgres: the only crate with SQL.

@@ -1,0 +1,1 @@
+//! QEMU: QMP, command line, process, migration.

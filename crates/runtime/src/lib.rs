@@ -1,0 +1,1 @@
+//! What every binary shares: config, telemetry, health, TLS, shutdown, build information.

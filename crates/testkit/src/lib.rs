@@ -1,0 +1,1 @@
+//! Development only: private Postgres, namespace hosts, tiny guests, certificates.

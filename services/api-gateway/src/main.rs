@@ -1,0 +1,3 @@
+//! The Kubernetes API of Godwit: REST and watch, authentication, admission.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Cordon, drain, and node maintenance.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Drives each migration from Pending to its end.
+
+fn main() {}

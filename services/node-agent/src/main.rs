@@ -1,0 +1,3 @@
+//! One per host: runs QEMU; the only code that touches a host.
+
+fn main() {}

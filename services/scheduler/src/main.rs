@@ -1,0 +1,3 @@
+//! Node inventory, placement, reservations, and where a machine starts.
+
+fn main() {}

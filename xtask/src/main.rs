@@ -1,0 +1,3 @@
+//! Automation: lab, test, ci, bench, tidy.
+
+fn main() {}
