@@ -1,0 +1,491 @@
+//! Target host's half of a migration: from events to effects, in order.
+//!
+//! Never waits, never reads a clock, never talks. Driven by `node-agent/src/target.rs`, which keeps
+//! a snapshot of [`Target`] on disk, as for the source's half.
+//!
+//! The copy starts paused and only a [`Proof`] lets it continue. The durable `Continuing` is the
+//! point of no return: before it a tombstone is possible, after it never.
+
+use super::fact::TargetAddress;
+use super::grant::{Fence, Proof, Refusal};
+use crate::Epoch;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How long a copy that nobody uses is kept before it is discarded.
+pub const UNUSED_MAX: Duration = Duration::from_secs(600);
+
+/// How far the target host's half is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TargetState {
+    /// Nothing was prepared here for this job.
+    Absent,
+    /// QEMU is being started.
+    Preparing,
+    /// QEMU listens, or is loading.
+    Prepared,
+    /// Completely loaded and paused, without permission.
+    Loaded,
+    /// Permission is on disk; the guest is about to go on, or has.
+    Continuing,
+    /// The guest went on here.
+    Running,
+    /// Tombstone: destroyed, and refused for ever.
+    Discarded,
+    /// QEMU died.
+    Lost {
+        /// Whether the guest may have gone on here before.
+        continued: bool,
+    },
+}
+
+impl TargetState {
+    /// Name for people and journals.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "Absent",
+            Self::Preparing => "Preparing",
+            Self::Prepared => "Prepared",
+            Self::Loaded => "Loaded",
+            Self::Continuing => "Continuing",
+            Self::Running => "Running",
+            Self::Discarded => "Discarded",
+            Self::Lost { .. } => "Lost",
+        }
+    }
+}
+
+/// What QEMU says of its incoming copy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LoadStatus {
+    /// Waiting for data, or loading.
+    Active,
+    /// Completely loaded, the guest paused.
+    Completed,
+    /// The guest runs. Seen only after this host continued it.
+    Running,
+    /// Ended with an error.
+    Failed(String),
+}
+
+/// Something that happened to this half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetEvent {
+    /// The coordinator wants a listening copy.
+    Prepare {
+        /// The coordinator's epoch.
+        epoch: Epoch,
+    },
+    /// QEMU is up and listens.
+    Listening(TargetAddress),
+    /// QEMU could not be brought up.
+    PrepareFailed(String),
+    /// QEMU's incoming status changed.
+    Load(LoadStatus),
+    /// This agent started again and asked QEMU.
+    Adopted(LoadStatus),
+    /// The source's host says that its QEMU stopped complete.
+    Proof(Proof),
+    /// The guest was continued.
+    Continued,
+    /// The coordinator wants this copy destroyed.
+    Discard {
+        /// The coordinator's epoch.
+        epoch: Epoch,
+    },
+    /// The QEMU process ended.
+    Gone,
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What the host must do, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TargetEffect {
+    /// Make the present state durable.
+    Journal,
+    /// Build devices, start QEMU paused, let it listen.
+    StartQemu,
+    /// Continue the loaded guest.
+    Continue,
+    /// Announce the guest on its networks.
+    Announce,
+    /// The machine is this host's: keep it like one that was started here.
+    KeepMachine,
+    /// End the QEMU process, wait until it is gone, remove its devices.
+    EndQemu,
+}
+
+/// The target host's half of one job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    fence: Fence,
+    state: TargetState,
+    address: Option<TargetAddress>,
+    reason: String,
+    /// A proof that arrived before QEMU said that it is loaded.
+    proof: Option<Proof>,
+    /// Monotonic time at which an unused copy is discarded.
+    #[serde(skip)]
+    deadline: Option<Duration>,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            fence: Fence::new(Epoch(0)),
+            state: TargetState::Absent,
+            address: None,
+            reason: String::new(),
+            proof: None,
+            deadline: None,
+        }
+    }
+}
+
+impl Target {
+    /// How far this half is.
+    pub const fn state(&self) -> TargetState {
+        self.state
+    }
+
+    /// Where QEMU listens; `None` before it does.
+    pub const fn address(&self) -> Option<&TargetAddress> {
+        self.address.as_ref()
+    }
+
+    /// Highest epoch that commanded this half.
+    pub const fn epoch(&self) -> Epoch {
+        self.fence.seen()
+    }
+
+    /// Why this half was lost or discarded; empty otherwise.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Monotonic time of the next [`TargetEvent::Tick`]; `None` when none is needed.
+    pub const fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Takes one event at monotonic time `now`.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when the command is from a replaced owner or not possible in this state;
+    /// the state is unchanged then.
+    pub fn handle(
+        &mut self,
+        event: TargetEvent,
+        now: Duration,
+    ) -> Result<Vec<TargetEffect>, Refusal> {
+        match event {
+            TargetEvent::Prepare { epoch } => self.command(epoch, |half| half.prepare(now)),
+            TargetEvent::Discard { epoch } => self.command(epoch, Self::discard),
+            TargetEvent::Listening(address) => Ok(self.listening(address, now)),
+            TargetEvent::PrepareFailed(reason) => Ok(self.lost(reason)),
+            TargetEvent::Load(status) => Ok(self.load(status)),
+            TargetEvent::Adopted(status) => Ok(self.adopted(status, now)),
+            TargetEvent::Proof(proof) => self.take_proof(proof),
+            TargetEvent::Continued => Ok(self.continued()),
+            TargetEvent::Gone => Ok(self.lost("QEMU ended".to_owned())),
+            TargetEvent::Tick => Ok(self.tick(now)),
+        }
+    }
+
+    fn command(
+        &mut self,
+        epoch: Epoch,
+        act: impl FnOnce(&mut Self) -> Vec<TargetEffect>,
+    ) -> Result<Vec<TargetEffect>, Refusal> {
+        let newer = self.fence.pass(epoch)?;
+        let mut effects = act(self);
+        if newer && effects.first() != Some(&TargetEffect::Journal) {
+            effects.insert(0, TargetEffect::Journal);
+        }
+        Ok(effects)
+    }
+
+    fn prepare(&mut self, now: Duration) -> Vec<TargetEffect> {
+        match self.state {
+            TargetState::Absent => {
+                self.state = TargetState::Preparing;
+                self.deadline = Some(now + UNUSED_MAX);
+                vec![TargetEffect::Journal, TargetEffect::StartQemu]
+            }
+            TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Discarded
+            | TargetState::Lost { .. } => vec![],
+        }
+    }
+
+    fn listening(&mut self, address: TargetAddress, now: Duration) -> Vec<TargetEffect> {
+        match self.state {
+            TargetState::Preparing => {
+                self.state = TargetState::Prepared;
+                self.address = Some(address);
+                self.deadline = Some(now + UNUSED_MAX);
+                vec![TargetEffect::Journal]
+            }
+            // Discarded while QEMU was starting.
+            TargetState::Discarded => vec![TargetEffect::EndQemu],
+            TargetState::Absent
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Lost { .. } => vec![],
+        }
+    }
+
+    fn load(&mut self, status: LoadStatus) -> Vec<TargetEffect> {
+        match (self.state, status) {
+            (TargetState::Prepared, LoadStatus::Completed) => {
+                self.state = TargetState::Loaded;
+                self.deadline = None;
+                if self.proof.is_some() { self.go_on() } else { vec![] }
+            }
+            (TargetState::Prepared | TargetState::Loaded, LoadStatus::Failed(reason)) => {
+                let mut effects = self.lost(reason);
+                effects.push(TargetEffect::EndQemu);
+                effects
+            }
+            (TargetState::Continuing, LoadStatus::Running) => self.continued(),
+            (
+                TargetState::Absent
+                | TargetState::Preparing
+                | TargetState::Prepared
+                | TargetState::Loaded
+                | TargetState::Continuing
+                | TargetState::Running
+                | TargetState::Discarded
+                | TargetState::Lost { .. },
+                _,
+            ) => vec![],
+        }
+    }
+
+    fn take_proof(&mut self, proof: Proof) -> Result<Vec<TargetEffect>, Refusal> {
+        match self.state {
+            TargetState::Loaded => {
+                self.proof = Some(proof);
+                Ok(self.go_on())
+            }
+            TargetState::Prepared => {
+                self.proof = Some(proof);
+                Ok(vec![])
+            }
+            // Too late or known already: the fact in the answer says which.
+            TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Discarded
+            | TargetState::Lost { .. } => Ok(vec![]),
+            TargetState::Absent | TargetState::Preparing => {
+                Err(Refusal::NotNow { state: self.state.as_str() })
+            }
+        }
+    }
+
+    fn go_on(&mut self) -> Vec<TargetEffect> {
+        self.state = TargetState::Continuing;
+        vec![TargetEffect::Journal, TargetEffect::Continue]
+    }
+
+    fn continued(&mut self) -> Vec<TargetEffect> {
+        if self.state != TargetState::Continuing {
+            return vec![];
+        }
+        self.state = TargetState::Running;
+        vec![TargetEffect::Announce, TargetEffect::KeepMachine, TargetEffect::Journal]
+    }
+
+    fn discard(&mut self) -> Vec<TargetEffect> {
+        match self.state {
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Lost { continued: false } => {
+                self.state = TargetState::Discarded;
+                self.deadline = None;
+                self.proof = None;
+                // Refusal first: a crash between the two leaves a copy that can't continue.
+                vec![TargetEffect::Journal, TargetEffect::EndQemu]
+            }
+            TargetState::Discarded
+            | TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Lost { continued: true } => vec![],
+        }
+    }
+
+    fn lost(&mut self, reason: String) -> Vec<TargetEffect> {
+        let continued = match self.state {
+            TargetState::Preparing | TargetState::Prepared | TargetState::Loaded => false,
+            TargetState::Continuing => true,
+            TargetState::Absent
+            | TargetState::Running
+            | TargetState::Discarded
+            | TargetState::Lost { .. } => return vec![],
+        };
+        self.state = TargetState::Lost { continued };
+        self.reason = reason;
+        self.deadline = None;
+        vec![TargetEffect::Journal]
+    }
+
+    fn adopted(&mut self, status: LoadStatus, now: Duration) -> Vec<TargetEffect> {
+        match (self.state, &status) {
+            (TargetState::Discarded | TargetState::Lost { .. }, _) => vec![TargetEffect::EndQemu],
+            // On disk before the guest was continued; doing it again is harmless.
+            (TargetState::Continuing, LoadStatus::Completed) => vec![TargetEffect::Continue],
+            (TargetState::Preparing, _) => {
+                let mut effects = self.lost("the agent ended while QEMU was starting".to_owned());
+                effects.push(TargetEffect::EndQemu);
+                effects
+            }
+            (TargetState::Prepared, _) => {
+                self.deadline = Some(now + UNUSED_MAX);
+                self.load(status)
+            }
+            (
+                TargetState::Absent
+                | TargetState::Loaded
+                | TargetState::Continuing
+                | TargetState::Running,
+                _,
+            ) => self.load(status),
+        }
+    }
+
+    fn tick(&mut self, now: Duration) -> Vec<TargetEffect> {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return vec![];
+        }
+        self.deadline = None;
+        format!("not used within {} s", UNUSED_MAX.as_secs()).clone_into(&mut self.reason);
+        self.discard()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::grant::ProcessIdentity;
+    use crate::{JobId, MachineId, NodeName};
+    use TargetEffect as Do;
+
+    const E1: Epoch = Epoch(1);
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn proof() -> Proof {
+        Proof {
+            machine: MachineId::parse("11111111-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
+            job: JobId::parse("22222222-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
+            source: NodeName::parse("worker1").expect("a name"),
+            process: ProcessIdentity { pid: 7, start_ticks: 9, boot_id: "b".into() },
+        }
+    }
+
+    fn prepared() -> Target {
+        let mut half = Target::default();
+        half.handle(TargetEvent::Prepare { epoch: E1 }, NOW).expect("prepares");
+        let address = TargetAddress {
+            uri: "tcp:10.77.0.12:39037".into(),
+            address: "10.77.0.12".into(),
+            ports: vec![39037],
+        };
+        half.handle(TargetEvent::Listening(address), NOW).expect("listens");
+        half
+    }
+
+    fn after(half: &mut Target, event: TargetEvent) -> Vec<TargetEffect> {
+        half.handle(event, NOW).expect("not refused")
+    }
+
+    #[test]
+    fn only_a_proof_lets_a_loaded_copy_go_on_and_the_journal_comes_first() {
+        let mut half = prepared();
+        assert_eq!(after(&mut half, TargetEvent::Load(LoadStatus::Completed)), []);
+        assert_eq!(half.state(), TargetState::Loaded);
+        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), [Do::Journal, Do::Continue]);
+        assert_eq!(half.state(), TargetState::Continuing);
+    }
+
+    #[test]
+    fn a_proof_that_is_early_waits_for_the_load() {
+        let mut half = prepared();
+        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), []);
+        assert_eq!(
+            after(&mut half, TargetEvent::Load(LoadStatus::Completed)),
+            [Do::Journal, Do::Continue]
+        );
+    }
+
+    #[test]
+    fn a_tombstone_refuses_every_later_proof() {
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
+        assert_eq!(
+            after(&mut half, TargetEvent::Discard { epoch: E1 }),
+            [Do::Journal, Do::EndQemu]
+        );
+        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), []);
+        assert_eq!(half.state(), TargetState::Discarded);
+    }
+
+    #[test]
+    fn after_the_point_of_no_return_a_discard_changes_nothing() {
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
+        after(&mut half, TargetEvent::Proof(proof()));
+        assert_eq!(after(&mut half, TargetEvent::Discard { epoch: E1 }), []);
+        assert_eq!(half.state(), TargetState::Continuing);
+    }
+
+    #[test]
+    fn a_tombstone_can_be_set_before_anything_was_prepared() {
+        let mut half = Target::default();
+        after(&mut half, TargetEvent::Discard { epoch: Epoch(2) });
+        assert_eq!(after(&mut half, TargetEvent::Prepare { epoch: Epoch(2) }), []);
+        assert_eq!(half.state(), TargetState::Discarded);
+    }
+
+    #[test]
+    fn a_restarted_agent_continues_what_was_about_to_continue() {
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
+        after(&mut half, TargetEvent::Proof(proof()));
+        assert_eq!(after(&mut half, TargetEvent::Adopted(LoadStatus::Completed)), [Do::Continue]);
+        assert_eq!(
+            after(&mut half, TargetEvent::Adopted(LoadStatus::Running)),
+            [Do::Announce, Do::KeepMachine, Do::Journal]
+        );
+    }
+
+    #[test]
+    fn a_copy_that_dies_says_whether_it_may_have_run() {
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Gone);
+        assert_eq!(half.state(), TargetState::Lost { continued: false });
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
+        after(&mut half, TargetEvent::Proof(proof()));
+        after(&mut half, TargetEvent::Gone);
+        assert_eq!(half.state(), TargetState::Lost { continued: true });
+    }
+
+    #[test]
+    fn an_unused_copy_is_discarded_and_a_loaded_one_never_by_time() {
+        let mut half = prepared();
+        let effects = half.handle(TargetEvent::Tick, NOW + UNUSED_MAX).expect("a tick");
+        assert_eq!(effects, [Do::Journal, Do::EndQemu]);
+        let mut half = prepared();
+        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
+        assert_eq!(half.next_deadline(), None);
+    }
+}
