@@ -103,7 +103,11 @@ impl NodeName {
         } else {
             return Ok(Self(value));
         };
-        Err(InvalidId { what: "node name", value, why })
+        Err(InvalidId {
+            what: "node name",
+            value,
+            why,
+        })
     }
 
     /// The name as users write it.

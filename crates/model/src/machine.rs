@@ -31,7 +31,9 @@ pub struct MachineSpec {
 impl MachineSpec {
     /// Writable disks that only one host can see.
     pub fn local_disks(&self) -> impl Iterator<Item = &Disk> {
-        self.disks.iter().filter(|disk| !disk.shared && !disk.read_only)
+        self.disks
+            .iter()
+            .filter(|disk| !disk.shared && !disk.read_only)
     }
 }
 

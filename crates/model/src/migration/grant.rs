@@ -55,7 +55,10 @@ impl Fence {
     /// `Fenced` when a higher epoch was seen.
     pub fn pass(&mut self, epoch: Epoch) -> Result<bool, Refusal> {
         if epoch < self.seen {
-            return Err(Refusal::Fenced { mine: epoch, seen: self.seen });
+            return Err(Refusal::Fenced {
+                mine: epoch,
+                seen: self.seen,
+            });
         }
         let newer = epoch > self.seen;
         self.seen = epoch;
@@ -98,6 +101,12 @@ mod tests {
         let mut fence = Fence::new(Epoch(3));
         assert_eq!(fence.pass(Epoch(3)), Ok(false));
         assert_eq!(fence.pass(Epoch(5)), Ok(true));
-        assert_eq!(fence.pass(Epoch(4)), Err(Refusal::Fenced { mine: Epoch(4), seen: Epoch(5) }));
+        assert_eq!(
+            fence.pass(Epoch(4)),
+            Err(Refusal::Fenced {
+                mine: Epoch(4),
+                seen: Epoch(5)
+            })
+        );
     }
 }

@@ -132,8 +132,13 @@ mod tests {
         for state in JobState::ALL.into_iter().filter(|state| !state.is_final()) {
             let mut reached = vec![state];
             for at in 0.. {
-                let Some(from) = reached.get(at).copied() else { break };
-                for next in JobState::ALL.into_iter().filter(|next| from.may_become(*next)) {
+                let Some(from) = reached.get(at).copied() else {
+                    break;
+                };
+                for next in JobState::ALL
+                    .into_iter()
+                    .filter(|next| from.may_become(*next))
+                {
                     if !reached.contains(&next) {
                         reached.push(next);
                     }

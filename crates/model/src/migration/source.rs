@@ -267,7 +267,10 @@ impl Source {
             SourceState::Switching => {
                 self.allowed = true;
                 self.deadline = Some(now + DEVICE_MAX);
-                Ok(vec![SourceEffect::Journal, SourceEffect::ContinueSwitchover])
+                Ok(vec![
+                    SourceEffect::Journal,
+                    SourceEffect::ContinueSwitchover,
+                ])
             }
             SourceState::Completed
             | SourceState::Resumed
@@ -312,7 +315,11 @@ impl Source {
             SourceState::Completed | SourceState::Lost => {
                 self.state = SourceState::Retired;
                 self.deadline = None;
-                Ok(vec![SourceEffect::Journal, SourceEffect::EndQemu, SourceEffect::DropMachine])
+                Ok(vec![
+                    SourceEffect::Journal,
+                    SourceEffect::EndQemu,
+                    SourceEffect::DropMachine,
+                ])
             }
             SourceState::Retired => Ok(vec![]),
             // A guest that may run here is never removed.
@@ -445,16 +452,24 @@ impl Source {
             return vec![];
         }
         self.reason = if self.allowed {
-            format!("the target did not confirm within {} s", DEVICE_MAX.as_secs())
+            format!(
+                "the target did not confirm within {} s",
+                DEVICE_MAX.as_secs()
+            )
         } else {
-            format!("no permission to switch over within {} s", PAUSE_MAX.as_secs())
+            format!(
+                "no permission to switch over within {} s",
+                PAUSE_MAX.as_secs()
+            )
         };
         self.cancelling = true;
         vec![SourceEffect::Journal, SourceEffect::CancelCopy]
     }
 
     const fn not_now(&self) -> Refusal {
-        Refusal::NotNow { state: self.state.as_str() }
+        Refusal::NotNow {
+            state: self.state.as_str(),
+        }
     }
 }
 
@@ -468,7 +483,8 @@ mod tests {
 
     fn copying() -> Source {
         let mut half = Source::default();
-        half.handle(SourceEvent::Start { epoch: E1 }, NOW).expect("a fresh half starts");
+        half.handle(SourceEvent::Start { epoch: E1 }, NOW)
+            .expect("a fresh half starts");
         half
     }
 
@@ -479,7 +495,10 @@ mod tests {
     #[test]
     fn a_good_run_journals_the_permission_before_it_uses_it() {
         let mut half = copying();
-        assert_eq!(after(&mut half, SourceEvent::Allow { epoch: E1 }), [Do::Journal]);
+        assert_eq!(
+            after(&mut half, SourceEvent::Allow { epoch: E1 }),
+            [Do::Journal]
+        );
         assert_eq!(
             after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover)),
             [Do::ContinueSwitchover]
@@ -498,9 +517,14 @@ mod tests {
     #[test]
     fn without_permission_the_guest_is_not_switched_and_the_pause_is_bounded() {
         let mut half = copying();
-        assert_eq!(after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover)), []);
+        assert_eq!(
+            after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover)),
+            []
+        );
         assert_eq!(half.next_deadline(), Some(NOW + PAUSE_MAX));
-        let effects = half.handle(SourceEvent::Tick, NOW + PAUSE_MAX).expect("a tick");
+        let effects = half
+            .handle(SourceEvent::Tick, NOW + PAUSE_MAX)
+            .expect("a tick");
         assert_eq!(effects, [Do::Journal, Do::CancelCopy]);
         after(&mut half, SourceEvent::Copy(CopyStatus::Cancelled));
         assert_eq!(half.state(), SourceState::Resumed);
@@ -520,8 +544,14 @@ mod tests {
     #[test]
     fn a_source_that_completed_without_permission_proves_nothing() {
         let mut half = copying();
-        assert_eq!(after(&mut half, SourceEvent::Copy(CopyStatus::Completed)), [Do::Journal]);
-        assert_eq!(after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)), []);
+        assert_eq!(
+            after(&mut half, SourceEvent::Copy(CopyStatus::Completed)),
+            [Do::Journal]
+        );
+        assert_eq!(
+            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
+            []
+        );
     }
 
     #[test]
@@ -538,14 +568,23 @@ mod tests {
         after(&mut half, SourceEvent::Allow { epoch: Epoch(4) });
         let before = half.clone();
         let refused = half.handle(SourceEvent::Cancel { epoch: Epoch(3) }, NOW);
-        assert_eq!(refused, Err(Refusal::Fenced { mine: Epoch(3), seen: Epoch(4) }));
+        assert_eq!(
+            refused,
+            Err(Refusal::Fenced {
+                mine: Epoch(3),
+                seen: Epoch(4)
+            })
+        );
         assert_eq!(half, before);
     }
 
     #[test]
     fn a_running_guest_is_never_retired() {
         let mut half = copying();
-        after(&mut half, SourceEvent::Copy(CopyStatus::Failed("socket closed".into())));
+        after(
+            &mut half,
+            SourceEvent::Copy(CopyStatus::Failed("socket closed".into())),
+        );
         assert!(half.handle(SourceEvent::Retire { epoch: E1 }, NOW).is_err());
     }
 
@@ -554,9 +593,15 @@ mod tests {
         let mut half = copying();
         after(&mut half, SourceEvent::Allow { epoch: E1 });
         after(&mut half, SourceEvent::Copy(CopyStatus::Completed));
-        assert_eq!(after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)), [Do::SendProof]);
+        assert_eq!(
+            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
+            [Do::SendProof]
+        );
         after(&mut half, SourceEvent::ProofTaken);
-        assert_eq!(after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)), []);
+        assert_eq!(
+            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
+            []
+        );
     }
 
     #[test]

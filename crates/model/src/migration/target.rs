@@ -247,7 +247,11 @@ impl Target {
             (TargetState::Prepared, LoadStatus::Completed) => {
                 self.state = TargetState::Loaded;
                 self.deadline = None;
-                if self.proof.is_some() { self.go_on() } else { vec![] }
+                if self.proof.is_some() {
+                    self.go_on()
+                } else {
+                    vec![]
+                }
             }
             (TargetState::Prepared | TargetState::Loaded, LoadStatus::Failed(reason)) => {
                 let mut effects = self.lost(reason);
@@ -284,9 +288,9 @@ impl Target {
             | TargetState::Running
             | TargetState::Discarded
             | TargetState::Lost { .. } => Ok(vec![]),
-            TargetState::Absent | TargetState::Preparing => {
-                Err(Refusal::NotNow { state: self.state.as_str() })
-            }
+            TargetState::Absent | TargetState::Preparing => Err(Refusal::NotNow {
+                state: self.state.as_str(),
+            }),
         }
     }
 
@@ -300,7 +304,11 @@ impl Target {
             return vec![];
         }
         self.state = TargetState::Running;
-        vec![TargetEffect::Announce, TargetEffect::KeepMachine, TargetEffect::Journal]
+        vec![
+            TargetEffect::Announce,
+            TargetEffect::KeepMachine,
+            TargetEffect::Journal,
+        ]
     }
 
     fn discard(&mut self) -> Vec<TargetEffect> {
@@ -387,19 +395,25 @@ mod tests {
             machine: MachineId::parse("11111111-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
             job: JobId::parse("22222222-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
             source: NodeName::parse("worker1").expect("a name"),
-            process: ProcessIdentity { pid: 7, start_ticks: 9, boot_id: "b".into() },
+            process: ProcessIdentity {
+                pid: 7,
+                start_ticks: 9,
+                boot_id: "b".into(),
+            },
         }
     }
 
     fn prepared() -> Target {
         let mut half = Target::default();
-        half.handle(TargetEvent::Prepare { epoch: E1 }, NOW).expect("prepares");
+        half.handle(TargetEvent::Prepare { epoch: E1 }, NOW)
+            .expect("prepares");
         let address = TargetAddress {
             uri: "tcp:10.77.0.12:39037".into(),
             address: "10.77.0.12".into(),
             ports: vec![39037],
         };
-        half.handle(TargetEvent::Listening(address), NOW).expect("listens");
+        half.handle(TargetEvent::Listening(address), NOW)
+            .expect("listens");
         half
     }
 
@@ -410,9 +424,15 @@ mod tests {
     #[test]
     fn only_a_proof_lets_a_loaded_copy_go_on_and_the_journal_comes_first() {
         let mut half = prepared();
-        assert_eq!(after(&mut half, TargetEvent::Load(LoadStatus::Completed)), []);
+        assert_eq!(
+            after(&mut half, TargetEvent::Load(LoadStatus::Completed)),
+            []
+        );
         assert_eq!(half.state(), TargetState::Loaded);
-        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), [Do::Journal, Do::Continue]);
+        assert_eq!(
+            after(&mut half, TargetEvent::Proof(proof())),
+            [Do::Journal, Do::Continue]
+        );
         assert_eq!(half.state(), TargetState::Continuing);
     }
 
@@ -451,7 +471,10 @@ mod tests {
     fn a_tombstone_can_be_set_before_anything_was_prepared() {
         let mut half = Target::default();
         after(&mut half, TargetEvent::Discard { epoch: Epoch(2) });
-        assert_eq!(after(&mut half, TargetEvent::Prepare { epoch: Epoch(2) }), []);
+        assert_eq!(
+            after(&mut half, TargetEvent::Prepare { epoch: Epoch(2) }),
+            []
+        );
         assert_eq!(half.state(), TargetState::Discarded);
     }
 
@@ -460,7 +483,10 @@ mod tests {
         let mut half = prepared();
         after(&mut half, TargetEvent::Load(LoadStatus::Completed));
         after(&mut half, TargetEvent::Proof(proof()));
-        assert_eq!(after(&mut half, TargetEvent::Adopted(LoadStatus::Completed)), [Do::Continue]);
+        assert_eq!(
+            after(&mut half, TargetEvent::Adopted(LoadStatus::Completed)),
+            [Do::Continue]
+        );
         assert_eq!(
             after(&mut half, TargetEvent::Adopted(LoadStatus::Running)),
             [Do::Announce, Do::KeepMachine, Do::Journal]
@@ -482,7 +508,9 @@ mod tests {
     #[test]
     fn an_unused_copy_is_discarded_and_a_loaded_one_never_by_time() {
         let mut half = prepared();
-        let effects = half.handle(TargetEvent::Tick, NOW + UNUSED_MAX).expect("a tick");
+        let effects = half
+            .handle(TargetEvent::Tick, NOW + UNUSED_MAX)
+            .expect("a tick");
         assert_eq!(effects, [Do::Journal, Do::EndQemu]);
         let mut half = prepared();
         after(&mut half, TargetEvent::Load(LoadStatus::Completed));

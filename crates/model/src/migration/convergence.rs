@@ -1,0 +1,131 @@
+//! Whether a copy may go on: from its numbers and the limits to a verdict.
+//!
+//! The same two time limits as KubeVirt's, with the reason kept: a deadline that grows with the
+//! machine's memory, and a limit on time without progress.
+
+use super::fact::Progress;
+use crate::Bytes;
+use std::time::Duration;
+
+/// The limits of one copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyLimits {
+    /// Seconds allowed for each 10^9 bytes of memory, begun ones counted; 0 means no deadline.
+    pub completion_timeout_per_gib: u64,
+    /// Seconds allowed without a new lowest count of remaining bytes; 0 means no limit.
+    pub progress_timeout: u64,
+}
+
+/// What is to happen with a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Within its limits.
+    GoOn,
+    /// Past a limit; the text says which.
+    GiveUp(String),
+}
+
+/// Remembers how low the remaining bytes have been, and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Convergence {
+    lowest: Option<(Bytes, Duration)>,
+}
+
+impl Convergence {
+    /// Judges a copy that began `elapsed` ago and has made `progress`.
+    pub fn judge(&mut self, limits: CopyLimits, progress: &Progress, elapsed: Duration) -> Verdict {
+        let lowest = self.lowest.get_or_insert((progress.remaining, elapsed));
+        if progress.remaining < lowest.0 {
+            *lowest = (progress.remaining, elapsed);
+        }
+        let stuck = elapsed.saturating_sub(lowest.1).as_secs();
+        if limits.progress_timeout > 0 && stuck >= limits.progress_timeout {
+            return Verdict::GiveUp(format!(
+                "no progress for {stuck} s (progressTimeout {} s): {} remain, the guest dirties {}/s and {}/s are sent",
+                limits.progress_timeout,
+                progress.remaining,
+                Bytes(progress.dirty_rate),
+                Bytes(progress.throughput),
+            ));
+        }
+        let allowed = deadline(limits, progress.total);
+        if allowed > 0 && elapsed.as_secs() >= allowed {
+            return Verdict::GiveUp(format!(
+                "not complete after {} s (completionTimeoutPerGiB {} s): {} of {} remain",
+                elapsed.as_secs(),
+                limits.completion_timeout_per_gib,
+                progress.remaining,
+                progress.total,
+            ));
+        }
+        Verdict::GoOn
+    }
+}
+
+fn deadline(limits: CopyLimits, total: Bytes) -> u64 {
+    limits.completion_timeout_per_gib * total.0.div_ceil(1_000_000_000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: CopyLimits = CopyLimits {
+        completion_timeout_per_gib: 100,
+        progress_timeout: 20,
+    };
+
+    fn left(remaining: u64) -> Progress {
+        Progress {
+            remaining: Bytes::mib(remaining),
+            total: Bytes::mib(1024),
+            ..Progress::default()
+        }
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_copy_that_shrinks_goes_on() {
+        let mut copy = Convergence::default();
+        for second in 0..90 {
+            let verdict = copy.judge(LIMITS, &left(1000 - second), at(second));
+            assert_eq!(verdict, Verdict::GoOn);
+        }
+    }
+
+    #[test]
+    fn a_copy_that_only_oscillates_is_given_up_with_its_numbers() {
+        let mut copy = Convergence::default();
+        copy.judge(LIMITS, &left(100), at(0));
+        assert_eq!(copy.judge(LIMITS, &left(300), at(19)), Verdict::GoOn);
+        let Verdict::GiveUp(why) = copy.judge(LIMITS, &left(100), at(20)) else {
+            panic!("a stuck copy went on");
+        };
+        assert!(
+            why.contains("progressTimeout 20 s") && why.contains("100 MiB remain"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn the_deadline_grows_with_memory_and_zero_means_none() {
+        let mut copy = Convergence::default();
+        let limits = CopyLimits {
+            progress_timeout: 0,
+            ..LIMITS
+        };
+        assert_eq!(copy.judge(limits, &left(9), at(199)), Verdict::GoOn);
+        assert!(matches!(
+            copy.judge(limits, &left(9), at(200)),
+            Verdict::GiveUp(_)
+        ));
+        let none = CopyLimits {
+            completion_timeout_per_gib: 0,
+            progress_timeout: 0,
+        };
+        assert_eq!(copy.judge(none, &left(9), at(100_000)), Verdict::GoOn);
+    }
+}

@@ -1,0 +1,590 @@
+//! Coordinator's half of a migration: from what is recorded and reported to the next action.
+//!
+//! Never waits, never reads a clock, never talks. Driven by `migration-coordinator/src/drive.rs`.
+//! Asked again after a crash it answers the same, so recovery needs no code of its own.
+
+use super::convergence::Verdict;
+use super::fact::{SourceFact, TargetFact};
+use super::job::JobState;
+use super::source::SourceState;
+use super::target::TargetState;
+use std::fmt;
+
+/// What the decision needs of the recorded job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Recorded state.
+    pub state: JobState,
+    /// Why the job is to be undone; `None` while nobody wants that.
+    pub cancel: Option<String>,
+    /// Whether the permission to switch over was ever recorded.
+    pub switch_allowed: bool,
+    /// Whether the copy may go on, by its measurements.
+    pub verdict: Verdict,
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the queue; record `Placing` when it is this job's turn.
+    TakeTurn,
+    /// Ask the scheduler for a target; record `Reserved` when it holds one.
+    Reserve,
+    /// Record a transition.
+    Record {
+        /// The next state.
+        to: JobState,
+        /// Why, for the history.
+        reason: String,
+    },
+    /// Tell a host.
+    Command(Command),
+    /// Nothing to do until a fact changes.
+    Wait(WaitReason),
+    /// Nothing to do ever again.
+    Done,
+}
+
+/// What a host is told. Every command may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Command {
+    /// Target: start a paused, listening copy.
+    PrepareTarget,
+    /// Source: start the copy.
+    StartCopy,
+    /// Source: the machine may stop for good.
+    AllowSwitchover,
+    /// Source: undo the copy.
+    CancelCopy,
+    /// Target: destroy the copy and refuse the job for ever.
+    DiscardTarget,
+    /// Source: go on after the target's tombstone.
+    RevertSource,
+    /// Source: remove what is left.
+    RetireSource,
+}
+
+/// What a job waits for; said in its condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WaitReason {
+    /// The source host doesn't answer.
+    SourceSilent,
+    /// The target host doesn't answer.
+    TargetSilent,
+    /// The target's QEMU is starting.
+    TargetStarting,
+    /// Memory is being copied.
+    CopyInProgress,
+    /// The guest is stopped and the last pages travel.
+    Switchover,
+    /// The source stopped complete; its proof is on the way to the target.
+    ProofUnderWay,
+    /// The target is about to continue.
+    TargetContinuing,
+    /// The source host is cancelling.
+    SourceCancelling,
+    /// Neither side can be resumed without a fence.
+    Fencing,
+    /// The hosts' words contradict the ledger: a person must look.
+    Contradiction,
+}
+
+impl WaitReason {
+    /// For the condition's `reason`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceSilent => "SourceSilent",
+            Self::TargetSilent => "TargetSilent",
+            Self::TargetStarting => "TargetStarting",
+            Self::CopyInProgress => "CopyInProgress",
+            Self::Switchover => "Switchover",
+            Self::ProofUnderWay => "ProofUnderWay",
+            Self::TargetContinuing => "TargetContinuing",
+            Self::SourceCancelling => "SourceCancelling",
+            Self::Fencing => "NeedsFencing",
+            Self::Contradiction => "Contradiction",
+        }
+    }
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SourceSilent => "the source host does not answer",
+            Self::TargetSilent => "the target host does not answer",
+            Self::TargetStarting => "the target is starting QEMU",
+            Self::CopyInProgress => "memory is being copied",
+            Self::Switchover => "the last pages are being copied",
+            Self::ProofUnderWay => "the source's proof is on its way to the target",
+            Self::TargetContinuing => "the target is continuing the guest",
+            Self::SourceCancelling => "the source is cancelling the copy",
+            Self::Fencing => "neither host can be resumed safely; a fence must decide",
+            Self::Contradiction => "the hosts contradict the ledger; a person must look",
+        })
+    }
+}
+
+/// The next action for `job`, given what each host last said; `None` is a host that is silent.
+pub fn decide(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) -> Action {
+    let source_state = source.map(|fact| fact.state);
+    let target_state = target.map(|fact| fact.state);
+    match job.state {
+        JobState::Pending => unplaced(job, Action::TakeTurn),
+        JobState::Placing => unplaced(job, Action::Reserve),
+        JobState::Reserved => or_abort(job, record(JobState::Preparing, "a target is reserved")),
+        JobState::Preparing => preparing(job, target),
+        JobState::Prepared => or_abort(job, record(JobState::Copying, "the target listens")),
+        JobState::Copying => copying(job, source, target),
+        JobState::SwitchAllowed => switch_allowed(job, source, target),
+        JobState::HandedOver => handed_over(source_state),
+        JobState::Aborting => aborting(job, source_state, target_state),
+        JobState::NeedsFencing => needs_fencing(source_state, target_state),
+        JobState::Succeeded | JobState::Failed => Action::Done,
+    }
+}
+
+fn unplaced(job: &Job, otherwise: Action) -> Action {
+    match &job.cancel {
+        Some(why) => record(JobState::Failed, why),
+        None => otherwise,
+    }
+}
+
+fn or_abort(job: &Job, otherwise: Action) -> Action {
+    match &job.cancel {
+        Some(why) => abort(why),
+        None => otherwise,
+    }
+}
+
+fn preparing(job: &Job, target: Option<&TargetFact>) -> Action {
+    if let Some(why) = &job.cancel {
+        return abort(why);
+    }
+    let Some(target) = target else {
+        return Action::Wait(WaitReason::TargetSilent);
+    };
+    match target.state {
+        TargetState::Absent => Action::Command(Command::PrepareTarget),
+        TargetState::Preparing => Action::Wait(WaitReason::TargetStarting),
+        TargetState::Prepared => record(JobState::Prepared, "the target listens"),
+        TargetState::Discarded | TargetState::Lost { .. } => abort(&target_lost(target)),
+        // Nothing was copied, so nothing can be loaded.
+        TargetState::Loaded | TargetState::Continuing | TargetState::Running => {
+            abort("the target is further than the ledger")
+        }
+    }
+}
+
+fn copying(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) -> Action {
+    if let Some(why) = &job.cancel {
+        return abort(why);
+    }
+    if let Some(target) = target.filter(|fact| is_lost(fact.state)) {
+        return abort(&target_lost(target));
+    }
+    let Some(source) = source else {
+        return Action::Wait(WaitReason::SourceSilent);
+    };
+    match source.state {
+        SourceState::Absent => Action::Command(Command::StartCopy),
+        SourceState::Copying => match &job.verdict {
+            Verdict::GiveUp(why) => abort(why),
+            // Allowed early: the source stops only when the rest fits its downtime limit.
+            Verdict::GoOn => record(JobState::SwitchAllowed, "the copy is under way"),
+        },
+        SourceState::Switching => record(JobState::SwitchAllowed, "the rest fits the limit"),
+        SourceState::Completed => abort("the source stopped without permission"),
+        SourceState::Resumed | SourceState::Lost | SourceState::Retired => {
+            abort(&source_ended(source))
+        }
+    }
+}
+
+fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) -> Action {
+    if let Some(target) = target {
+        match target.state {
+            TargetState::Running => return record(JobState::HandedOver, "the target runs"),
+            TargetState::Lost { continued: true } => {
+                return record(JobState::HandedOver, "the target ran, and died");
+            }
+            TargetState::Continuing => return Action::Wait(WaitReason::TargetContinuing),
+            TargetState::Discarded | TargetState::Lost { continued: false } => {
+                return abort(&target_lost(target));
+            }
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded => {}
+        }
+    }
+    if let Some(why) = &job.cancel {
+        return abort(why);
+    }
+    let Some(source) = source else {
+        return Action::Wait(WaitReason::SourceSilent);
+    };
+    match source.state {
+        SourceState::Copying => match &job.verdict {
+            Verdict::GiveUp(why) => abort(why),
+            Verdict::GoOn if source.allowed => Action::Wait(WaitReason::CopyInProgress),
+            Verdict::GoOn => Action::Command(Command::AllowSwitchover),
+        },
+        SourceState::Switching if source.allowed => Action::Wait(WaitReason::Switchover),
+        SourceState::Switching => Action::Command(Command::AllowSwitchover),
+        SourceState::Completed if source.allowed => Action::Wait(WaitReason::ProofUnderWay),
+        SourceState::Completed => abort("the source stopped without permission"),
+        SourceState::Absent => abort("the source has no record of the copy"),
+        SourceState::Resumed | SourceState::Lost => abort(&source_ended(source)),
+        SourceState::Retired => Action::Wait(WaitReason::Contradiction),
+    }
+}
+
+fn handed_over(source: Option<SourceState>) -> Action {
+    match source {
+        None => Action::Wait(WaitReason::SourceSilent),
+        Some(SourceState::Completed | SourceState::Lost) => Action::Command(Command::RetireSource),
+        Some(SourceState::Retired | SourceState::Absent) => {
+            record(JobState::Succeeded, "the source is clean")
+        }
+        Some(SourceState::Copying | SourceState::Switching | SourceState::Resumed) => {
+            Action::Wait(WaitReason::Contradiction)
+        }
+    }
+}
+
+/// The source first: once it has resumed it can never complete, and the target never get a proof.
+fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>) -> Action {
+    match target {
+        Some(TargetState::Running) => return record(JobState::HandedOver, "too late to undo"),
+        Some(TargetState::Lost { continued: true }) => {
+            return record(JobState::HandedOver, "the target ran, and died");
+        }
+        Some(TargetState::Continuing) => return Action::Wait(WaitReason::TargetContinuing),
+        Some(
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Discarded
+            | TargetState::Lost { continued: false },
+        )
+        | None => {}
+    }
+    match source {
+        None if target.is_none() && job.switch_allowed => record(
+            JobState::NeedsFencing,
+            "neither host answers after the switch was allowed",
+        ),
+        None => Action::Wait(WaitReason::SourceSilent),
+        Some(SourceState::Absent | SourceState::Copying | SourceState::Switching) => {
+            Action::Command(Command::CancelCopy)
+        }
+        Some(SourceState::Completed) => undo_completed(target),
+        Some(SourceState::Resumed | SourceState::Lost) => undo_ended(source, target),
+        Some(SourceState::Retired) => Action::Wait(WaitReason::Contradiction),
+    }
+}
+
+/// The source is stopped complete: it may go on only after the target's tombstone.
+fn undo_completed(target: Option<TargetState>) -> Action {
+    match target {
+        None => record(
+            JobState::NeedsFencing,
+            "the target is silent and may hold the proof",
+        ),
+        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),
+        Some(
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Lost { .. },
+        ) => Action::Command(Command::DiscardTarget),
+        Some(TargetState::Continuing | TargetState::Running) => {
+            Action::Wait(WaitReason::TargetContinuing)
+        }
+    }
+}
+
+/// The source's copy ended: the target can't continue unless the source died after its proof left.
+fn undo_ended(source: Option<SourceState>, target: Option<TargetState>) -> Action {
+    match target {
+        Some(TargetState::Discarded) => record(JobState::Failed, "undone"),
+        // No proof can ever be made, so what the silent target holds is waste that it reaps itself.
+        None if source == Some(SourceState::Resumed) => record(JobState::Failed, "undone"),
+        None => Action::Wait(WaitReason::TargetSilent),
+        Some(
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Lost { .. },
+        ) => Action::Command(Command::DiscardTarget),
+        Some(TargetState::Continuing | TargetState::Running) => {
+            Action::Wait(WaitReason::TargetContinuing)
+        }
+    }
+}
+
+fn needs_fencing(source: Option<SourceState>, target: Option<TargetState>) -> Action {
+    if source.is_some() && target.is_some() {
+        return record(JobState::Aborting, "both hosts answer again");
+    }
+    Action::Wait(WaitReason::Fencing)
+}
+
+const fn is_lost(state: TargetState) -> bool {
+    matches!(state, TargetState::Discarded | TargetState::Lost { .. })
+}
+
+fn target_lost(target: &TargetFact) -> String {
+    if target.reason.is_empty() {
+        "the target lost its copy".to_owned()
+    } else {
+        format!("the target lost its copy: {}", target.reason)
+    }
+}
+
+fn source_ended(source: &SourceFact) -> String {
+    if source.reason.is_empty() {
+        "the copy ended before it was complete".to_owned()
+    } else {
+        source.reason.clone()
+    }
+}
+
+fn record(to: JobState, reason: &str) -> Action {
+    Action::Record {
+        to,
+        reason: reason.to_owned(),
+    }
+}
+
+fn abort(reason: &str) -> Action {
+    record(JobState::Aborting, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::fact::Progress;
+
+    fn job(state: JobState) -> Job {
+        let switch_allowed = matches!(state, JobState::SwitchAllowed | JobState::HandedOver);
+        Job {
+            state,
+            cancel: None,
+            switch_allowed,
+            verdict: Verdict::GoOn,
+        }
+    }
+
+    fn cancelled(state: JobState) -> Job {
+        Job {
+            cancel: Some("cancelled".into()),
+            ..job(state)
+        }
+    }
+
+    fn source(state: SourceState, allowed: bool) -> SourceFact {
+        SourceFact {
+            state,
+            allowed,
+            reason: String::new(),
+            progress: Progress::default(),
+            stopped_at_us: None,
+            completed_at_us: None,
+        }
+    }
+
+    fn target(state: TargetState) -> TargetFact {
+        TargetFact {
+            state,
+            reason: String::new(),
+            address: None,
+            running_at_us: None,
+        }
+    }
+
+    fn next(job: &Job, s: Option<(SourceState, bool)>, t: Option<TargetState>) -> Action {
+        decide(
+            job,
+            s.map(|(state, allowed)| source(state, allowed)).as_ref(),
+            t.map(target).as_ref(),
+        )
+    }
+
+    fn to(action: &Action) -> Option<JobState> {
+        match action {
+            Action::Record { to, .. } => Some(*to),
+            Action::TakeTurn
+            | Action::Reserve
+            | Action::Command(_)
+            | Action::Wait(_)
+            | Action::Done => None,
+        }
+    }
+
+    fn sources() -> Vec<Option<(SourceState, bool)>> {
+        use SourceState as S;
+        let states = [
+            S::Absent,
+            S::Copying,
+            S::Switching,
+            S::Completed,
+            S::Resumed,
+            S::Retired,
+            S::Lost,
+        ];
+        let mut all = vec![None];
+        all.extend(
+            states
+                .into_iter()
+                .flat_map(|s| [Some((s, false)), Some((s, true))]),
+        );
+        all
+    }
+
+    fn targets() -> Vec<Option<TargetState>> {
+        use TargetState as T;
+        vec![
+            None,
+            Some(T::Absent),
+            Some(T::Preparing),
+            Some(T::Prepared),
+            Some(T::Loaded),
+            Some(T::Continuing),
+            Some(T::Running),
+            Some(T::Discarded),
+            Some(T::Lost { continued: false }),
+            Some(T::Lost { continued: true }),
+        ]
+    }
+
+    /// Every combination of record and facts, with and without the wish to cancel.
+    fn every_case(mut check: impl FnMut(&Job, Option<(SourceState, bool)>, Option<TargetState>)) {
+        for state in JobState::ALL {
+            for job in [job(state), cancelled(state)] {
+                for s in sources() {
+                    for t in targets() {
+                        check(&job, s, t);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_recorded_step_is_a_legal_edge() {
+        every_case(|job, s, t| {
+            if let Some(to) = to(&next(job, s, t)) {
+                assert!(
+                    job.state.may_become(to),
+                    "{:?} {s:?} {t:?} -> {to}",
+                    job.state
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_source_is_reverted_only_after_the_targets_tombstone() {
+        every_case(|job, s, t| {
+            if next(job, s, t) == Action::Command(Command::RevertSource) {
+                assert_eq!(t, Some(TargetState::Discarded));
+            }
+        });
+    }
+
+    #[test]
+    fn permission_is_given_only_after_it_is_recorded() {
+        every_case(|job, s, t| {
+            if next(job, s, t) == Action::Command(Command::AllowSwitchover) {
+                assert_eq!(job.state, JobState::SwitchAllowed);
+            }
+        });
+    }
+
+    #[test]
+    fn a_source_is_retired_only_after_the_hand_over() {
+        every_case(|job, s, t| {
+            if next(job, s, t) == Action::Command(Command::RetireSource) {
+                assert_eq!(job.state, JobState::HandedOver);
+            }
+        });
+    }
+
+    #[test]
+    fn a_hand_over_needs_a_target_that_ran() {
+        every_case(|job, s, t| {
+            if to(&next(job, s, t)) == Some(JobState::HandedOver) {
+                let ran = [TargetState::Running, TargetState::Lost { continued: true }];
+                assert!(t.is_some_and(|t| ran.contains(&t)), "{s:?} {t:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_job_never_fails_while_its_target_may_run() {
+        every_case(|job, s, t| {
+            if to(&next(job, s, t)) == Some(JobState::Failed) && job.state == JobState::Aborting {
+                let silent_but_refuted =
+                    t.is_none() && s.is_some_and(|(s, _)| s == SourceState::Resumed);
+                assert!(
+                    silent_but_refuted || t == Some(TargetState::Discarded),
+                    "{s:?} {t:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_cancelled_job_gives_no_order_that_moves_it_on() {
+        every_case(|job, s, t| {
+            let onward = [
+                Command::PrepareTarget,
+                Command::StartCopy,
+                Command::AllowSwitchover,
+            ]
+            .map(Action::Command);
+            if job.cancel.is_some() {
+                assert!(
+                    !onward.contains(&next(job, s, t)),
+                    "{:?} {s:?} {t:?}",
+                    job.state
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_source_that_stopped_without_permission_is_reverted_not_handed_over() {
+        let at = next(
+            &job(JobState::Copying),
+            Some((SourceState::Completed, false)),
+            None,
+        );
+        assert_eq!(to(&at), Some(JobState::Aborting));
+        let completed = Some((SourceState::Completed, false));
+        let aborting = job(JobState::Aborting);
+        assert_eq!(
+            next(&aborting, completed, Some(TargetState::Prepared)),
+            Action::Command(Command::DiscardTarget)
+        );
+        assert_eq!(
+            next(&aborting, completed, Some(TargetState::Discarded)),
+            Action::Command(Command::RevertSource)
+        );
+    }
+
+    #[test]
+    fn a_cancel_that_comes_too_late_ends_in_a_hand_over() {
+        let at = next(
+            &cancelled(JobState::Aborting),
+            Some((SourceState::Completed, true)),
+            Some(TargetState::Running),
+        );
+        assert_eq!(to(&at), Some(JobState::HandedOver));
+    }
+}
