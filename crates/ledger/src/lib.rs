@@ -1,1 +1,35 @@
 //! The job ledger in Postgres: the only crate with SQL.
+//!
+//! Everything that changes goes through one [`Tx`], which holds the cluster-wide revision lock, so
+//! revisions are commit-ordered and a read-modify-write inside a transaction cannot race. Leases
+//! alone are claimed and renewed outside it. The ledger decides nothing about migrations: it
+//! records what `model` decided, and constraints refuse what must never be.
+
+mod change;
+mod convert;
+mod error;
+mod event;
+mod instance;
+mod job;
+mod lease;
+mod ledger;
+mod node;
+mod object;
+mod reservation;
+mod transition;
+mod tx;
+mod wakeup;
+
+pub use change::{Change, ChangeKind, Changes};
+pub use error::{LedgerError, retry};
+pub use event::{EventKind, EventRecord, ObjectRef};
+pub use instance::{InstanceRow, InstanceState};
+pub use job::{JobRow, MigrationRequest, TraceContext};
+pub use lease::Lease;
+pub use ledger::{Ledger, LedgerConfig};
+pub use node::{Capacity, NodeRow};
+pub use object::{NewObject, Object, ObjectKey};
+pub use reservation::{NewReservation, ReservationRow, Reserved};
+pub use transition::{JobChange, JobStep, Recorded, TransitionRow};
+pub use tx::Tx;
+pub use wakeup::Wakeups;

@@ -1,0 +1,1 @@
+//! Between the types of SQL and ours.
