@@ -1,5 +1,11 @@
 //! Generated gRPC code, conversions to and from the model, client and server builders.
 
+pub mod client;
+pub mod convert;
+pub mod peer;
+pub mod server;
+
+pub use tonic::service::Routes;
 pub use tonic::transport::Channel;
 pub use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 

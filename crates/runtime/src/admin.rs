@@ -1,0 +1,89 @@
+//! The plain HTTP door for probes and scrapes: health, readiness, metrics.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{CONTENT_TYPE, Metrics};
+
+/// What must be true before a service can do its work, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    checks: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+}
+
+impl Readiness {
+    /// Declares or updates one condition.
+    pub fn set(&self, name: &'static str, ready: bool) {
+        self.checks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, ready);
+    }
+
+    /// The conditions that don't hold.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks
+            .iter()
+            .filter(|(_, ready)| !**ready)
+            .map(|(name, _)| *name)
+            .collect()
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    metrics: Metrics,
+    readiness: Readiness,
+}
+
+/// Serves until shutdown.
+///
+/// # Errors
+/// When `bind` can't be bound.
+pub(crate) async fn serve(
+    bind: SocketAddr,
+    metrics: Metrics,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .with_state(Admin { metrics, readiness });
+    let listener = tokio::net::TcpListener::bind(bind).await.map_err(|error| {
+        std::io::Error::new(
+            error.kind(),
+            format!("bind common.admin_bind {bind}: {error}"),
+        )
+    })?;
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    let missing = admin.readiness.missing();
+    if missing.is_empty() {
+        return "ok".into_response();
+    }
+    let text = format!("not ready: {}\n", missing.join(", "));
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn scrape(State(admin): State<Admin>) -> Response {
+    match admin.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
