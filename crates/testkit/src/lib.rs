@@ -1,1 +1,4 @@
 //! Development only: private Postgres, namespace hosts, tiny guests, certificates.
+
+pub mod certs;
+pub mod guest;

@@ -1,0 +1,201 @@
+//! The boot sector on two QEMUs of this machine.
+
+use crate::machine::{LIMIT, Machine, UNLIMITED, hand_over, spec};
+use godwit_model::machine::MachineSpec;
+use godwit_model::migration::source::CopyStatus;
+use godwit_model::{Bytes, BytesPerSecond};
+use godwit_qemu::qmp::{MigrationStatus, RunState};
+use godwit_qemu::{Continued, Event, Limits, MigrateError, Role, migrate};
+use godwit_testkit::guest::boot_sector::{BootSector, counters};
+use serde_json::{Value, json};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A pass takes a few milliseconds, and stays interruptible.
+const GUEST: BootSector = BootSector {
+    first_page: 256,
+    page_count: 2048,
+    spin: 0,
+    print_mask: 0xf,
+};
+
+fn image() -> (TempDir, MachineSpec) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk.raw");
+    GUEST.write_disk(&disk).unwrap();
+    let spec = spec(&disk, Bytes::mib(128));
+    (folder, spec)
+}
+
+async fn running(spec: &MachineSpec) -> Machine {
+    let source = Machine::start(spec, Role::Start).await;
+    assert_eq!(source.run_state().await, RunState::PreLaunch);
+    source.qmp.cont().await.unwrap();
+    source
+        .serial_until(|serial| counters(serial).len() >= 3)
+        .await;
+    source
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_moves_and_its_memory_goes_on_where_it_was() {
+    let (_folder, spec) = image();
+    let source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+
+    hand_over(&source, &target).await;
+
+    let last = *counters(&source.serial()).last().unwrap();
+    let serial = target
+        .serial_until(|serial| counters(serial).len() >= 3)
+        .await;
+    assert_eq!(counters(&serial)[0], last + GUEST.print_mask + 1);
+    let stays = source.serial();
+    target.qmp.stop().await.unwrap();
+    assert_memory_is_whole(&target).await;
+    assert_eq!(
+        source.serial(),
+        stays,
+        "the source went on after it had completed"
+    );
+}
+
+async fn assert_memory_is_whole(machine: &Machine) {
+    let file = machine.path("memory");
+    let arguments = json!({
+        "val": u64::from(GUEST.first_page) * 4096,
+        "size": u64::from(GUEST.page_count) * 4096,
+        "filename": file,
+    });
+    machine
+        .qmp
+        .execute::<Value>("pmemsave", arguments)
+        .await
+        .unwrap();
+    let memory = std::fs::read(file).unwrap();
+    assert!(
+        GUEST.check_memory(&memory).is_some(),
+        "the guest's memory lost or repeats a write"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_is_continued_only_when_it_is_complete() {
+    let (_folder, spec) = image();
+    let source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+
+    let refused = migrate::continue_guest(&target.qmp).await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            MigrateError::State {
+                runstate: RunState::InMigrate,
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+
+    hand_over(&source, &target).await;
+    assert_eq!(
+        migrate::continue_guest(&target.qmp).await.unwrap(),
+        Continued::Already
+    );
+    let refused = migrate::resume_source(&target.qmp).await.unwrap();
+    assert_eq!(refused, Continued::Already);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_copy_leaves_the_guest_running_and_can_be_tried_again() {
+    let (_folder, spec) = image();
+    let source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+    let slow = Limits {
+        bandwidth: BytesPerSecond(1 << 20),
+        ..UNLIMITED
+    };
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let incoming = migrate::prepare_incoming(&target.qmp, localhost)
+        .await
+        .unwrap();
+    migrate::begin(&source.qmp, &incoming.uri, slow)
+        .await
+        .unwrap();
+
+    migrate::cancel(&source.qmp).await.unwrap();
+
+    let ended = migrate::settle(&source.qmp, LIMIT).await.unwrap();
+    assert_eq!(ended.copy_status(), CopyStatus::Cancelled);
+    assert_eq!(source.run_state().await, RunState::Running);
+    tokio::time::timeout(LIMIT, target.process.exited())
+        .await
+        .unwrap();
+    let second = Machine::start(&spec, Role::Incoming).await;
+    hand_over(&source, &second).await;
+    second
+        .serial_until(|serial| !counters(serial).is_empty())
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_completed_runs_again_once_its_target_is_gone() {
+    let (_folder, spec) = image();
+    let source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let incoming = migrate::prepare_incoming(&target.qmp, localhost)
+        .await
+        .unwrap();
+    migrate::begin(&source.qmp, &incoming.uri, UNLIMITED)
+        .await
+        .unwrap();
+    migrate::settle(&source.qmp, LIMIT).await.unwrap();
+    migrate::continue_switchover(&source.qmp).await.unwrap();
+    while migrate::status(&source.qmp).await.unwrap().copy_status() != CopyStatus::Completed {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+
+    target.process.kill().unwrap();
+    target.process.exited().await;
+    assert_eq!(
+        migrate::resume_source(&source.qmp).await.unwrap(),
+        Continued::Now
+    );
+
+    let before = counters(&source.serial()).len();
+    source
+        .serial_until(|serial| counters(serial).len() > before + 1)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_the_story_of_a_copy_in_order() {
+    let (_folder, spec) = image();
+    let mut source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+
+    hand_over(&source, &target).await;
+
+    let mut told = Vec::new();
+    while told.last() != Some(&Event::Migration(MigrationStatus::Completed)) {
+        let next = tokio::time::timeout(LIMIT, source.events.next())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(next.at.is_some());
+        told.push(next.event);
+    }
+    told.retain(|event| !matches!(event, Event::MigrationPass(_) | Event::Other(_)));
+    let expected = [
+        Event::Resume,
+        Event::Migration(MigrationStatus::Setup),
+        Event::Migration(MigrationStatus::Active),
+        Event::Stop,
+        Event::Migration(MigrationStatus::PreSwitchover),
+        Event::Migration(MigrationStatus::Device),
+        Event::Migration(MigrationStatus::Completed),
+    ];
+    assert_eq!(told, expected);
+}
