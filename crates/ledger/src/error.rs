@@ -84,7 +84,7 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
-fn is_unavailable(error: &sqlx::Error) -> bool {
+pub(crate) fn is_unavailable(error: &sqlx::Error) -> bool {
     if let Some(error) = error.as_database_error() {
         return error.code().is_some_and(|code| code_is_unavailable(&code));
     }

@@ -3,6 +3,7 @@
 //! None of these takes the revision lock. A lease that ran out is still good until somebody else
 //! claims the job: the epoch fences, time only says when others may try.
 
+use crate::convert::{bigint, interval, job_uuid};
 use crate::{JobRow, Ledger, LedgerError};
 use godwit_model::Epoch;
 use std::time::Duration;
@@ -21,21 +22,60 @@ pub struct Lease {
 impl Ledger {
     /// Claims one job that isn't final and that nobody has a live lease on; `None` when there is
     /// none. Higher priority first, then older.
+    ///
+    /// # Errors
+    /// `Unavailable`. A claim whose answer was lost runs out by itself.
     pub async fn job_claim(
         &self,
         owner: &str,
         ttl: Duration,
     ) -> Result<Option<Lease>, LedgerError> {
-        todo!()
+        let statement = sqlx::query(include_str!("../queries/job_claim.sql"))
+            .bind(owner)
+            .bind(interval(ttl));
+        let Some(row) = self.fetch_optional(statement).await? else {
+            return Ok(None);
+        };
+        let job = JobRow::read(&row)?;
+        Ok(Some(Lease {
+            owner: owner.to_owned(),
+            epoch: job.epoch,
+            job,
+        }))
     }
 
-    /// Extends a lease to `ttl` from now. Answers false when it is lost: stop at once.
+    /// Extends a lease to `ttl` from now. Answers false when it is lost, or the job is at its
+    /// end: stop at once.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn job_renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, LedgerError> {
-        todo!()
+        let statement = sqlx::query(
+            "UPDATE migration SET lease_expires_at = clock_timestamp() + $4 \
+             WHERE id = $1 AND epoch = $2 AND owner = $3",
+        )
+        .bind(job_uuid(&lease.job.id))
+        .bind(bigint(lease.epoch.0))
+        .bind(&lease.owner)
+        .bind(interval(ttl));
+        Ok(self.execute(statement).await? > 0)
     }
 
     /// Gives a lease back, so that others may claim the job at once. A lost lease is no error.
+    ///
+    /// # Errors
+    /// `Unavailable`; the lease runs out by itself then.
     pub async fn job_lease_release(&self, lease: &Lease) -> Result<(), LedgerError> {
-        todo!()
+        let statement = sqlx::query(
+            "UPDATE migration SET owner = NULL, lease_expires_at = NULL \
+             WHERE id = $1 AND epoch = $2 AND owner = $3",
+        )
+        .bind(job_uuid(&lease.job.id))
+        .bind(bigint(lease.epoch.0))
+        .bind(&lease.owner);
+        if self.execute(statement).await? > 0 {
+            self.poke();
+        }
+        Ok(())
     }
 }

@@ -1,9 +1,12 @@
 //! Nodes as the scheduler knows them. The API's Node object stands beside it.
 
+use crate::convert::{self, At, bigint};
 use crate::{Ledger, LedgerError, Tx};
 use godwit_model::{Bytes, NodeName};
 use jiff::Timestamp;
 use serde_json::Value;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 
 /// Room on a node for machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,22 +36,55 @@ pub struct NodeRow {
     pub heartbeat_at: Timestamp,
 }
 
+const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
+    heartbeat_at FROM node ORDER BY name";
+
 impl Ledger {
     /// All nodes, by name.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST)).await?;
+        rows.iter().map(read).collect()
     }
 }
 
 impl Tx {
     /// All nodes, by name.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn nodes(&mut self) -> Result<Vec<NodeRow>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST)).await?;
+        rows.iter().map(read).collect()
     }
 
     /// Writes a node, new or known.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn node_put(&mut self, node: NodeRow) -> Result<(), LedgerError> {
-        todo!()
+        let statement = sqlx::query(
+            "INSERT INTO node (name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
+             facts, heartbeat_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT ON CONSTRAINT node_pkey DO UPDATE SET \
+             agent_address = excluded.agent_address, boot_id = excluded.boot_id, \
+             ready = excluded.ready, memory_bytes = excluded.memory_bytes, \
+             cpu_milli = excluded.cpu_milli, facts = excluded.facts, \
+             heartbeat_at = excluded.heartbeat_at",
+        )
+        .bind(node.name.as_str())
+        .bind(&node.agent_address)
+        .bind(&node.boot_id)
+        .bind(node.ready)
+        .bind(bigint(node.capacity.memory.0))
+        .bind(bigint(node.capacity.cpu_milli))
+        .bind(&node.facts)
+        .bind(At(node.heartbeat_at));
+        self.execute(statement).await?;
+        self.wrote(None);
+        Ok(())
     }
 
     /// Removes a node. Answers whether there was one.
@@ -56,6 +92,24 @@ impl Tx {
     /// # Errors
     /// `Refused` while a machine or a reservation is there.
     pub async fn node_remove(&mut self, name: &NodeName) -> Result<bool, LedgerError> {
-        todo!()
+        let statement = sqlx::query("DELETE FROM node WHERE name = $1").bind(name.as_str());
+        let removed = self.execute(statement).await?;
+        self.wrote(None);
+        Ok(removed > 0)
     }
+}
+
+fn read(row: &PgRow) -> Result<NodeRow, LedgerError> {
+    Ok(NodeRow {
+        name: convert::name(row, "name")?,
+        agent_address: row.try_get("agent_address")?,
+        boot_id: row.try_get("boot_id")?,
+        ready: row.try_get("ready")?,
+        capacity: Capacity {
+            memory: Bytes(convert::count(row, "memory_bytes")?),
+            cpu_milli: convert::count(row, "cpu_milli")?,
+        },
+        facts: row.try_get("facts")?,
+        heartbeat_at: row.try_get::<At, _>("heartbeat_at")?.0,
+    })
 }

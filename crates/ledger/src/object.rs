@@ -1,9 +1,15 @@
 //! API objects: what the user asked for and what is told about it.
 
+use crate::convert::{self, bigint};
+use crate::tx::Statement;
 use crate::{Ledger, LedgerError, Tx};
 use godwit_model::Revision;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 /// Where an object is in the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,32 +98,76 @@ pub struct NewObject {
     pub status: Option<Value>,
 }
 
+const LIST: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM api_object WHERE resource = $1 ORDER BY namespace, name";
+const GET: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM api_object WHERE resource = $1 AND namespace = $2 AND name = $3";
+
+fn get(key: &ObjectKey) -> Statement<'_> {
+    sqlx::query(GET)
+        .bind(&key.resource)
+        .bind(&key.namespace)
+        .bind(&key.name)
+}
+
 impl Ledger {
     /// Every API object, events included, of one moment, and the revision of that moment.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn snapshot(&self) -> Result<(Vec<Object>, Revision), LedgerError> {
-        todo!()
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let mut moment = self.pool().begin_with(begin).await?;
+        let counter = sqlx::query("SELECT value FROM revision_counter")
+            .fetch_one(&mut *moment)
+            .await?;
+        let rows = sqlx::query(
+            "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+             FROM api_object",
+        )
+        .fetch_all(&mut *moment)
+        .await?;
+        moment.commit().await?;
+        let objects = rows.iter().map(Object::read).collect::<Result<_, _>>()?;
+        Ok((objects, Revision(convert::count(&counter, "value")?)))
     }
 
     /// All objects of a resource, by namespace and name.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn list(&self, resource: &str) -> Result<Vec<Object>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST).bind(resource)).await?;
+        rows.iter().map(Object::read).collect()
     }
 
     /// One object.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, LedgerError> {
-        todo!()
+        let row = self.fetch_optional(get(key)).await?;
+        row.as_ref().map(Object::read).transpose()
     }
 }
 
 impl Tx {
     /// One object, as this transaction sees it.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn get(&mut self, key: &ObjectKey) -> Result<Option<Object>, LedgerError> {
-        todo!()
+        let row = self.fetch_optional(get(key)).await?;
+        row.as_ref().map(Object::read).transpose()
     }
 
-    /// All objects of a resource, by namespace and name.
+    /// All objects of a resource, by namespace and name, as this transaction sees them.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn list(&mut self, resource: &str) -> Result<Vec<Object>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST).bind(resource)).await?;
+        rows.iter().map(Object::read).collect()
     }
 
     /// Creates an object with `creationTimestamp` and generation 1.
@@ -125,31 +175,95 @@ impl Tx {
     /// # Errors
     /// `AlreadyExists` when the key or the UID is taken; the transaction goes on.
     pub async fn create(&mut self, new: NewObject) -> Result<Object, LedgerError> {
-        todo!()
+        let object = new.into_object(self.now())?;
+        let row = self
+            .fetch_optional(object.bind_to(sqlx::query(
+                "INSERT INTO object (uid, resource, namespace, name, metadata, body, status) \
+                     VALUES ($1::uuid, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING \
+                     RETURNING revision",
+            )))
+            .await?
+            .ok_or(LedgerError::AlreadyExists)?;
+        let revision = Revision(convert::count(&row, "revision")?);
+        self.wrote(Some(revision));
+        Ok(Object { revision, ..object })
     }
 
     /// Writes metadata, body and status of an object read in this transaction.
     ///
     /// Nothing is written, and the revision stays, when nothing differs. The generation grows when
     /// the body differs; `creationTimestamp` and `generation` in `object` are ignored. An object
-    /// marked for deletion and without finalizers is removed.
+    /// marked for deletion and without finalizers is removed. Events recorded by
+    /// [`Tx::event`] can't be put.
     ///
     /// # Errors
     /// `NotFound`, or `Conflict` when `object` was not the newest; the transaction goes on.
     pub async fn put(&mut self, object: &Object) -> Result<Object, LedgerError> {
-        todo!()
+        let uid = parse_uid(&object.uid)?;
+        let statement = sqlx::query(include_str!("../queries/object_put.sql"))
+            .bind(uid)
+            .bind(bigint(object.revision.0))
+            .bind(&object.metadata)
+            .bind(&object.body)
+            .bind(object.status.as_ref().filter(|status| !status.is_null()));
+        let stored = match self.fetch_optional(statement).await? {
+            Some(row) => {
+                let stored = Object::read(&row)?;
+                self.wrote(Some(stored.revision));
+                stored
+            }
+            None => self.unchanged(uid, object.revision).await?,
+        };
+        if stored.deleting() && stored.finalizers().next().is_none() {
+            self.execute(sqlx::query("DELETE FROM object WHERE uid = $1").bind(uid))
+                .await?;
+            self.wrote_deletion().await?;
+        }
+        Ok(stored)
+    }
+
+    /// Why a put wrote nothing: there was nothing to write, or it was refused.
+    async fn unchanged(&mut self, uid: Uuid, revision: Revision) -> Result<Object, LedgerError> {
+        let statement = sqlx::query(
+            "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+             FROM object WHERE uid = $1",
+        );
+        let row = self.fetch_optional(statement.bind(uid)).await?;
+        let stored = Object::read(&row.ok_or(LedgerError::NotFound)?)?;
+        if stored.revision == revision {
+            Ok(stored)
+        } else {
+            Err(LedgerError::Conflict)
+        }
     }
 
     /// Merges the top-level keys of `patch` into the status; null removes a key.
     ///
     /// # Errors
-    /// `NotFound`; the transaction goes on.
+    /// `NotFound`; the transaction goes on. `Refused` when `patch` is no object.
     pub async fn status_merge(
         &mut self,
         key: &ObjectKey,
         patch: Value,
     ) -> Result<Object, LedgerError> {
-        todo!()
+        let Value::Object(patch) = patch else {
+            return Err(LedgerError::Refused("object_status_object".into()));
+        };
+        let (removed, set): (Map<_, _>, Map<_, _>) =
+            patch.into_iter().partition(|(_, value)| value.is_null());
+        let removed: Vec<String> = removed.into_iter().map(|(key, _)| key).collect();
+        let statement = sqlx::query(include_str!("../queries/object_status_merge.sql"))
+            .bind(&key.resource)
+            .bind(&key.namespace)
+            .bind(&key.name)
+            .bind(Value::Object(set))
+            .bind(removed);
+        let Some(row) = self.fetch_optional(statement).await? else {
+            return self.get(key).await?.ok_or(LedgerError::NotFound);
+        };
+        let stored = Object::read(&row)?;
+        self.wrote(Some(stored.revision));
+        Ok(stored)
     }
 
     /// Removes an object, whatever its finalizers.
@@ -157,6 +271,87 @@ impl Tx {
     /// # Errors
     /// `NotFound`; the transaction goes on.
     pub async fn remove(&mut self, key: &ObjectKey) -> Result<(), LedgerError> {
-        todo!()
+        let statement =
+            sqlx::query("DELETE FROM object WHERE resource = $1 AND namespace = $2 AND name = $3")
+                .bind(&key.resource)
+                .bind(&key.namespace)
+                .bind(&key.name);
+        let mut removed = self.execute(statement).await?;
+        if removed == 0 && key.resource == "events" {
+            let statement = sqlx::query("DELETE FROM event WHERE namespace = $1 AND name = $2")
+                .bind(&key.namespace)
+                .bind(&key.name);
+            removed = self.execute(statement).await?;
+        }
+        if removed == 0 {
+            return Err(LedgerError::NotFound);
+        }
+        self.wrote_deletion().await
     }
+}
+
+impl NewObject {
+    /// The object as it is written; its revision is not known yet.
+    pub(crate) fn into_object(self, now: Timestamp) -> Result<Object, LedgerError> {
+        let uid = match self.uid {
+            Some(uid) => parse_uid(&uid)?,
+            None => Uuid::new_v4(),
+        };
+        let mut metadata = match self.metadata {
+            Value::Object(metadata) => metadata,
+            Value::Null => Map::new(),
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                return Err(LedgerError::Refused("object_metadata_object".into()));
+            }
+        };
+        metadata.insert("creationTimestamp".into(), whole_seconds(now).into());
+        metadata.insert("generation".into(), 1.into());
+        Ok(Object {
+            key: self.key,
+            uid: uid.to_string(),
+            metadata: metadata.into(),
+            body: self.body,
+            status: self.status.filter(|status| !status.is_null()),
+            revision: Revision::default(),
+        })
+    }
+}
+
+impl Object {
+    /// Binds seven arguments: uid (as text), resource, namespace, name, metadata, body, status.
+    pub(crate) fn bind_to<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        statement
+            .bind(&self.uid)
+            .bind(&self.key.resource)
+            .bind(&self.key.namespace)
+            .bind(&self.key.name)
+            .bind(&self.metadata)
+            .bind(&self.body)
+            .bind(&self.status)
+    }
+
+    pub(crate) fn read(row: &PgRow) -> Result<Self, LedgerError> {
+        let uid: Uuid = row.try_get("uid")?;
+        Ok(Self {
+            key: ObjectKey {
+                resource: row.try_get("resource")?,
+                namespace: row.try_get("namespace")?,
+                name: row.try_get("name")?,
+            },
+            uid: uid.to_string(),
+            metadata: row.try_get("metadata")?,
+            body: row.try_get("body")?,
+            status: row.try_get("status")?,
+            revision: Revision(convert::count(row, "revision")?),
+        })
+    }
+}
+
+fn parse_uid(uid: &str) -> Result<Uuid, LedgerError> {
+    Uuid::parse_str(uid).map_err(|_| LedgerError::Refused("object_uid_uuid".into()))
+}
+
+/// A time as Kubernetes writes it, such as `2026-01-31T12:00:00Z`.
+fn whole_seconds(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,7 +1,10 @@
 //! Room held on nodes: by a job for its target, or, without a job, by the machine that is there.
 
+use crate::convert::{self, bigint, job_uuid, machine_uuid};
 use crate::{Ledger, LedgerError, Tx};
 use godwit_model::{Bytes, JobId, MachineId, NodeName};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 
 /// Room to be held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,33 +53,81 @@ pub enum Reserved {
     Duplicate,
 }
 
+const LIST: &str = "SELECT machine, node, job, memory_bytes, cpu_milli FROM reservation \
+    ORDER BY node, machine";
+
 impl Ledger {
     /// All reservations, by node and machine.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn reservations(&self) -> Result<Vec<ReservationRow>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST)).await?;
+        rows.iter().map(read).collect()
     }
 }
 
 impl Tx {
     /// All reservations, by node and machine.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn reservations(&mut self) -> Result<Vec<ReservationRow>, LedgerError> {
-        todo!()
+        let rows = self.fetch_all(sqlx::query(LIST)).await?;
+        rows.iter().map(read).collect()
     }
 
     /// Holds room on a node.
     ///
     /// # Errors
-    /// `NotFound` when there is no such node; `Refused` when the machine has no instance.
+    /// `NotFound` when there is no such node; the transaction goes on. `Refused` when the machine
+    /// has no instance.
     pub async fn reserve(&mut self, new: NewReservation) -> Result<Reserved, LedgerError> {
-        todo!()
+        let statement = sqlx::query(include_str!("../queries/reservation_hold.sql"))
+            .bind(machine_uuid(&new.machine))
+            .bind(new.node.as_str())
+            .bind(new.job.as_ref().map(job_uuid))
+            .bind(bigint(new.memory_bytes.0))
+            .bind(bigint(new.cpu_milli));
+        let row = self.fetch_optional(statement).await?;
+        let row = row.ok_or(LedgerError::NotFound)?;
+        if row.try_get("held")? {
+            self.wrote(None);
+            return Ok(Reserved::Held);
+        }
+        if row.try_get("taken")? {
+            return Ok(Reserved::Duplicate);
+        }
+        Ok(Reserved::NoRoom {
+            memory_free: Bytes(convert::count(&row, "memory_free")?),
+            cpu_milli_free: convert::count(&row, "cpu_milli_free")?,
+        })
     }
 
     /// Gives the room back. Answers whether some was held.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn reservation_release(
         &mut self,
         machine: &MachineId,
         node: &NodeName,
     ) -> Result<bool, LedgerError> {
-        todo!()
+        let statement = sqlx::query("DELETE FROM reservation WHERE machine = $1 AND node = $2")
+            .bind(machine_uuid(machine))
+            .bind(node.as_str());
+        let released = self.execute(statement).await?;
+        self.wrote(None);
+        Ok(released > 0)
     }
+}
+
+fn read(row: &PgRow) -> Result<ReservationRow, LedgerError> {
+    Ok(ReservationRow {
+        machine: convert::id(row, "machine")?,
+        node: convert::name(row, "node")?,
+        job: convert::id_maybe(row, "job")?,
+        memory_bytes: Bytes(convert::count(row, "memory_bytes")?),
+        cpu_milli: convert::count(row, "cpu_milli")?,
+    })
 }

@@ -1,10 +1,13 @@
 //! Transitions of jobs: recorded once, guarded by state and epoch, never changed.
 
+use crate::convert::{self, At, bigint, job_uuid};
 use crate::{Lease, Ledger, LedgerError, Tx};
 use godwit_model::migration::job::JobState;
 use godwit_model::{Epoch, JobId, NodeName};
 use jiff::Timestamp;
 use serde_json::Value;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 
 /// One step of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +65,8 @@ pub struct TransitionRow {
     pub to: JobState,
     /// Epoch of the owner that recorded it; 0 for the request.
     pub epoch: Epoch,
+    /// Who recorded it: the owner of the lease, or `request`.
+    pub actor: String,
     /// Why.
     pub reason: String,
     /// When, by the database's clock.
@@ -70,8 +75,17 @@ pub struct TransitionRow {
 
 impl Ledger {
     /// A job's transitions, oldest first.
+    ///
+    /// # Errors
+    /// `Unavailable`.
     pub async fn history(&self, job: &JobId) -> Result<Vec<TransitionRow>, LedgerError> {
-        todo!()
+        let statement = sqlx::query(
+            "SELECT migration_id, seq, from_state, to_state, epoch, actor, reason, at \
+             FROM migration_transition WHERE migration_id = $1 ORDER BY seq",
+        )
+        .bind(job_uuid(job));
+        let rows = self.fetch_all(statement).await?;
+        rows.iter().map(read).collect()
     }
 }
 
@@ -86,6 +100,48 @@ impl Tx {
         lease: &Lease,
         step: JobStep,
     ) -> Result<Recorded, LedgerError> {
-        todo!()
+        let set = &step.set;
+        let statement = sqlx::query(include_str!("../queries/job_record.sql"))
+            .bind(job_uuid(&lease.job.id))
+            .bind(step.from.as_str())
+            .bind(step.to.as_str())
+            .bind(bigint(lease.epoch.0))
+            .bind(&step.reason)
+            .bind(set.target.as_ref().map(NodeName::as_str))
+            .bind(&set.target_address)
+            .bind(&set.failure)
+            .bind(&set.cancel)
+            .bind(&set.history)
+            .bind(step.to.is_final() && step.from != step.to)
+            .bind(&lease.owner);
+        if self.fetch_one(statement).await?.try_get("recorded")? {
+            self.wrote(None);
+            return Ok(Recorded::Now);
+        }
+        // Read anew: the statement above may have waited for a claim that it does not see.
+        let job = self.job(&lease.job.id).await?;
+        let job = job.ok_or(LedgerError::NotFound)?;
+        Ok(Recorded::Stale {
+            found: job.state,
+            epoch: job.epoch,
+        })
     }
+}
+
+fn read(row: &PgRow) -> Result<TransitionRow, LedgerError> {
+    let from: Option<String> = row.try_get("from_state")?;
+    let seq: i32 = row.try_get("seq")?;
+    Ok(TransitionRow {
+        job: convert::id(row, "migration_id")?,
+        seq: u32::try_from(seq).map_err(|error| convert::broken("seq", error))?,
+        from: match from {
+            Some(_) => Some(convert::word(row, "from_state", JobState::from_name)?),
+            None => None,
+        },
+        to: convert::word(row, "to_state", JobState::from_name)?,
+        epoch: Epoch(convert::count(row, "epoch")?),
+        actor: row.try_get("actor")?,
+        reason: row.try_get("reason")?,
+        at: row.try_get::<At, _>("at")?.0,
+    })
 }
