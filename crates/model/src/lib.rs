@@ -5,8 +5,10 @@
 mod ids;
 mod units;
 
+pub mod limits;
 pub mod machine;
 pub mod migration;
+pub mod quantity;
 
 pub use ids::{Epoch, InvalidId, JobId, MachineId, NAME_LENGTH_MAX, NodeName, Revision};
 pub use units::{Bytes, BytesPerSecond};

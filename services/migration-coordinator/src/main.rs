@@ -1,3 +1,15 @@
-//! Drives each migration from Pending to its end.
+//! Drives each migration from Pending to its end. Any number of copies may run.
 
-fn main() {}
+mod claim;
+mod config;
+mod drive;
+mod hosts;
+mod server;
+mod shared;
+mod step;
+mod story;
+mod telemetry;
+
+fn main() -> std::process::ExitCode {
+    godwit_runtime::run("migration-coordinator", server::run)
+}

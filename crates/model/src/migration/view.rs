@@ -132,6 +132,8 @@ pub struct MigrationConfiguration {
     pub completion_timeout_per_gi_b: u64,
     /// Seconds without progress.
     pub progress_timeout: u64,
+    /// Longest stop of the guest that the switch may take, milliseconds.
+    pub max_downtime_ms: u32,
     /// Whether the guest may be slowed.
     pub allow_auto_converge: bool,
     /// Whether the rest may be fetched after the switch.

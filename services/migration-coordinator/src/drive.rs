@@ -1,0 +1,221 @@
+//! One job's loop, the same before and after a crash: gather facts, decide, carry out, again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use godwit_ledger::{Lease, LedgerError};
+use godwit_model::migration::convergence::{Convergence, Verdict};
+use godwit_model::migration::decide::{self, Action};
+use godwit_model::migration::job::JobState;
+use godwit_model::migration::source::SourceState;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, info, warn};
+
+use crate::hosts::{self, HostWatch};
+use crate::shared::Shared;
+use crate::step::{self, Outcome};
+
+/// How often a waiting job looks at the ledger although nobody poked it.
+const POLL: Duration = Duration::from_secs(1);
+/// Longest pause after the ledger or a host could not be asked.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// A job in this process's hands.
+pub(crate) struct Drive {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) lease: Lease,
+    pub(crate) source: Option<HostWatch>,
+    pub(crate) target: Option<HostWatch>,
+    pub(crate) convergence: Convergence,
+    /// What the migration's condition says that it waits for.
+    pub(crate) said: Option<(String, String)>,
+    /// When that was written.
+    pub(crate) said_at: Option<Instant>,
+}
+
+/// Why a drive ended.
+enum End {
+    /// The job is over.
+    Final,
+    /// Somebody else has the job.
+    Lost,
+}
+
+/// Drives the leased job until it is over, lost to another owner, or this process stops.
+pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>) {
+    let job = lease.job.id.clone();
+    let state = lease.job.state;
+    info!(%job, %state, epoch = %lease.epoch, "job claimed");
+    let stop = shared.shutdown.clone();
+    let mut drive = Drive {
+        shared,
+        lease,
+        source: None,
+        target: None,
+        convergence: Convergence::default(),
+        said: None,
+        said_at: None,
+    };
+    tokio::select! {
+        end = drive.run(&poked) => match end {
+            End::Final => info!(%job, state = %drive.lease.job.state, "job over"),
+            End::Lost => info!(%job, "job is somebody else's"),
+        },
+        () = stop.cancelled() => debug!(%job, "job left to the next owner"),
+    }
+    drive.shared.queue_moved.notify_waiters();
+    if let Err(error) = drive.shared.ledger.job_lease_release(&drive.lease).await {
+        debug!(%job, %error, "the lease runs out by itself");
+    }
+}
+
+impl Drive {
+    async fn run(&mut self, poked: &Notify) -> End {
+        let mut renew = tokio::time::interval(self.shared.config.lease_renew());
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let outcome = match self.turn().await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    warn!(job = %self.lease.job.id, %error, "the ledger did not answer");
+                    tokio::time::sleep(RETRY).await; // back-off
+                    Outcome::Wait
+                }
+            };
+            match outcome {
+                Outcome::Again => {}
+                Outcome::Lost => return End::Lost,
+                Outcome::Over => return End::Final,
+                Outcome::Wait => {
+                    if !self.wait(poked, &mut renew).await {
+                        return End::Lost;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Facts, decision, one action.
+    async fn turn(&mut self) -> Result<Outcome, LedgerError> {
+        self.watch_hosts().await?;
+        let source = self
+            .source
+            .as_ref()
+            .and_then(HostWatch::latest)
+            .map(|facts| facts.source);
+        let target = self
+            .target
+            .as_ref()
+            .and_then(HostWatch::latest)
+            .map(|facts| facts.target);
+        let verdict = match &source {
+            Some(fact) if fact.state == SourceState::Copying => {
+                let elapsed = Duration::from_millis(fact.progress.elapsed_ms);
+                let limits = self.shared.limits().copy;
+                self.convergence.judge(limits, &fact.progress, elapsed)
+            }
+            Some(_) | None => Verdict::GoOn,
+        };
+        let job = decide::Job {
+            state: self.lease.job.state,
+            cancel: self.lease.job.cancel.clone(),
+            switch_allowed: self.lease.job.switch_allowed,
+            verdict,
+        };
+        let action = decide::decide(&job, source.as_ref(), target.as_ref());
+        if !matches!(action, Action::Wait(_)) {
+            debug!(job = %self.lease.job.id, state = %job.state, ?action, "decided");
+        }
+        step::carry_out(self, action, source, target).await
+    }
+
+    /// Listens to the hosts that the job's state makes relevant.
+    async fn watch_hosts(&mut self) -> Result<(), LedgerError> {
+        let job = &self.lease.job;
+        let wants_target = job.target.is_some();
+        let wants_source = match job.state {
+            JobState::Pending | JobState::Placing | JobState::Succeeded | JobState::Failed => false,
+            JobState::Reserved
+            | JobState::Preparing
+            | JobState::Prepared
+            | JobState::Copying
+            | JobState::SwitchAllowed
+            | JobState::HandedOver
+            | JobState::Aborting
+            | JobState::NeedsFencing => true,
+        };
+        if wants_target && self.target.is_none() {
+            self.target = self.open(self.lease.job.target.clone()).await?;
+        }
+        if wants_source && self.source.is_none() {
+            self.source = self.open(self.lease.job.source.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        node: Option<godwit_model::NodeName>,
+    ) -> Result<Option<HostWatch>, LedgerError> {
+        let Some(node) = node else { return Ok(None) };
+        let Some(address) = self.shared.agent_address(&node).await? else {
+            return Ok(None);
+        };
+        let job = hosts::job_ref(&self.lease.job, self.lease.epoch);
+        match self.shared.hosts.agent(&address) {
+            Ok(agent) => Ok(Some(HostWatch::open(node, agent, job))),
+            Err(error) => {
+                warn!(%node, %error, "a host's address can't be used");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits for anything that may change the decision; `false` when the lease is lost.
+    async fn wait(&mut self, poked: &Notify, renew: &mut tokio::time::Interval) -> bool {
+        let queue = self.shared.queue_moved.clone();
+        let pending = self.lease.job.state == JobState::Pending;
+        let deadline = tokio::time::sleep(POLL);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                () = changed(self.source.as_mut()) => return true,
+                () = changed(self.target.as_mut()) => return true,
+                () = poked.notified() => return self.refresh().await,
+                () = queue.notified(), if pending => return self.refresh().await,
+                () = &mut deadline => return self.refresh().await,
+                _ = renew.tick() => {
+                    let ttl = self.shared.config.lease_ttl();
+                    match self.shared.ledger.job_renew(&self.lease, ttl).await {
+                        Ok(true) => {}
+                        Ok(false) => return false,
+                        Err(error) => debug!(%error, "lease not renewed"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the job again: a user may have cancelled it.
+    async fn refresh(&mut self) -> bool {
+        match self.shared.ledger.job(&self.lease.job.id).await {
+            Ok(Some(job)) if job.epoch == self.lease.epoch => {
+                self.lease.job = job;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                debug!(%error, "the job could not be read");
+                true
+            }
+        }
+    }
+}
+
+async fn changed(host: Option<&mut HostWatch>) {
+    match host {
+        Some(host) => host.changed().await,
+        None => std::future::pending().await,
+    }
+}

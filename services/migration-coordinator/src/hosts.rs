@@ -1,0 +1,208 @@
+//! The hosts' side of the conversation: one warm channel a host, and the facts each one streams.
+//!
+//! A host that doesn't answer has no facts: silence is a fact of its own, never a guess.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use godwit_ledger::JobRow;
+use godwit_model::migration::fact::{Progress, SourceFact, TargetFact};
+use godwit_model::migration::source::SourceState;
+use godwit_model::migration::target::TargetState;
+use godwit_model::{Epoch, JobId, MachineId, NodeName};
+use godwit_rpc::agent::v1 as wire;
+use godwit_rpc::agent::v1::agent_client::AgentClient;
+use godwit_rpc::{Channel, Status, client};
+use godwit_runtime::Identity;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// First pause before a lost stream is opened again; doubles up to [`REOPEN_MAX`].
+const REOPEN_MIN: Duration = Duration::from_millis(50);
+/// Longest pause before a lost stream is opened again.
+const REOPEN_MAX: Duration = Duration::from_secs(2);
+
+/// Warm channels to the agents, by address.
+pub(crate) struct Hosts {
+    identity: Option<Identity>,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Hosts {
+    /// No channels yet; `identity` is this service's certificate.
+    pub(crate) fn new(identity: Option<Identity>) -> Self {
+        Self {
+            identity,
+            channels: Mutex::default(),
+        }
+    }
+
+    /// A client of the agent at `address`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the address or the identity can't be used.
+    pub(crate) fn agent(&self, address: &str) -> Result<AgentClient<Channel>, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(address) {
+            return Ok(AgentClient::new(channel.clone()));
+        }
+        let channel = client::connect(address, self.identity.as_ref())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(AgentClient::new(channel))
+    }
+}
+
+/// What one host says of both halves of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) source: SourceFact,
+    pub(crate) target: TargetFact,
+}
+
+/// One host's stream of facts about a job; ends when dropped.
+pub(crate) struct HostWatch {
+    /// The host.
+    pub(crate) node: NodeName,
+    latest: watch::Sender<Option<Facts>>,
+    changes: watch::Receiver<Option<Facts>>,
+    task: AbortHandle,
+}
+
+impl HostWatch {
+    /// Opens the stream, and again whenever it breaks.
+    pub(crate) fn open(node: NodeName, agent: AgentClient<Channel>, job: wire::JobRef) -> Self {
+        let (latest, changes) = watch::channel(None);
+        let task = tokio::spawn(listen(agent, job, latest.clone())).abort_handle();
+        Self {
+            node,
+            latest,
+            changes,
+            task,
+        }
+    }
+
+    /// What the host last said; `None` while it is silent.
+    pub(crate) fn latest(&self) -> Option<Facts> {
+        self.latest.borrow().clone()
+    }
+
+    /// Waits for the next change.
+    pub(crate) async fn changed(&mut self) {
+        // The sender lives as long as this value, so this can't fail.
+        let _ = self.changes.changed().await;
+    }
+
+    /// Takes the source half from the answer to a command: it is newer than the stream.
+    pub(crate) fn heard_source(&self, fact: SourceFact) {
+        self.latest.send_modify(|facts| match facts {
+            Some(facts) => facts.source = fact,
+            None => {
+                *facts = Some(Facts {
+                    source: fact,
+                    target: no_target(),
+                })
+            }
+        });
+    }
+
+    /// Takes the target half from the answer to a command: it is newer than the stream.
+    pub(crate) fn heard_target(&self, fact: TargetFact) {
+        self.latest.send_modify(|facts| match facts {
+            Some(facts) => facts.target = fact,
+            None => {
+                *facts = Some(Facts {
+                    source: no_source(),
+                    target: fact,
+                })
+            }
+        });
+    }
+}
+
+impl Drop for HostWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(
+    mut agent: AgentClient<Channel>,
+    job: wire::JobRef,
+    latest: watch::Sender<Option<Facts>>,
+) {
+    let mut pause = REOPEN_MIN;
+    loop {
+        if let Ok(stream) = agent.watch_job(job.clone()).await {
+            let mut stream = stream.into_inner();
+            while let Ok(Some(facts)) = stream.message().await {
+                pause = REOPEN_MIN;
+                match read(facts) {
+                    Ok(facts) => {
+                        latest.send_replace(Some(facts));
+                    }
+                    Err(error) => tracing::warn!(%error, "a host's facts make no sense"),
+                }
+            }
+        }
+        latest.send_replace(None);
+        tokio::time::sleep(pause).await; // back-off
+        pause = (pause * 2).min(REOPEN_MAX);
+    }
+}
+
+fn read(facts: wire::JobFacts) -> Result<Facts, Status> {
+    Ok(Facts {
+        source: facts
+            .source
+            .map_or_else(|| Ok(no_source()), SourceFact::try_from)?,
+        target: facts
+            .target
+            .map_or_else(|| Ok(no_target()), TargetFact::try_from)?,
+    })
+}
+
+const fn no_source() -> SourceFact {
+    SourceFact {
+        state: SourceState::Absent,
+        allowed: false,
+        reason: String::new(),
+        progress: Progress {
+            transferred: godwit_model::Bytes(0),
+            remaining: godwit_model::Bytes(0),
+            total: godwit_model::Bytes(0),
+            throughput: 0,
+            dirty_rate: 0,
+            passes: 0,
+            throttle_percent: 0,
+            expected_downtime_ms: 0,
+            downtime_ms: 0,
+            elapsed_ms: 0,
+        },
+        stopped_at_us: None,
+        completed_at_us: None,
+    }
+}
+
+const fn no_target() -> TargetFact {
+    TargetFact {
+        state: TargetState::Absent,
+        reason: String::new(),
+        address: None,
+        running_at_us: None,
+    }
+}
+
+/// The reference that every command and stream carries.
+pub(crate) fn job_ref(job: &JobRow, epoch: Epoch) -> wire::JobRef {
+    reference(&job.machine, &job.id, epoch)
+}
+
+fn reference(machine: &MachineId, job: &JobId, epoch: Epoch) -> wire::JobRef {
+    wire::JobRef {
+        machine: machine.to_string(),
+        job: job.to_string(),
+        epoch: epoch.0,
+    }
+}

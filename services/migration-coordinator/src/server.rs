@@ -1,0 +1,98 @@
+//! The gRPC door: somebody says that a job changed. And what runs behind it.
+
+use std::sync::{Arc, RwLock};
+
+use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_model::JobId;
+use godwit_model::limits::MigrationLimits;
+use godwit_rpc::migration::v1::migration_server::{Migration, MigrationServer};
+use godwit_rpc::migration::v1::{PokeRequest, PokeResponse};
+use godwit_rpc::peer::{self, Role};
+use godwit_rpc::placement::v1::placement_client::PlacementClient;
+use godwit_rpc::server::{self, ServerParts};
+use godwit_rpc::{Request, Response, Routes, Status, client};
+use godwit_runtime::Context;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::claim::claim_all;
+use crate::config::Config;
+use crate::hosts::Hosts;
+use crate::shared::{Limits, Shared, follow_limits};
+use crate::telemetry::Telemetry;
+
+/// Pokes that may wait: more than one for each job that can be open says nothing new.
+const POKES_MAX: usize = 1024;
+/// Who may wake the coordinator.
+const CALLERS: &[Role] = &[Role::ApiGateway, Role::MaintenanceService, Role::Scheduler];
+
+/// Passes pokes on to the claim loop.
+pub(crate) struct Door {
+    /// `None` pokes every job.
+    pub(crate) pokes: mpsc::Sender<Option<JobId>>,
+}
+
+#[godwit_rpc::async_trait]
+impl Migration for Door {
+    async fn poke(&self, request: Request<PokeRequest>) -> Result<Response<PokeResponse>, Status> {
+        peer::require(&request, CALLERS)?;
+        let job = request.into_inner().job;
+        let job = if job.is_empty() {
+            None
+        } else {
+            Some(JobId::parse(job).map_err(|error| Status::invalid_argument(error.to_string()))?)
+        };
+        // A full queue means that the loop is about to look anyway.
+        let _ = self.pokes.try_send(job);
+        Ok(Response::new(PokeResponse {}))
+    }
+}
+
+/// Runs the coordinator: the door, the claim loop, and the limits that all jobs follow.
+///
+/// # Errors
+/// When the ledger, the certificates or the port can't be used.
+pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
+    let Context {
+        config,
+        shutdown,
+        metrics,
+        readiness,
+        steps,
+    } = context;
+    readiness.set("ledger", false);
+    let identity = config.common.identity()?.cloned();
+    let ledger = Ledger::connect(LedgerConfig {
+        url: config.database_url.clone(),
+        connections_max: config.database_connections_max,
+    })
+    .await?;
+    ledger.migrate().await?;
+    readiness.set("ledger", true);
+    let scheduler = PlacementClient::new(client::connect(&config.scheduler, identity.as_ref())?);
+    let bind = config.bind;
+    let shared = Arc::new(Shared {
+        owner: format!("migration-coordinator-{}", Uuid::now_v7()),
+        hosts: Hosts::new(identity.clone()),
+        telemetry: Telemetry::new(&metrics, steps),
+        queue_moved: Arc::default(),
+        shutdown: shutdown.clone(),
+        limits: RwLock::new(Arc::new(Limits::from(&MigrationLimits::default()))),
+        config,
+        ledger,
+        scheduler,
+    });
+    let (pokes, poked) = mpsc::channel(POKES_MAX);
+    let mut routes = Routes::builder();
+    routes.add_service(MigrationServer::new(Door { pokes }));
+    let parts = ServerParts {
+        bind,
+        identity,
+        routes: routes.routes(),
+        shutdown,
+    };
+    let limits = tokio::spawn(follow_limits(Arc::clone(&shared)));
+    let (served, ()) = tokio::join!(server::serve(parts), claim_all(shared, poked));
+    limits.await?;
+    Ok(served?)
+}

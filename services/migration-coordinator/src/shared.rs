@@ -1,0 +1,220 @@
+//! What all jobs of this process share: the ledger, the hosts, the limits in force.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use godwit_ledger::{JobRow, Ledger, LedgerError, Object, ObjectKey};
+use godwit_model::limits::{MigrationLimits, MigrationSettings};
+use godwit_model::migration::convergence::CopyLimits;
+use godwit_model::migration::queue::QueueLimits;
+use godwit_model::migration::view::MigrationConfiguration;
+use godwit_model::{MachineId, NodeName};
+use godwit_rpc::agent::v1 as wire;
+use godwit_rpc::agent::v1::agent_client::AgentClient;
+use godwit_rpc::placement::v1::placement_client::PlacementClient;
+use godwit_rpc::{Channel, Status};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::config::Config;
+use crate::hosts::Hosts;
+use crate::telemetry::Telemetry;
+
+/// How often the limits are read again although nobody woke us.
+const LIMITS_POLL: Duration = Duration::from_secs(5);
+
+/// One value for the whole process.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// Names this process in leases.
+    pub(crate) owner: String,
+    pub(crate) ledger: Ledger,
+    pub(crate) hosts: Hosts,
+    pub(crate) scheduler: PlacementClient<Channel>,
+    pub(crate) telemetry: Telemetry,
+    /// A slot may have become free.
+    pub(crate) queue_moved: Arc<Notify>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) limits: RwLock<Arc<Limits>>,
+}
+
+/// The limits in force, in the forms that their users need.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) queue: QueueLimits,
+    pub(crate) copy: CopyLimits,
+    pub(crate) wire: wire::CopyLimits,
+    pub(crate) shown: MigrationConfiguration,
+}
+
+impl Shared {
+    /// The limits in force.
+    pub(crate) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The time for people's eyes, RFC 3339 with seconds, as Kubernetes writes it.
+    pub(crate) fn now(&self) -> String {
+        Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+
+    /// Where the agent of `node` listens; `None` for a node that never registered.
+    pub(crate) async fn agent_address(
+        &self,
+        node: &NodeName,
+    ) -> Result<Option<String>, LedgerError> {
+        let nodes = self.ledger.nodes().await?;
+        Ok(nodes
+            .into_iter()
+            .find(|row| row.name == *node)
+            .map(|row| row.agent_address))
+    }
+
+    /// A client of the agent on `node`.
+    pub(crate) async fn agent(&self, node: &NodeName) -> Result<AgentClient<Channel>, Status> {
+        let address = self
+            .agent_address(node)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?
+            .ok_or_else(|| Status::unavailable(format!("node {node} is not registered")))?;
+        self.hosts.agent(&address)
+    }
+
+    /// The hardware of a machine, as it was started.
+    pub(crate) async fn machine_spec(
+        &self,
+        machine: &MachineId,
+    ) -> Result<wire::MachineSpec, Status> {
+        let row = self
+            .ledger
+            .instance(machine)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let spec = row.and_then(|row| row.machine);
+        let spec = spec.ok_or_else(|| Status::failed_precondition("the machine runs nowhere"))?;
+        Ok(spec.into())
+    }
+
+    /// `spec.addedNodeSelector` of the migration; empty when there is none.
+    pub(crate) async fn added_node_selector(&self, job: &JobRow) -> HashMap<String, String> {
+        let object = match self.ledger.get(&job.key).await {
+            Ok(object) => object,
+            Err(error) => {
+                warn!(job = %job.id, %error, "the migration's selector could not be read");
+                None
+            }
+        };
+        let selector = object.and_then(|object| {
+            serde_json::from_value(object.spec().get("addedNodeSelector")?.clone()).ok()
+        });
+        selector.unwrap_or_default()
+    }
+}
+
+/// Keeps the limits in line with the KubeVirt object and the `kubevirt-config` ConfigMap.
+pub(crate) async fn follow_limits(shared: Arc<Shared>) {
+    let mut wakeups = shared.ledger.wakeups();
+    let mut last = MigrationLimits::default();
+    loop {
+        match read_settings(&shared.ledger).await {
+            Ok((resource, config_map)) => {
+                let (limits, problems) = MigrationLimits::resolve(&last, &resource, &config_map);
+                for problem in problems {
+                    warn!(%problem, "a migration limit is not usable; the last good one stays");
+                }
+                if limits != last {
+                    last = limits;
+                    let next = Arc::new(Limits::from(&last));
+                    *shared
+                        .limits
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner) = next;
+                    shared.queue_moved.notify_waiters();
+                }
+            }
+            Err(error) => warn!(%error, "the migration limits could not be read"),
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            _ = wakeups.next(LIMITS_POLL) => {}
+        }
+    }
+}
+
+/// The two places that users set limits in: the newer object first.
+async fn read_settings(
+    ledger: &Ledger,
+) -> Result<(MigrationSettings, MigrationSettings), LedgerError> {
+    let resources = ledger.list("kubevirts.kubevirt.io").await?;
+    let resource = resources.first().and_then(|object| {
+        let migrations = object.spec().pointer("/configuration/migrations")?;
+        read("KubeVirt", migrations.clone())
+    });
+    let config_maps = ledger.list("configmaps").await?;
+    let config_map = config_maps
+        .iter()
+        .find(|object| is_kubevirt_config(&object.key));
+    let config_map = config_map.and_then(migrations_of_config_map);
+    Ok((resource.unwrap_or_default(), config_map.unwrap_or_default()))
+}
+
+fn is_kubevirt_config(key: &ObjectKey) -> bool {
+    key.name == "kubevirt-config"
+}
+
+fn migrations_of_config_map(object: &Object) -> Option<MigrationSettings> {
+    let text = object.body.pointer("/data/migrations")?.as_str()?;
+    match serde_yaml_ng::from_str::<Value>(text) {
+        Ok(value) => read("kubevirt-config", value),
+        Err(error) => {
+            warn!(%error, "the migrations of kubevirt-config are not YAML");
+            None
+        }
+    }
+}
+
+fn read(place: &str, value: Value) -> Option<MigrationSettings> {
+    match serde_json::from_value(value) {
+        Ok(settings) => Some(settings),
+        Err(error) => {
+            warn!(place, %error, "the migration limits make no sense");
+            None
+        }
+    }
+}
+
+impl From<&MigrationLimits> for Limits {
+    fn from(limits: &MigrationLimits) -> Self {
+        Self {
+            queue: QueueLimits {
+                per_cluster: limits.parallel_per_cluster,
+                outbound_per_node: limits.parallel_outbound_per_node,
+                inbound_per_node: limits.parallel_inbound_per_node,
+            },
+            copy: CopyLimits {
+                completion_timeout_per_gib: limits.completion_timeout_per_gib,
+                progress_timeout: limits.progress_timeout,
+            },
+            wire: wire::CopyLimits {
+                bandwidth: limits.bandwidth.0,
+                downtime_limit_ms: limits.max_downtime_ms,
+                auto_converge: limits.allow_auto_converge,
+            },
+            shown: MigrationConfiguration {
+                parallel_migrations_per_cluster: limits.parallel_per_cluster,
+                parallel_outbound_migrations_per_node: limits.parallel_outbound_per_node,
+                parallel_inbound_migrations_per_node: limits.parallel_inbound_per_node,
+                bandwidth_per_migration: limits.bandwidth.0.to_string(),
+                completion_timeout_per_gi_b: limits.completion_timeout_per_gib,
+                progress_timeout: limits.progress_timeout,
+                max_downtime_ms: limits.max_downtime_ms,
+                allow_auto_converge: limits.allow_auto_converge,
+                allow_post_copy: false,
+            },
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! Carries out one decided action: a transition in the ledger, or an order to a host.
+
+use std::time::{Duration, Instant};
+
+use godwit_ledger::{JobChange, LedgerError, Recorded};
+use godwit_model::migration::decide::{Action, Command, WaitReason};
+use godwit_model::migration::fact::{SourceFact, TargetFact};
+use godwit_model::migration::job::JobState;
+use godwit_model::migration::queue::{self, Entry, Turn};
+use godwit_model::migration::view::{MigrationState, SideState, launcher_name};
+use godwit_rpc::agent::v1 as wire;
+use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
+use godwit_rpc::{Code, Request, Status};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use crate::drive::Drive;
+use crate::hosts;
+use crate::story::{self, Chapter};
+
+/// Longest wait for a host's or the scheduler's answer; preparing a target starts a QEMU.
+const CALL_MAX: Duration = Duration::from_secs(15);
+/// How long a job without a fitting node waits before it fails: KubeVirt's default.
+const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
+/// Shortest time between two texts of the same condition.
+const SAY_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// Pause before an order that a host did not answer is given again.
+const ORDER_RETRY: Duration = Duration::from_millis(250);
+
+/// What carrying out an action led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Something changed: decide again.
+    Again,
+    /// Wait for a change.
+    Wait,
+    /// The job is over.
+    Over,
+    /// Another owner has the job.
+    Lost,
+}
+
+/// Carries out `action`, decided from these facts.
+///
+/// # Errors
+/// The ledger's; the action may be repeated.
+pub(crate) async fn carry_out(
+    drive: &mut Drive,
+    action: Action,
+    source: Option<SourceFact>,
+    target: Option<TargetFact>,
+) -> Result<Outcome, LedgerError> {
+    match action {
+        Action::TakeTurn => take_turn(drive).await,
+        Action::Reserve => reserve(drive).await,
+        Action::Record { to, reason } => {
+            let chapter = chapter(drive, to, reason, (source.as_ref(), target.as_ref()));
+            record(drive, chapter).await
+        }
+        Action::Command(command) => order(drive, command).await,
+        Action::Wait(reason) => wait(drive, reason, source.as_ref()).await,
+        Action::Done => Ok(Outcome::Over),
+    }
+}
+
+/// Takes a slot when it is this job's turn. The queue is read under the ledger's write lock, so
+/// that two jobs never take one slot.
+async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
+    let limits = drive.shared.limits().queue;
+    let look = |jobs: Vec<godwit_ledger::JobRow>| {
+        let entries: Vec<Entry> = jobs.iter().map(entry).collect();
+        queue::turn(&drive.lease.job.id, &entries, limits)
+    };
+    let mut turn = look(drive.shared.ledger.jobs_open().await?);
+    if turn == Turn::Start {
+        let mut tx = drive.shared.ledger.begin().await?;
+        turn = look(tx.jobs_open().await?);
+        if turn == Turn::Start {
+            let chapter = plain(JobState::Placing, "its turn");
+            let now = drive.shared.now();
+            let recorded = story::write(&mut tx, &drive.lease, &chapter, &now).await?;
+            tx.commit().await?;
+            return Ok(settle(drive, &chapter, recorded));
+        }
+    }
+    let Turn::Wait(wait) = turn else {
+        return Ok(Outcome::Again);
+    };
+    let message = format!(
+        "place {} of {} in the queue: {}",
+        wait.place, wait.waiting, wait.limit
+    );
+    say(drive, "QueueLimit", message).await?;
+    Ok(Outcome::Wait)
+}
+
+/// Asks the scheduler for a target and records it.
+async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
+    let answer = ask_scheduler(drive).await;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(status) if status.code() == Code::FailedPrecondition => {
+            let chapter = plain(JobState::Failed, status.message());
+            return record(drive, chapter).await;
+        }
+        Err(status) => {
+            say(
+                drive,
+                "SchedulerSilent",
+                format!("the scheduler: {}", status.message()),
+            )
+            .await?;
+            tokio::time::sleep(ORDER_RETRY).await; // back-off
+            return Ok(Outcome::Wait);
+        }
+    };
+    if let Ok(node) = godwit_model::NodeName::parse(answer.node) {
+        let mut chapter = plain(JobState::Reserved, &format!("room is held on {node}"));
+        chapter.set.target = Some(node);
+        return record(drive, chapter).await;
+    }
+    let waited = Timestamp::now().duration_since(drive.lease.job.state_since);
+    if waited.unsigned_abs() >= UNSCHEDULABLE_MAX {
+        let seconds = UNSCHEDULABLE_MAX.as_secs();
+        let why = format!("no node fits for {seconds} s: {}", answer.summary);
+        return record(drive, plain(JobState::Failed, &why)).await;
+    }
+    if say(drive, "Unschedulable", answer.summary).await? {
+        let mut tx = drive.shared.ledger.begin().await?;
+        let vmi = &drive.lease.job.vmi;
+        let note = format!(
+            "Migration target pod for VMI [{}/{}] is currently unschedulable.",
+            vmi.namespace, vmi.name
+        );
+        story::warn(
+            &mut tx,
+            &drive.lease.job,
+            "migrationTargetPodUnschedulable",
+            &note,
+        )
+        .await?;
+        tx.commit().await?;
+    }
+    Ok(Outcome::Wait)
+}
+
+async fn ask_scheduler(drive: &Drive) -> Result<ReserveResponse, Status> {
+    let selector = drive.shared.added_node_selector(&drive.lease.job).await;
+    let mut request = Request::new(ReserveRequest {
+        machine: drive.lease.job.machine.to_string(),
+        job: drive.lease.job.id.to_string(),
+        epoch: drive.lease.epoch.0,
+        added_node_selector: selector,
+        inbound_max: drive.shared.limits().queue.inbound_per_node,
+    });
+    request.set_timeout(CALL_MAX);
+    Ok(drive
+        .shared
+        .scheduler
+        .clone()
+        .reserve(request)
+        .await?
+        .into_inner())
+}
+
+/// Records one transition with its views and events.
+async fn record(drive: &mut Drive, chapter: Chapter) -> Result<Outcome, LedgerError> {
+    let now = drive.shared.now();
+    let mut tx = drive.shared.ledger.begin().await?;
+    let recorded = story::write(&mut tx, &drive.lease, &chapter, &now).await?;
+    if matches!(recorded, Recorded::Now) {
+        tx.commit().await?;
+    }
+    Ok(settle(drive, &chapter, recorded))
+}
+
+/// Brings what this process knows of the job in line with what was recorded.
+fn settle(drive: &mut Drive, chapter: &Chapter, recorded: Recorded) -> Outcome {
+    let job = &mut drive.lease.job;
+    match recorded {
+        Recorded::Stale { found, epoch } => {
+            warn!(job = %job.id, %found, %epoch, mine = %drive.lease.epoch, "transition refused");
+            Outcome::Lost
+        }
+        Recorded::Now => {
+            let from = job.state;
+            info!(job = %job.id, %from, to = %chapter.to, reason = %chapter.reason, "transition");
+            let began = std::mem::replace(&mut job.state_since, Timestamp::now());
+            job.state = chapter.to;
+            job.target = chapter.set.target.clone().or_else(|| job.target.take());
+            job.failure = chapter.set.failure.clone().or_else(|| job.failure.take());
+            job.switch_allowed |= chapter.to == JobState::SwitchAllowed;
+            drive
+                .shared
+                .telemetry
+                .step(&drive.lease, from, (began, drive.lease.job.state_since));
+            drive.said = None;
+            if drive.lease.job.state.is_final() {
+                Outcome::Over
+            } else {
+                Outcome::Again
+            }
+        }
+    }
+}
+
+/// What a transition shows, from the facts at hand.
+fn chapter(
+    drive: &Drive,
+    to: JobState,
+    reason: String,
+    (source, target): (Option<&SourceFact>, Option<&TargetFact>),
+) -> Chapter {
+    let job = &drive.lease.job;
+    let now = drive.shared.now();
+    let address = target.and_then(|fact| fact.address.clone());
+    let mut chapter = Chapter {
+        address,
+        ..plain(to, &reason)
+    };
+    let shown = &mut chapter.migration_state;
+    match to {
+        JobState::Preparing => *shown = beginning(drive),
+        JobState::Prepared => {
+            if let Some(address) = &chapter.address {
+                shown.listens(address);
+                chapter.set.target_address = Some(address.uri.clone());
+            }
+        }
+        JobState::Copying => shown.start_timestamp = Some(now),
+        JobState::HandedOver => {
+            shown.end_timestamp = Some(now.clone());
+            shown.target_node_domain_ready_timestamp = Some(now);
+            shown.completed = true;
+            shown.abort_status = job.cancel.as_ref().map(|_| "Failed");
+            chapter.set.history = numbers(drive, source, target);
+        }
+        JobState::Aborting => {
+            chapter.set.failure = Some(reason);
+            shown.abort_requested = job.cancel.is_some();
+            shown.abort_status = job.cancel.as_ref().map(|_| "Aborting");
+        }
+        JobState::Failed => {
+            shown.end_timestamp = Some(now);
+            shown.completed = true;
+            shown.failed = true;
+            shown.abort_status = job.cancel.as_ref().map(|_| "Succeeded");
+            shown.failure_reason = job.failure.clone().or_else(|| Some(reason.clone()));
+            chapter.set.failure = job.failure.clone().or(Some(reason));
+            chapter.set.history = numbers(drive, source, target);
+        }
+        JobState::NeedsFencing => chapter.set.failure = Some(reason),
+        JobState::Pending
+        | JobState::Placing
+        | JobState::Reserved
+        | JobState::SwitchAllowed
+        | JobState::Succeeded => {}
+    }
+    chapter
+}
+
+/// `migrationState` as it begins: who, from where, to where, under which options.
+fn beginning(drive: &Drive) -> MigrationState {
+    let job = &drive.lease.job;
+    let side = |node: &godwit_model::NodeName, seed: &str| SideState {
+        node: node.clone(),
+        pod: launcher_name(&job.vmi.name, seed),
+        migration_uid: job.id.clone(),
+        domain_name: format!("{}_{}", job.vmi.namespace, job.vmi.name),
+        domain_namespace: job.vmi.namespace.clone(),
+        instance_uid: job.machine.to_string(),
+    };
+    let source = job
+        .source
+        .as_ref()
+        .map(|node| side(node, job.machine.as_str()));
+    let target = job.target.as_ref().map(|node| side(node, job.id.as_str()));
+    MigrationState {
+        migration_uid: Some(job.id.clone()),
+        source_node: job.source.clone(),
+        source_pod: source.as_ref().map(|side| side.pod.clone()),
+        target_node: job.target.clone(),
+        target_pod: target.as_ref().map(|side| side.pod.clone()),
+        mode: Some("PreCopy"),
+        migration_configuration: Some(drive.shared.limits().shown.clone()),
+        source_state: source,
+        target_state: target,
+        migration_network_type: Some("Pod"),
+        ..MigrationState::default()
+    }
+}
+
+/// The numbers that the history keeps of the copy.
+fn numbers(
+    drive: &Drive,
+    source: Option<&SourceFact>,
+    target: Option<&TargetFact>,
+) -> Option<Value> {
+    let source = source?;
+    let running = target.and_then(|fact| fact.running_at_us);
+    let blackout = source
+        .stopped_at_us
+        .zip(running)
+        .map(|(from, to)| to.saturating_sub(from));
+    if let Some(blackout) = blackout {
+        drive
+            .shared
+            .telemetry
+            .blackout(Duration::from_micros(blackout));
+    }
+    Some(json!({
+        "passes": source.progress.passes,
+        "bytes": source.progress.transferred,
+        "memory": source.progress.total,
+        "throttlePercent": source.progress.throttle_percent,
+        "qemuDowntimeMs": source.progress.downtime_ms,
+        "brownoutMs": source.progress.elapsed_ms,
+        "blackoutUs": blackout,
+        "stoppedAtUs": source.stopped_at_us,
+        "completedAtUs": source.completed_at_us,
+        "runningAtUs": running,
+    }))
+}
+
+fn plain(to: JobState, reason: &str) -> Chapter {
+    Chapter {
+        to,
+        reason: reason.to_owned(),
+        set: JobChange::default(),
+        address: None,
+        migration_state: MigrationState::default(),
+    }
+}
+
+/// Gives a host its order and takes the fact from its answer.
+async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerError> {
+    let answer = match command {
+        Command::PrepareTarget | Command::DiscardTarget => to_target(drive, command).await,
+        Command::StartCopy
+        | Command::AllowSwitchover
+        | Command::CancelCopy
+        | Command::RevertSource
+        | Command::RetireSource => to_source(drive, command).await,
+    };
+    let Err(status) = answer else {
+        return Ok(Outcome::Again);
+    };
+    let job = &drive.lease.job;
+    match status.code() {
+        // A newer owner has spoken to this host.
+        Code::Aborted => Ok(Outcome::Lost),
+        Code::FailedPrecondition | Code::ResourceExhausted | Code::InvalidArgument
+            if command == Command::PrepareTarget =>
+        {
+            let why = format!("the target refused: {}", status.message());
+            let chapter = chapter(drive, JobState::Aborting, why, (None, None));
+            record(drive, chapter).await
+        }
+        code => {
+            warn!(job = %job.id, ?command, ?code, message = status.message(), "order not taken");
+            tokio::time::sleep(ORDER_RETRY).await; // back-off
+            Ok(Outcome::Wait)
+        }
+    }
+}
+
+async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
+    let job = &drive.lease.job;
+    let reference = hosts::job_ref(job, drive.lease.epoch);
+    let host = drive
+        .target
+        .as_ref()
+        .ok_or_else(|| Status::unavailable("no target host"))?;
+    let mut agent = drive.shared.agent(&host.node).await?;
+    let answer = if command == Command::PrepareTarget {
+        let spec = drive.shared.machine_spec(&job.machine).await?;
+        let request = wire::PrepareTargetRequest {
+            job: Some(reference),
+            spec: Some(spec),
+        };
+        agent.prepare_target(timed(request)).await?
+    } else {
+        agent.discard_target(timed(reference)).await?
+    };
+    host.heard_target(TargetFact::try_from(answer.into_inner())?);
+    Ok(())
+}
+
+async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
+    let reference = hosts::job_ref(&drive.lease.job, drive.lease.epoch);
+    let host = drive
+        .source
+        .as_ref()
+        .ok_or_else(|| Status::unavailable("no source host"))?;
+    let mut agent = drive.shared.agent(&host.node).await?;
+    let answer = match command {
+        Command::StartCopy => {
+            agent
+                .start_copy(timed(copy_request(drive, reference).await?))
+                .await?
+        }
+        Command::AllowSwitchover => agent.allow_switchover(timed(reference)).await?,
+        Command::CancelCopy => agent.cancel_copy(timed(reference)).await?,
+        Command::RevertSource => agent.revert_source(timed(reference)).await?,
+        Command::RetireSource => agent.retire_source(timed(reference)).await?,
+        Command::PrepareTarget | Command::DiscardTarget => {
+            return Err(Status::internal("an order for the target"));
+        }
+    };
+    host.heard_source(SourceFact::try_from(answer.into_inner())?);
+    Ok(())
+}
+
+async fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyRequest, Status> {
+    let target = drive
+        .target
+        .as_ref()
+        .ok_or_else(|| Status::unavailable("no target host"))?;
+    let address = target.latest().and_then(|facts| facts.target.address);
+    let uri = address
+        .map(|address| address.uri)
+        .or_else(|| drive.lease.job.target_address.clone())
+        .ok_or_else(|| Status::unavailable("the target's address is not known"))?;
+    let agent = drive
+        .shared
+        .agent_address(&target.node)
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?
+        .ok_or_else(|| Status::unavailable("the target's agent is not known"))?;
+    Ok(wire::StartCopyRequest {
+        job: Some(job),
+        target_node: target.node.to_string(),
+        target_uri: uri,
+        target_agent: agent,
+        limits: Some(drive.shared.limits().wire),
+    })
+}
+
+fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_MAX);
+    request
+}
+
+/// Says what the job waits for, with the copy's numbers while there are any.
+async fn wait(
+    drive: &mut Drive,
+    reason: WaitReason,
+    source: Option<&SourceFact>,
+) -> Result<Outcome, LedgerError> {
+    let since = Timestamp::now().duration_since(drive.lease.job.state_since);
+    // What ends at once needs no words, and the blackout must not wait for the ledger.
+    if since.unsigned_abs() < Duration::from_secs(1) {
+        return Ok(Outcome::Wait);
+    }
+    let message = match (reason, source) {
+        (WaitReason::CopyInProgress, Some(fact)) => progress_line(fact),
+        _ => reason.to_string(),
+    };
+    say(drive, reason.as_str(), message).await?;
+    Ok(Outcome::Wait)
+}
+
+fn progress_line(fact: &SourceFact) -> String {
+    let progress = &fact.progress;
+    let left = progress.remaining.0.checked_div(progress.throughput);
+    let end = left.map_or_else(String::new, |seconds| {
+        format!(", about {} s left", seconds + 1)
+    });
+    format!(
+        "pass {}: {} of {} remain, {}/s sent, {}/s dirtied{end}",
+        progress.passes,
+        progress.remaining,
+        progress.total,
+        godwit_model::Bytes(progress.throughput),
+        godwit_model::Bytes(progress.dirty_rate),
+    )
+}
+
+/// Writes the waiting condition when its words changed; `true` when its reason did.
+async fn say(drive: &mut Drive, reason: &str, message: String) -> Result<bool, LedgerError> {
+    let said = (reason.to_owned(), message);
+    let new_reason = drive.said.as_ref().is_none_or(|(old, _)| *old != said.0);
+    let recent = drive.said_at.is_some_and(|at| at.elapsed() < SAY_AGAIN_MIN);
+    if drive.said.as_ref() == Some(&said) || (recent && !new_reason) {
+        return Ok(false);
+    }
+    let now = drive.shared.now();
+    let mut tx = drive.shared.ledger.begin().await?;
+    story::write_waiting(&mut tx, &drive.lease.job, Some((&said.0, &said.1)), &now).await?;
+    tx.commit().await?;
+    drive.said = Some(said);
+    drive.said_at = Some(Instant::now());
+    Ok(new_reason)
+}
+
+fn entry(job: &godwit_ledger::JobRow) -> Entry {
+    Entry {
+        id: job.id.clone(),
+        state: job.state,
+        priority: job.priority,
+        created_at_us: job.created_at.as_microsecond(),
+        source: job.source.clone(),
+        target: job.target.clone(),
+    }
+}

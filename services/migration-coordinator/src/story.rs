@@ -1,0 +1,410 @@
+//! Writes one transition of a job and all that follows from it, in one transaction.
+//!
+//! The row and its history, what users see of the migration and of the instance, the events, and
+//! at the hand-over the ownership of the machine: all of it or nothing. Called by `step.rs`.
+
+use godwit_ledger::{
+    EventKind, EventRecord, JobChange, JobRow, JobStep, Lease, LedgerError, Object, ObjectKey,
+    ObjectRef, Recorded, Tx,
+};
+use godwit_model::NodeName;
+use godwit_model::migration::fact::TargetAddress;
+use godwit_model::migration::job::JobState;
+use godwit_model::migration::view::{self, Announcement, MigrationState, Regarding};
+use serde_json::{Map, Value, json};
+
+/// Finalizer that keeps a migration until it is over.
+const FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
+/// Label of the instance that names its node.
+const NODE_LABEL: &str = "kubevirt.io/nodeName";
+/// Label of the instance that names where it is going.
+const TARGET_LABEL: &str = "kubevirt.io/migrationTargetNodeName";
+/// Condition of a migration that waits, with what for.
+pub(crate) const WAITING: &str = "migrationWaiting";
+
+/// One transition, with what the views need to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Chapter {
+    /// The next state.
+    pub(crate) to: JobState,
+    /// Why, for the history.
+    pub(crate) reason: String,
+    /// Columns that change with it.
+    pub(crate) set: JobChange,
+    /// Where the target listens; `None` before it does.
+    pub(crate) address: Option<TargetAddress>,
+    /// Parts of `migrationState` that this transition adds.
+    pub(crate) migration_state: MigrationState,
+}
+
+/// Records `chapter` of the leased job at `now` (RFC 3339).
+///
+/// # Errors
+/// The ledger's; nothing is written then.
+pub(crate) async fn write(
+    tx: &mut Tx,
+    lease: &Lease,
+    chapter: &Chapter,
+    now: &str,
+) -> Result<Recorded, LedgerError> {
+    let job = &lease.job;
+    let step = JobStep {
+        from: job.state,
+        to: chapter.to,
+        reason: chapter.reason.clone(),
+        set: chapter.set.clone(),
+    };
+    let recorded = tx.job_record(lease, step).await?;
+    if matches!(recorded, Recorded::Stale { .. }) {
+        return Ok(recorded);
+    }
+    if chapter.to == JobState::HandedOver
+        && let (Some(source), Some(target)) = (&job.source, &job.target)
+    {
+        tx.hand_over(lease, &job.machine, source, target).await?;
+    }
+    if chapter.to == JobState::Failed
+        && let Some(target) = &job.target
+    {
+        tx.reservation_release(&job.machine, target).await?;
+    }
+    let instance = instance_view(tx, job, chapter, now).await?;
+    let migration = migration_view(tx, job, chapter, now).await?;
+    announce(tx, job, chapter, (instance.as_ref(), migration.as_ref())).await?;
+    Ok(recorded)
+}
+
+/// Says on the migration what it waits for; `None` when it goes on.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn write_waiting(
+    tx: &mut Tx,
+    job: &JobRow,
+    waiting: Option<(&str, &str)>,
+    now: &str,
+) -> Result<(), LedgerError> {
+    let Some(mut object) = tx.get(&job.key).await? else {
+        return Ok(());
+    };
+    let mut status = take_map(object.status.take());
+    set_waiting(&mut status, waiting, now);
+    object.status = Some(Value::Object(status));
+    tx.put(&object).await?;
+    Ok(())
+}
+
+/// Records an event about the migration itself.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn warn(
+    tx: &mut Tx,
+    job: &JobRow,
+    reason: &str,
+    note: &str,
+) -> Result<(), LedgerError> {
+    let Some(object) = tx.get(&job.key).await? else {
+        return Ok(());
+    };
+    tx.event(EventRecord {
+        regarding: reference(&object, "VirtualMachineInstanceMigration"),
+        reason: reason.to_owned(),
+        note: note.to_owned(),
+        kind: EventKind::Warning,
+        component: "virtualmachine-controller".to_owned(),
+        host: String::new(),
+    })
+    .await
+}
+
+async fn migration_view(
+    tx: &mut Tx,
+    job: &JobRow,
+    chapter: &Chapter,
+    now: &str,
+) -> Result<Option<Object>, LedgerError> {
+    let Some(mut object) = tx.get(&job.key).await? else {
+        return Ok(None);
+    };
+    let before = object.clone();
+    let mut status = take_map(object.status.take());
+    if let Some(phase) = view::phase(chapter.to) {
+        set_phase(&mut status, phase, now);
+    }
+    set_waiting(&mut status, None, now);
+    if chapter.to.is_final() {
+        if let Some(state) = instance_migration_state(tx, job).await? {
+            status.insert("migrationState".to_owned(), state);
+        }
+        if let Some(failure) = failure_of(job, chapter) {
+            set_condition(
+                &mut status,
+                "migrationFailed",
+                ("True", "Failed", &failure),
+                now,
+            );
+        }
+        remove_finalizer(&mut object.metadata);
+    }
+    object.status = Some(Value::Object(status));
+    tx.put(&object).await?;
+    Ok(Some(before))
+}
+
+async fn instance_migration_state(tx: &mut Tx, job: &JobRow) -> Result<Option<Value>, LedgerError> {
+    let Some(instance) = tx.get(&job.vmi).await? else {
+        return Ok(None);
+    };
+    let state = instance
+        .status
+        .as_ref()
+        .and_then(|status| status.get("migrationState"))
+        .cloned();
+    Ok(state.filter(|state| is_about(state, job)))
+}
+
+async fn instance_view(
+    tx: &mut Tx,
+    job: &JobRow,
+    chapter: &Chapter,
+    now: &str,
+) -> Result<Option<Object>, LedgerError> {
+    let Some(mut object) = tx.get(&job.vmi).await? else {
+        return Ok(None);
+    };
+    // Another instance of that name is none of this job's.
+    if object.uid != job.machine.as_str() {
+        return Ok(None);
+    }
+    let mut status = take_map(object.status.take());
+    let shown = status
+        .remove("migrationState")
+        .filter(|state| is_about(state, job));
+    if chapter.to == JobState::Preparing || shown.is_some() {
+        let mut state = take_map(shown);
+        merge(&mut state, &chapter.migration_state);
+        status.insert("migrationState".to_owned(), Value::Object(state));
+    }
+    match chapter.to {
+        JobState::Preparing => set_label(&mut object, TARGET_LABEL, job.target.as_ref()),
+        JobState::HandedOver => arrive(&mut object, &mut status, job),
+        JobState::Succeeded | JobState::Failed => set_label(&mut object, TARGET_LABEL, None),
+        JobState::Pending
+        | JobState::Placing
+        | JobState::Reserved
+        | JobState::Prepared
+        | JobState::Copying
+        | JobState::SwitchAllowed
+        | JobState::Aborting
+        | JobState::NeedsFencing => {}
+    }
+    let _ = now;
+    object.status = Some(Value::Object(status));
+    tx.put(&object).await?;
+    Ok(Some(object))
+}
+
+/// The instance is on its target: what names a node names that one.
+fn arrive(object: &mut Object, status: &mut Map<String, Value>, job: &JobRow) {
+    let Some(target) = &job.target else { return };
+    set_label(object, NODE_LABEL, Some(target));
+    status.insert("nodeName".to_owned(), json!(target));
+    status.insert("migrationTransport".to_owned(), json!("Unix"));
+    status.remove("evacuationNodeName");
+    let mut pods = Map::new();
+    pods.insert(job.id.as_str().to_owned(), json!(target));
+    status.insert("activePods".to_owned(), Value::Object(pods));
+}
+
+async fn announce(
+    tx: &mut Tx,
+    job: &JobRow,
+    chapter: &Chapter,
+    (instance, migration): (Option<&Object>, Option<&Object>),
+) -> Result<(), LedgerError> {
+    let failure = failure_of(job, chapter).unwrap_or_default();
+    let copied = matches!(job.state, JobState::Copying | JobState::SwitchAllowed)
+        || instance.and_then(started).is_some();
+    let context = view::Context {
+        job: &job.id,
+        instance: &job.vmi.name,
+        source: job.source.as_ref(),
+        target: chapter.set.target.as_ref().or(job.target.as_ref()),
+        address: chapter.address.as_ref(),
+        failure: &failure,
+        copied,
+    };
+    for announcement in view::announcements(chapter.to, context) {
+        let regarding = match announcement.regarding {
+            Regarding::Instance => instance.map(|o| reference(o, "VirtualMachineInstance")),
+            Regarding::Migration => {
+                migration.map(|o| reference(o, "VirtualMachineInstanceMigration"))
+            }
+        };
+        if let Some(regarding) = regarding {
+            tx.event(record_of(announcement, regarding)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn record_of(announcement: Announcement, regarding: ObjectRef) -> EventRecord {
+    EventRecord {
+        regarding,
+        reason: announcement.reason.to_owned(),
+        note: announcement.note,
+        kind: if announcement.warning {
+            EventKind::Warning
+        } else {
+            EventKind::Normal
+        },
+        component: announcement.component.to_owned(),
+        host: announcement.host.map(String::from).unwrap_or_default(),
+    }
+}
+
+fn reference(object: &Object, kind: &str) -> ObjectRef {
+    ObjectRef {
+        api_version: "kubevirt.io/v1".to_owned(),
+        kind: kind.to_owned(),
+        resource: object.key.resource.clone(),
+        namespace: object.key.namespace.clone(),
+        name: object.key.name.clone(),
+        uid: object.uid.clone(),
+    }
+}
+
+/// The failure to show: what the row keeps, or what this transition brings.
+fn failure_of(job: &JobRow, chapter: &Chapter) -> Option<String> {
+    match chapter.to {
+        JobState::Failed | JobState::Aborting | JobState::NeedsFencing => {
+            job.failure.clone().or_else(|| Some(chapter.reason.clone()))
+        }
+        JobState::Pending
+        | JobState::Placing
+        | JobState::Reserved
+        | JobState::Preparing
+        | JobState::Prepared
+        | JobState::Copying
+        | JobState::SwitchAllowed
+        | JobState::HandedOver
+        | JobState::Succeeded => None,
+    }
+}
+
+fn started(instance: &Object) -> Option<&str> {
+    instance
+        .status
+        .as_ref()?
+        .get("migrationState")?
+        .get("startTimestamp")?
+        .as_str()
+}
+
+fn is_about(state: &Value, job: &JobRow) -> bool {
+    state.get("migrationUid").and_then(Value::as_str) == Some(job.id.as_str())
+}
+
+/// Adds the parts that `part` has to `state`; what it lacks stays.
+fn merge(state: &mut Map<String, Value>, part: &MigrationState) {
+    if let Ok(Value::Object(fields)) = serde_json::to_value(part) {
+        state.extend(fields);
+    }
+}
+
+fn set_phase(status: &mut Map<String, Value>, phase: &str, now: &str) {
+    if status.get("phase").and_then(Value::as_str) == Some(phase) {
+        return;
+    }
+    status.insert("phase".to_owned(), json!(phase));
+    let times = status
+        .entry("phaseTransitionTimestamps")
+        .or_insert_with(|| json!([]));
+    if let Value::Array(times) = times {
+        times.push(json!({ "phase": phase, "phaseTransitionTimestamp": now }));
+    }
+}
+
+fn set_waiting(status: &mut Map<String, Value>, waiting: Option<(&str, &str)>, now: &str) {
+    match waiting {
+        Some((reason, message)) => {
+            set_condition(status, WAITING, ("True", reason, message), now);
+        }
+        None => {
+            if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
+                conditions.retain(|condition| condition["type"] != WAITING);
+                if conditions.is_empty() {
+                    status.remove("conditions");
+                }
+            }
+        }
+    }
+}
+
+fn set_condition(
+    status: &mut Map<String, Value>,
+    kind: &str,
+    (value, reason, message): (&str, &str, &str),
+    now: &str,
+) {
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    let Value::Array(conditions) = conditions else {
+        return;
+    };
+    let found = conditions
+        .iter_mut()
+        .find(|condition| condition["type"] == kind);
+    let since = match &found {
+        Some(old) if old["status"] == value => old["lastTransitionTime"].clone(),
+        Some(_) | None => json!(now),
+    };
+    let condition = json!({
+        "type": kind,
+        "status": value,
+        "reason": reason,
+        "message": message,
+        "lastProbeTime": null,
+        "lastTransitionTime": since,
+    });
+    match found {
+        Some(old) => *old = condition,
+        None => conditions.push(condition),
+    }
+}
+
+fn set_label(object: &mut Object, label: &str, node: Option<&NodeName>) {
+    let Value::Object(metadata) = &mut object.metadata else {
+        return;
+    };
+    let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+    let Value::Object(labels) = labels else {
+        return;
+    };
+    match node {
+        Some(node) => {
+            labels.insert(label.to_owned(), json!(node));
+        }
+        None => {
+            labels.remove(label);
+        }
+    }
+}
+
+fn remove_finalizer(metadata: &mut Value) {
+    if let Some(Value::Array(finalizers)) = metadata.get_mut("finalizers") {
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+    }
+}
+
+fn take_map(value: Option<Value>) -> Map<String, Value> {
+    match value {
+        Some(Value::Object(map)) => map,
+        Some(_) | None => Map::new(),
+    }
+}
+
+/// Key of the instance's object, for readers outside this file.
+pub(crate) fn instance_key(job: &JobRow) -> &ObjectKey {
+    &job.vmi
+}

@@ -1,0 +1,122 @@
+//! Metrics and the trace of each job, written after the commit that they tell of.
+
+use std::time::Duration;
+
+use godwit_ledger::Lease;
+use godwit_model::migration::job::JobState;
+use godwit_runtime::metrics::Metrics;
+use godwit_runtime::telemetry::{FinishedStep, StepSpans};
+use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+/// Labels of a finished migration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    result: &'static str,
+}
+
+/// Labels of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Step {
+    state: &'static str,
+}
+
+/// The coordinator's numbers and spans.
+pub(crate) struct Telemetry {
+    spans: StepSpans,
+    ended: Family<Ended, Counter>,
+    steps: Family<Step, Histogram>,
+    blackout: Histogram,
+}
+
+impl Telemetry {
+    /// Registers the metrics.
+    pub(crate) fn new(metrics: &Metrics, spans: StepSpans) -> Self {
+        let telemetry = Self {
+            spans,
+            ended: Family::default(),
+            steps: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 18))
+            }),
+            blackout: Histogram::new(exponential_buckets(0.001, 1.6, 20)),
+        };
+        metrics.registry(|registry| {
+            registry.register(
+                "godwit_migrations_ended",
+                "Migrations that reached their end, by result",
+                telemetry.ended.clone(),
+            );
+            registry.register(
+                "godwit_migration_state_seconds",
+                "Time that jobs spent in each state",
+                telemetry.steps.clone(),
+            );
+            registry.register(
+                "godwit_migration_blackout_seconds",
+                "Time in which a guest's CPUs ran nowhere",
+                telemetry.blackout.clone(),
+            );
+        });
+        telemetry
+    }
+
+    /// A job left `from` and is in the lease's state, over that time.
+    pub(crate) fn step(
+        &self,
+        lease: &Lease,
+        from: JobState,
+        (began, ended): (Timestamp, Timestamp),
+    ) {
+        let job = &lease.job;
+        let took = ended.duration_since(began).unsigned_abs();
+        self.steps
+            .get_or_create(&Step {
+                state: from.as_str(),
+            })
+            .observe(took.as_secs_f64());
+        if job.state.is_final() {
+            self.ended
+                .get_or_create(&Ended {
+                    result: job.state.as_str(),
+                })
+                .inc();
+        }
+        self.spans.finished(FinishedStep {
+            trace: &job.trace,
+            job: job.id.as_str(),
+            step: from.as_str(),
+            epoch: lease.epoch.0,
+            began: began.into(),
+            ended: ended.into(),
+            attributes: &[
+                (
+                    "godwit.vmi",
+                    format!("{}/{}", job.vmi.namespace, job.vmi.name),
+                ),
+                (
+                    "godwit.source",
+                    job.source
+                        .as_ref()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
+                ),
+                (
+                    "godwit.target",
+                    job.target
+                        .as_ref()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
+                ),
+                ("godwit.to", job.state.to_string()),
+            ],
+        });
+    }
+
+    /// A guest's CPUs ran nowhere for `took`.
+    pub(crate) fn blackout(&self, took: Duration) {
+        self.blackout.observe(took.as_secs_f64());
+    }
+}
