@@ -1,5 +1,6 @@
 //! Drives each migration from Pending to its end. Any number of copies may run.
 
+mod chapter;
 mod claim;
 mod config;
 mod drive;

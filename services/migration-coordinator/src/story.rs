@@ -4,14 +4,14 @@
 //! at the hand-over the ownership of the machine: all of it or nothing. Called by `step.rs`.
 
 use godwit_ledger::{
-    EventKind, EventRecord, JobChange, JobRow, JobStep, Lease, LedgerError, Object, ObjectKey,
-    ObjectRef, Recorded, Tx,
+    EventKind, EventRecord, JobRow, JobStep, Lease, LedgerError, Object, ObjectRef, Recorded, Tx,
 };
 use godwit_model::NodeName;
-use godwit_model::migration::fact::TargetAddress;
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::{self, Announcement, MigrationState, Regarding};
 use serde_json::{Map, Value, json};
+
+use crate::chapter::Chapter;
 
 /// Finalizer that keeps a migration until it is over.
 const FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
@@ -21,21 +21,6 @@ const NODE_LABEL: &str = "kubevirt.io/nodeName";
 const TARGET_LABEL: &str = "kubevirt.io/migrationTargetNodeName";
 /// Condition of a migration that waits, with what for.
 pub(crate) const WAITING: &str = "migrationWaiting";
-
-/// One transition, with what the views need to know.
-#[derive(Debug, Clone)]
-pub(crate) struct Chapter {
-    /// The next state.
-    pub(crate) to: JobState,
-    /// Why, for the history.
-    pub(crate) reason: String,
-    /// Columns that change with it.
-    pub(crate) set: JobChange,
-    /// Where the target listens; `None` before it does.
-    pub(crate) address: Option<TargetAddress>,
-    /// Parts of `migrationState` that this transition adds.
-    pub(crate) migration_state: MigrationState,
-}
 
 /// Records `chapter` of the leased job at `now` (RFC 3339).
 ///
@@ -402,9 +387,4 @@ fn take_map(value: Option<Value>) -> Map<String, Value> {
         Some(Value::Object(map)) => map,
         Some(_) | None => Map::new(),
     }
-}
-
-/// Key of the instance's object, for readers outside this file.
-pub(crate) fn instance_key(job: &JobRow) -> &ObjectKey {
-    &job.vmi
 }
