@@ -61,3 +61,13 @@ pub fn connect(address: &str, identity: Option<&Identity>) -> Result<Channel, Co
         .map_err(ConnectError::Tls)?
         .connect_lazy())
 }
+
+/// Brings `channel` up before it is needed: connection, TLS and HTTP/2 settings.
+///
+/// # Errors
+/// When nobody serves there.
+pub async fn warm(channel: Channel) -> Result<(), tonic::Status> {
+    let request = tonic_health::pb::HealthCheckRequest::default();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    health.check(request).await.map(drop)
+}
