@@ -1,3 +1,7 @@
-//! The Kubernetes API of Godwit: REST and watch, authentication, admission.
+//! The process of the api-gateway.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    godwit_runtime::run("api-gateway", godwit_api_gateway::run)
+}

@@ -1,0 +1,328 @@
+//! VirtualMachineInstance: a running machine. Its spec is fixed; its status is in the main resource.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use godwit_apimachinery::object::{child_mut, label, metadata_mut, name};
+use godwit_apimachinery::{
+    Admission, Cause, Column, ColumnType, Kind, RequestContext, Status, Stored,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    add_finalizer, denied_fields, keeps_finalizer, kubevirt_views, plain_cause, restore_status,
+    schema, set_label,
+};
+use crate::facts::Facts;
+use crate::honour;
+
+/// Holds the object until its machine is gone from the host.
+const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
+/// Names the machine, for selectors.
+const DOMAIN_LABEL: &str = "kubevirt.io/domain";
+/// Labels that the control plane alone writes.
+const RESERVED_LABELS: [&str; 6] = [
+    "kubevirt.io/created-by",
+    "kubevirt.io/install-strategy",
+    "kubevirt.io/migrationJobUID",
+    "kubevirt.io/migrationTargetNodeName",
+    "kubevirt.io/nodeName",
+    "kubevirt.io/schedulable",
+];
+const CREATE_WEBHOOK: &str = "virtualmachineinstances-create-validator.kubevirt.io";
+const UPDATE_WEBHOOK: &str = "virtualmachineinstances-update-validator.kubevirt.io";
+/// KubeVirt's strategies.
+const EVICTION_STRATEGIES: [&str; 4] = ["None", "LiveMigrate", "LiveMigrateIfPossible", "External"];
+/// KubeVirt's default, in seconds.
+const GRACE_SECONDS: i64 = 30;
+
+pub(crate) fn kind(facts: &Facts) -> Kind {
+    let mut schema = json!({"type": "object", "required": ["spec"]});
+    schema["description"] = json!("A running machine.");
+    schema["properties"] = json!({"spec": spec_schema(), "status": status_schema()});
+    Kind {
+        short_names: vec!["vmi", "vmis"],
+        categories: vec!["all"],
+        // KubeVirt has no /status here: clients write the main resource.
+        has_status: false,
+        schema,
+        columns: columns(),
+        selectable_fields: vec!["status.phase", "status.nodeName", "spec.evictionStrategy"],
+        admission: Arc::new(Rules {
+            facts: facts.clone(),
+        }),
+        ..Kind::custom(
+            "VirtualMachineInstance",
+            "virtualmachineinstances",
+            kubevirt_views(),
+        )
+    }
+}
+
+/// Schema of `spec`, also of a VirtualMachine's template.
+pub(super) fn spec_schema() -> Value {
+    schema::parse(include_str!("schema/instance_spec.yaml"))
+}
+
+fn status_schema() -> Value {
+    let mut status = schema::parse(include_str!("schema/instance_status.yaml"));
+    status["properties"]["conditions"] = schema::parse(include_str!("schema/conditions.yaml"));
+    status["properties"]["migrationState"] =
+        schema::parse(include_str!("schema/migration_state.yaml"));
+    status
+}
+
+fn columns() -> Vec<Column> {
+    let text = |name, path| Column::path(name, ColumnType::String, path, "");
+    vec![
+        Column::age(),
+        text("Phase", ".status.phase"),
+        text("IP", ".status.interfaces[0].ipAddress"),
+        text("NodeName", ".status.nodeName"),
+        text("Ready", ".status.conditions[?(@.type=='Ready')].status"),
+        text(
+            "Live-Migratable",
+            ".status.conditions[?(@.type=='LiveMigratable')].status",
+        )
+        .wide(),
+        text("Paused", ".status.conditions[?(@.type=='Paused')].status").wide(),
+    ]
+}
+
+struct Rules {
+    facts: Facts,
+}
+
+#[async_trait]
+impl Admission for Rules {
+    async fn on_create(
+        &self,
+        ctx: &RequestContext,
+        object: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        let cluster = self.facts.kubevirt();
+        complete(object, cluster.as_deref().map(Stored::object), ctx.now);
+        check_spec(object)?;
+        Ok(Vec::new())
+    }
+
+    async fn on_update(
+        &self,
+        _ctx: &RequestContext,
+        old: &Value,
+        new: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        restore_status(old, new);
+        check_update(old, new)?;
+        Ok(Vec::new())
+    }
+}
+
+/// What KubeVirt's mutating webhook adds: defaults, the finalizer, the first phase.
+fn complete(object: &mut Value, cluster: Option<&Value>, now: Timestamp) {
+    let configuration = cluster.map_or(&Value::Null, |cluster| &cluster["spec"]["configuration"]);
+    let strategy = configuration["evictionStrategy"]
+        .as_str()
+        .unwrap_or("None")
+        .to_owned();
+    let machine_type = configuration["machineType"]
+        .as_str()
+        .unwrap_or("q35")
+        .to_owned();
+    let name = name(object).to_owned();
+    add_finalizer(object, FINALIZER);
+    if label(object, DOMAIN_LABEL).is_none() {
+        set_label(object, DOMAIN_LABEL, &name);
+    }
+    let spec = child_mut_of(object, "spec");
+    spec.entry("evictionStrategy")
+        .or_insert_with(|| json!(strategy));
+    spec.entry("terminationGracePeriodSeconds")
+        .or_insert_with(|| json!(GRACE_SECONDS));
+    let machine = child_mut(child_mut(spec, "domain"), "machine");
+    if machine
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .is_empty()
+    {
+        machine.insert("type".to_owned(), json!(machine_type));
+    }
+    object["status"] = json!({
+        "phase": "Pending",
+        "phaseTransitionTimestamps": [
+            {"phase": "Pending", "phaseTransitionTimestamp": seconds(now)},
+        ],
+        "guestOSInfo": {},
+    });
+}
+
+fn child_mut_of<'a>(object: &'a mut Value, key: &str) -> &'a mut serde_json::Map<String, Value> {
+    // `metadata_mut` makes the object a map; every request body already is one.
+    metadata_mut(object);
+    child_mut(
+        object
+            .as_object_mut()
+            .expect("made a map in the line above"),
+        key,
+    )
+}
+
+/// A time as Kubernetes writes it: whole seconds.
+fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn check_spec(object: &Value) -> Result<(), Status> {
+    let causes = spec_causes("spec", &object["metadata"], &object["spec"]);
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(denied_fields(CREATE_WEBHOOK, causes)),
+    }
+}
+
+/// Everything in a spec that can't be honoured, with `path` before each field.
+pub(super) fn spec_causes(path: &str, metadata: &Value, spec: &Value) -> Vec<Cause> {
+    let mut causes: Vec<Cause> = eviction_cause(path, &spec["evictionStrategy"])
+        .into_iter()
+        .collect();
+    causes.extend(honour::problems(path, metadata, spec));
+    causes
+}
+
+/// The refusal of an eviction strategy that doesn't exist.
+pub(super) fn eviction_cause(path: &str, strategy: &Value) -> Option<Cause> {
+    let strategy = strategy.as_str()?;
+    if EVICTION_STRATEGIES.contains(&strategy) {
+        return None;
+    }
+    let field = format!("{path}.evictionStrategy");
+    let message = format!("{field} is set with an unrecognized option: {strategy}");
+    Some(plain_cause(&field, message))
+}
+
+fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
+    let refused = |message: &str| {
+        let cause = Cause {
+            reason: "FieldValueNotSupported",
+            message: message.to_owned(),
+            field: String::new(),
+        };
+        Err(denied_fields(UPDATE_WEBHOOK, vec![cause]))
+    };
+    if old["spec"] != new["spec"] {
+        return refused("update of VMI object is restricted");
+    }
+    if RESERVED_LABELS
+        .iter()
+        .any(|key| label(old, key) != label(new, key))
+    {
+        return refused(
+            "modification of the following reserved kubevirt.io/ labels on a VMI object is \
+             prohibited",
+        );
+    }
+    keeps_finalizer(old, new, FINALIZER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance() -> Value {
+        json!({
+            "metadata": {
+                "name": "rhel8-server-nfs", "namespace": "default", "finalizers": [FINALIZER],
+                "labels": {"kubevirt.io/nodeName": "worker1"},
+            },
+            "spec": {"domain": {"devices": {}}},
+        })
+    }
+
+    #[test]
+    fn a_new_instance_gets_what_its_owner_left_out() {
+        let cluster = json!({"spec": {"configuration": {"evictionStrategy": "LiveMigrate"}}});
+        let mut object = instance();
+        object["metadata"]["finalizers"] = json!([]);
+        complete(
+            &mut object,
+            Some(&cluster),
+            "2026-01-01T00:00:00.5Z".parse().unwrap(),
+        );
+        assert_eq!(object["spec"]["evictionStrategy"], "LiveMigrate");
+        assert_eq!(object["spec"]["terminationGracePeriodSeconds"], 30);
+        assert_eq!(object["spec"]["domain"]["machine"]["type"], "q35");
+        assert_eq!(object["metadata"]["finalizers"], json!([FINALIZER]));
+        assert_eq!(
+            object["metadata"]["labels"][DOMAIN_LABEL],
+            "rhel8-server-nfs"
+        );
+        assert_eq!(object["status"]["phase"], "Pending");
+        assert_eq!(
+            object["status"]["phaseTransitionTimestamps"][0]["phaseTransitionTimestamp"],
+            "2026-01-01T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn what_the_owner_said_stays() {
+        let mut object = instance();
+        object["spec"]["evictionStrategy"] = json!("External");
+        object["spec"]["domain"]["machine"] = json!({"type": "pc-q35-7.2"});
+        complete(&mut object, None, Timestamp::UNIX_EPOCH);
+        assert_eq!(object["spec"]["evictionStrategy"], "External");
+        assert_eq!(object["spec"]["domain"]["machine"]["type"], "pc-q35-7.2");
+    }
+
+    #[test]
+    fn an_unknown_eviction_strategy_is_refused_in_kubevirt_words() {
+        let cause = eviction_cause("spec", &json!("Sometimes")).unwrap();
+        assert_eq!(
+            cause.message,
+            "spec.evictionStrategy is set with an unrecognized option: Sometimes"
+        );
+        assert!(
+            EVICTION_STRATEGIES
+                .iter()
+                .all(|s| eviction_cause("spec", &json!(s)).is_none())
+        );
+    }
+
+    #[test]
+    fn a_running_instance_keeps_its_spec_and_its_reserved_labels() {
+        let old = instance();
+        let mut new = old.clone();
+        new["spec"]["domain"]["cpu"] = json!({"cores": 4});
+        let status = check_update(&old, &new).unwrap_err();
+        assert_eq!(status.code(), 422);
+        assert!(
+            status
+                .message()
+                .ends_with("update of VMI object is restricted")
+        );
+
+        let mut new = old.clone();
+        new["metadata"]["labels"]["kubevirt.io/nodeName"] = json!("worker2");
+        assert!(
+            check_update(&old, &new)
+                .unwrap_err()
+                .message()
+                .contains("reserved kubevirt.io/")
+        );
+
+        let mut new = old.clone();
+        new["metadata"]["annotations"] = json!({"note": "mine"});
+        assert!(check_update(&old, &new).is_ok());
+    }
+
+    #[test]
+    fn a_client_that_writes_a_status_changes_nothing() {
+        let mut old = instance();
+        old["status"] = json!({"phase": "Running"});
+        let mut new = old.clone();
+        new["status"]["phase"] = json!("Failed");
+        restore_status(&old, &mut new);
+        assert_eq!(new, old);
+    }
+}

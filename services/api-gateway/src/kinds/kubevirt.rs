@@ -1,0 +1,110 @@
+//! KubeVirt: the cluster's configuration, with the limits of migration and the eviction strategy.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use godwit_apimachinery::object::name;
+use godwit_apimachinery::{Admission, Cause, Column, ColumnType, Kind, RequestContext, Status};
+use serde_json::Value;
+
+use super::{KUBEVIRT, instance, kubevirt_views, schema};
+
+pub(crate) fn kind() -> Kind {
+    let phase = Column::path(
+        "Phase",
+        ColumnType::String,
+        ".status.phase",
+        "How far it is.",
+    );
+    Kind {
+        short_names: vec!["kv", "kvs"],
+        categories: vec!["all"],
+        schema: schema::parse(include_str!("schema/kubevirt.yaml")),
+        columns: vec![Column::age(), phase],
+        admission: Arc::new(Rules),
+        ..Kind::custom("KubeVirt", "kubevirts", kubevirt_views())
+    }
+}
+
+struct Rules;
+
+#[async_trait]
+impl Admission for Rules {
+    async fn on_create(
+        &self,
+        _ctx: &RequestContext,
+        object: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        check(object)
+    }
+
+    async fn on_update(
+        &self,
+        ctx: &RequestContext,
+        _old: &Value,
+        new: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        match ctx.subresource.as_str() {
+            "" => check(new),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Numbers of `spec.configuration.migrations` that can't be less than this.
+const AT_LEAST: [(&str, i64); 6] = [
+    ("parallelMigrationsPerCluster", 1),
+    ("parallelOutboundMigrationsPerNode", 1),
+    ("parallelInboundMigrationsPerNode", 1),
+    ("completionTimeoutPerGiB", 0),
+    ("progressTimeout", 0),
+    ("maxDowntimeMs", 1),
+];
+
+fn check(object: &Value) -> Result<Vec<String>, Status> {
+    let configuration = &object["spec"]["configuration"];
+    let migrations = &configuration["migrations"];
+    let mut causes: Vec<Cause> = Vec::new();
+    for (key, least) in AT_LEAST {
+        if migrations[key]
+            .as_i64()
+            .is_some_and(|number| number < least)
+        {
+            let field = format!("spec.configuration.migrations.{key}");
+            let why = format!("must be greater than or equal to {least}");
+            causes.push(Cause::invalid(&field, &migrations[key], &why));
+        }
+    }
+    let strategy = &configuration["evictionStrategy"];
+    if let Some(cause) = instance::eviction_cause("spec.configuration", strategy) {
+        causes.push(cause);
+    }
+    match causes.is_empty() {
+        true => Ok(Vec::new()),
+        false => Err(Status::invalid(KUBEVIRT, "KubeVirt", name(object), causes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn limits_that_would_stop_everything_are_refused() {
+        let object = json!({"metadata": {"name": "kubevirt"}, "spec": {"configuration": {
+            "evictionStrategy": "Always",
+            "migrations": {"parallelMigrationsPerCluster": 0, "progressTimeout": 150},
+        }}});
+        let status = check(&object).unwrap_err();
+        assert_eq!(status.code(), 422);
+        assert_eq!(
+            status.causes()[0].field,
+            "spec.configuration.migrations.parallelMigrationsPerCluster"
+        );
+        assert_eq!(
+            status.causes()[1].message,
+            "spec.configuration.evictionStrategy is set with an unrecognized option: Always"
+        );
+    }
+}

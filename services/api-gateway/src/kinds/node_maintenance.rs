@@ -1,0 +1,158 @@
+//! NodeMaintenance: the wish to close a node and empty it, shown in three API groups.
+//!
+//! The rules and texts are those of the node-maintenance-operator's webhook.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use godwit_apimachinery::{Admission, Kind, RequestContext, Status, Stored, View};
+use serde_json::Value;
+
+use super::{KUBEVIRT, add_finalizer, keeps_finalizer, resource, schema};
+use crate::facts::Facts;
+
+/// Holds the object until its node is open again.
+const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
+const WEBHOOK: &str = "vnodemaintenance.kb.io";
+
+/// The groups of KubeVirt, old and middle. The first is the storage form.
+pub(crate) fn kubevirt(facts: &Facts) -> Kind {
+    declare(
+        facts,
+        vec![
+            View::new(KUBEVIRT, "v1alpha1"),
+            View::new("nodemaintenance.kubevirt.io", "v1beta1"),
+        ],
+    )
+}
+
+/// The group of medik8s, the only one with a short name.
+pub(crate) fn medik8s(facts: &Facts) -> Kind {
+    let views = vec![View::new("nodemaintenance.medik8s.io", "v1beta1")];
+    Kind {
+        short_names: vec!["nm"],
+        ..declare(facts, views)
+    }
+}
+
+fn declare(facts: &Facts, views: Vec<View>) -> Kind {
+    Kind {
+        resource: resource::NODE_MAINTENANCES.to_owned(),
+        namespaced: false,
+        schema: schema::parse(include_str!("schema/node_maintenance.yaml")),
+        selectable_fields: vec!["spec.nodeName", "status.phase"],
+        admission: Arc::new(Rules {
+            facts: facts.clone(),
+        }),
+        ..Kind::custom("NodeMaintenance", "nodemaintenances", views)
+    }
+}
+
+struct Rules {
+    facts: Facts,
+}
+
+#[async_trait]
+impl Admission for Rules {
+    async fn on_create(
+        &self,
+        _ctx: &RequestContext,
+        object: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        let node = node_name(object).to_owned();
+        check_create(
+            &node,
+            self.facts.node(&node).is_some(),
+            &self.facts.maintenances(),
+        )?;
+        add_finalizer(object, FINALIZER);
+        Ok(Vec::new())
+    }
+
+    async fn on_update(
+        &self,
+        _ctx: &RequestContext,
+        old: &Value,
+        new: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        check_update(old, new)?;
+        Ok(Vec::new())
+    }
+}
+
+fn check_create(node: &str, exists: bool, others: &[Arc<Stored>]) -> Result<(), Status> {
+    if !exists {
+        return Err(denied(&format!(
+            "invalid nodeName, no node with name {node} found"
+        )));
+    }
+    if others.iter().any(|other| node_name(other.object()) == node) {
+        return Err(denied(&format!(
+            "invalid nodeName, a NodeMaintenance for node {node} already exists"
+        )));
+    }
+    Ok(())
+}
+
+fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
+    if node_name(old) != node_name(new) {
+        return Err(denied("updating spec.NodeName isn't allowed"));
+    }
+    keeps_finalizer(old, new, FINALIZER)
+}
+
+fn node_name(object: &Value) -> &str {
+    object["spec"]["nodeName"].as_str().unwrap_or_default()
+}
+
+/// The operator's webhook answers 403 for each of its refusals.
+fn denied(message: &str) -> Status {
+    Status::forbidden(super::webhook_text(WEBHOOK, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const PREFIX: &str = "admission webhook \"vnodemaintenance.kb.io\" denied the request: ";
+
+    fn maintenance(node: &str) -> Arc<Stored> {
+        let object = json!({
+            "metadata": {"name": "worker2-maintenance", "finalizers": [FINALIZER]},
+            "spec": {"nodeName": node, "reason": "Worker2 Maintenance"},
+        });
+        Stored::new(object, 1)
+    }
+
+    #[test]
+    fn an_unknown_node_is_refused() {
+        let status = check_create("worker9", false, &[]).unwrap_err();
+        assert_eq!(status.code(), 403);
+        assert_eq!(
+            status.message(),
+            format!("{PREFIX}invalid nodeName, no node with name worker9 found")
+        );
+    }
+
+    #[test]
+    fn a_second_maintenance_of_a_node_is_refused() {
+        let status = check_create("worker2", true, &[maintenance("worker2")]).unwrap_err();
+        assert_eq!(
+            status.message(),
+            format!("{PREFIX}invalid nodeName, a NodeMaintenance for node worker2 already exists")
+        );
+        assert!(check_create("worker1", true, &[maintenance("worker2")]).is_ok());
+    }
+
+    #[test]
+    fn the_node_of_a_maintenance_stays() {
+        let (old, new) = (maintenance("worker2"), maintenance("worker1"));
+        let status = check_update(old.object(), new.object()).unwrap_err();
+        assert_eq!(status.code(), 403);
+        assert_eq!(
+            status.message(),
+            format!("{PREFIX}updating spec.NodeName isn't allowed")
+        );
+    }
+}

@@ -1,0 +1,267 @@
+//! The API machinery's store: reads from the watch cache, writes through the ledger.
+//!
+//! A write answers when the cache has seen it, so that every client reads its own writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use godwit_apimachinery::{
+    ListAt, Listed, RequestContext, Status, Store, StoreError, Stored, Update, UpdateOf,
+    WatchEvent, WatchStream,
+};
+use godwit_ledger::{
+    Ledger, LedgerError, MigrationRequest, NewObject, Object, ObjectKey, TraceContext, Tx,
+};
+use godwit_model::{JobId, MachineId, Revision};
+use godwit_runtime::telemetry;
+use serde_json::Value;
+use tracing::{error, warn};
+
+use crate::convert;
+use crate::feed::Poke;
+use crate::kinds::{self, resource};
+use crate::peers::Peers;
+use crate::watch_cache::WatchCache;
+
+/// Idle time after which a watcher is told how far it is.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
+/// Place in the queue of what a user asks for; drains go first.
+const USER_PRIORITY: i32 = 0;
+const CANCELLED_BY_USER: &str = "deleted by user";
+
+/// The store over the ledger.
+pub(crate) struct LedgerStore {
+    pub(crate) ledger: Ledger,
+    pub(crate) cache: WatchCache,
+    pub(crate) poke: Poke,
+    pub(crate) peers: Peers,
+}
+
+#[async_trait]
+impl Store for LedgerStore {
+    async fn get(
+        &self,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Stored>>, StoreError> {
+        self.cache.fresh().await?;
+        Ok(self.cache.get(resource, namespace, name))
+    }
+
+    async fn list(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        at: ListAt,
+    ) -> Result<Listed, StoreError> {
+        self.cache.list(resource, namespace, at).await
+    }
+
+    async fn create(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        object: Value,
+    ) -> Result<Arc<Stored>, StoreError> {
+        let vmi = kinds::migration_machine(&object).to_owned();
+        let new = convert::new_object(resource, object);
+        let mut tx = self.begin().await?;
+        let object = match resource {
+            resource::MIGRATIONS => request_migration(&mut tx, new, &vmi).await?,
+            _ => tx.create(new).await.map_err(store_error)?,
+        };
+        self.finish(ctx, tx, object, resource).await
+    }
+
+    async fn update(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        update: Update,
+    ) -> Result<Arc<Stored>, StoreError> {
+        let mut tx = self.begin().await?;
+        let key = convert::key(resource, &update.object);
+        let mut row = expect(&mut tx, &key, update.expected).await?;
+        convert::replace(&mut row, update.object);
+        if resource == resource::MIGRATIONS && update.of == UpdateOf::DeletionMark {
+            end_migration(&mut tx, &mut row).await?;
+        }
+        let object = tx.put(&row).await.map_err(store_error)?;
+        self.finish(ctx, tx, object, resource).await
+    }
+
+    async fn remove(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        object: &Stored,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let key = convert::key(resource, object.object());
+        let row = expect(&mut tx, &key, object.revision()).await?;
+        tx.remove(&key).await.map_err(store_error)?;
+        self.finish(ctx, tx, row, resource).await?;
+        Ok(())
+    }
+
+    async fn watch(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        from: u64,
+    ) -> Result<WatchStream, StoreError> {
+        let cursor = self.cache.subscribe(resource, from).await?;
+        let namespace = namespace.map(str::to_owned);
+        let batches = futures::stream::unfold(Some(cursor), |cursor| async {
+            let mut cursor = cursor?;
+            Some(match cursor.next(BOOKMARK_EVERY).await {
+                Ok(events) if events.is_empty() => {
+                    (vec![Ok(WatchEvent::Bookmark(cursor.at()))], Some(cursor))
+                }
+                Ok(events) => (events.into_iter().map(Ok).collect(), Some(cursor)),
+                Err(error) => (vec![Err(error)], None),
+            })
+        });
+        let events = batches.flat_map(futures::stream::iter);
+        let mine = events.filter(move |event| {
+            let keep = concerns(event, namespace.as_deref());
+            futures::future::ready(keep)
+        });
+        Ok(mine.boxed())
+    }
+}
+
+impl LedgerStore {
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        self.ledger.begin().await.map_err(store_error)
+    }
+
+    /// Commits, wakes up who works on it, and waits for the cache. A dry run is rolled back.
+    async fn finish(
+        &self,
+        ctx: &RequestContext,
+        tx: Tx,
+        object: Object,
+        resource: &str,
+    ) -> Result<Arc<Stored>, StoreError> {
+        if ctx.dry_run {
+            return Ok(convert::stored(object));
+        }
+        let revision = tx.commit().await.map_err(store_error)?;
+        self.peers.changed(resource);
+        self.seen(revision).await;
+        Ok(convert::stored(object))
+    }
+
+    async fn seen(&self, revision: Revision) {
+        self.cache.acknowledge(revision.0);
+        self.poke.now();
+        if self.cache.reached(revision.0).await.is_err() {
+            // Reads wait for it too, so nobody is told an older state.
+            warn!(
+                revision = revision.0,
+                "write is committed but not seen in the change log yet"
+            );
+        }
+    }
+}
+
+fn concerns(event: &Result<WatchEvent, StoreError>, namespace: Option<&str>) -> bool {
+    let (Ok(event), Some(namespace)) = (event, namespace) else {
+        return true;
+    };
+    match event {
+        WatchEvent::Added(object)
+        | WatchEvent::Modified { object, .. }
+        | WatchEvent::Deleted(object) => object.name().namespace == namespace,
+        WatchEvent::Bookmark(_) => true,
+    }
+}
+
+/// The row, if it is still at the revision that the change was made from.
+async fn expect(tx: &mut Tx, key: &ObjectKey, expected: u64) -> Result<Object, StoreError> {
+    let row = tx
+        .get(key)
+        .await
+        .map_err(store_error)?
+        .ok_or(StoreError::NotFound)?;
+    match row.revision.0 == expected {
+        true => Ok(row),
+        false => Err(StoreError::Conflict),
+    }
+}
+
+/// The migration and its job in one transaction, under the trace of this request.
+async fn request_migration(
+    tx: &mut Tx,
+    object: NewObject,
+    vmi: &str,
+) -> Result<Object, StoreError> {
+    let space = object.key.namespace.clone();
+    let key = ObjectKey::new(resource::INSTANCES, &space, vmi);
+    let no_instance = || StoreError::Refused(kinds::no_instance(&space, vmi));
+    let instance = tx
+        .get(&key)
+        .await
+        .map_err(store_error)?
+        .ok_or_else(no_instance)?;
+    let machine = MachineId::parse(instance.uid)
+        .map_err(|error| StoreError::Refused(Status::internal(error.to_string())))?;
+    let trace = TraceContext(telemetry::trace_context());
+    let request = MigrationRequest {
+        object,
+        machine,
+        vmi: key,
+        priority: USER_PRIORITY,
+        trace,
+    };
+    let made = tx.migration_request(request).await;
+    if let Err(LedgerError::MigrationInProgress { job }) = &made {
+        return Err(StoreError::Refused(kinds::in_flight(job.as_str(), vmi)));
+    }
+    made.map_err(store_error)
+}
+
+/// A deleted migration goes at once if it has ended, else it is cancelled first.
+async fn end_migration(tx: &mut Tx, row: &mut Object) -> Result<(), StoreError> {
+    let open = match JobId::parse(row.uid.clone()) {
+        Ok(job) => tx
+            .job_cancel(&job, CANCELLED_BY_USER)
+            .await
+            .map_err(store_error)?,
+        Err(_) => false,
+    };
+    if !open && let Some(list) = row.metadata["finalizers"].as_array_mut() {
+        list.retain(|finalizer| finalizer != kinds::MIGRATION_FINALIZER);
+    }
+    Ok(())
+}
+
+fn store_error(error: LedgerError) -> StoreError {
+    match error {
+        LedgerError::AlreadyExists => StoreError::AlreadyExists,
+        LedgerError::NotFound => StoreError::NotFound,
+        LedgerError::Conflict => StoreError::Conflict,
+        LedgerError::MigrationInProgress { job } => {
+            StoreError::Refused(kinds::in_flight(job.as_str(), ""))
+        }
+        LedgerError::Refused(rule) => {
+            StoreError::Refused(Status::forbidden(format!("refused by rule {rule}")))
+        }
+        LedgerError::Unavailable(source) => {
+            warn!(error = %source, "database is unavailable");
+            StoreError::Unavailable("the database is unavailable".to_owned())
+        }
+        LedgerError::Unknown(source) => {
+            warn!(error = %source, "outcome of a commit is unknown");
+            StoreError::Unavailable("it is not known whether the change was made".to_owned())
+        }
+        LedgerError::Database(source) => {
+            error!(error = %source, "database refused a statement");
+            StoreError::Refused(Status::internal("the database refused the statement"))
+        }
+    }
+}

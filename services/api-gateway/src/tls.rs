@@ -1,0 +1,110 @@
+//! The TLS side of the door: our certificate, and whom the client proved to be.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::middleware::AddExtension;
+use axum_server::accept::Accept;
+use futures::future::BoxFuture;
+use godwit_runtime::Identity;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tower::Layer;
+
+use crate::auth::PeerCertificate;
+
+/// Why the certificates can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// A file can't be read.
+    #[error("read the certificates")]
+    Read(#[source] io::Error),
+    /// A file is no PEM of what it should be.
+    #[error("decode {0}")]
+    Pem(&'static str, #[source] rustls::pki_types::pem::Error),
+    /// The authority can't be used.
+    #[error("use the authority of client certificates")]
+    Authority(#[source] rustls::server::VerifierBuilderError),
+    /// Certificate and key don't go together.
+    #[error("use the server's certificate")]
+    Server(#[source] rustls::Error),
+}
+
+/// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required.
+pub(crate) fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
+    let pem = identity.read().map_err(TlsError::Read)?;
+    let chain = certificates(&pem.cert, "the certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(&pem.key)
+        .map_err(|error| TlsError::Pem("the private key", error))?;
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&pem.ca, "the authority")? {
+        roots.add(authority).map_err(TlsError::Server)?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(TlsError::Authority)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Server)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(TlsError::Server)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::Pem(what, error))
+}
+
+/// Longest time for a handshake: a client that never ends it holds a connection, and no longer.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Accepts a connection and tells each of its requests who is at the other end.
+#[derive(Clone)]
+pub(crate) struct Acceptor(TlsAcceptor);
+
+impl Acceptor {
+    pub(crate) fn new(config: ServerConfig) -> Self {
+        Self(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+impl<I, S> Accept<I, S> for Acceptor
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Send + 'static,
+{
+    type Stream = TlsStream<I>;
+    type Service = AddExtension<S, PeerCertificate>;
+    type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
+
+    fn accept(&self, stream: I, service: S) -> Self::Future {
+        let handshake = tokio::time::timeout(HANDSHAKE_MAX, self.0.accept(stream));
+        Box::pin(async move {
+            let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            let peer = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(<[_]>::first);
+            let certificate = peer
+                .map(|der| PeerCertificate::read(der))
+                .unwrap_or_default();
+            Ok((stream, Extension(certificate).layer(service)))
+        })
+    }
+}
