@@ -180,6 +180,11 @@ impl Qmp {
         &self.version
     }
 
+    /// Whether the connection has ended: nothing can be asked over it any more.
+    pub fn is_closed(&self) -> bool {
+        locked(&self.shared.waiting).is_none()
+    }
+
     /// One more reader of events, from here on. Ends at once when the connection has ended.
     pub fn events(&self) -> Events {
         match self.shared.events.upgrade() {
