@@ -5,10 +5,12 @@
 mod ids;
 mod units;
 
+pub mod instance;
 pub mod limits;
 pub mod machine;
 pub mod migration;
 pub mod quantity;
+pub mod vmi;
 
 pub use ids::{Epoch, InvalidId, JobId, MachineId, NAME_LENGTH_MAX, NodeName, Revision};
 pub use units::{Bytes, BytesPerSecond};
