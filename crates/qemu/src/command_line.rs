@@ -380,6 +380,7 @@ fn socket(path: &Path) -> Result<String, LineError> {
 }
 
 /// Where a device sits.
+#[derive(Clone, Copy)]
 struct Place<'a> {
     bus: &'a str,
     /// Position among the devices of its kind.

@@ -234,19 +234,20 @@ pub async fn continue_guest(qmp: &Qmp) -> Result<Continued, MigrateError> {
 /// # Errors
 /// [`MigrateError::State`] unless it is stopped complete, or runs already.
 pub async fn resume_source(qmp: &Qmp) -> Result<Continued, MigrateError> {
-    let machine = qmp.query_status().await?;
-    match machine.status {
-        RunState::Running => Ok(Continued::Already),
-        RunState::PostMigrate => {
-            qmp.cont().await?;
-            Ok(Continued::Now)
-        }
-        runstate => Err(MigrateError::State {
-            step: "resume the source",
-            runstate,
-            migration: qmp.query_migrate().await?.status,
-        }),
+    let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
+    let (machine, info) = (machine?, info?);
+    if machine.status == RunState::Running {
+        return Ok(Continued::Already);
     }
+    if machine.status != RunState::PostMigrate {
+        return Err(MigrateError::State {
+            step: "resume the source",
+            runstate: machine.status,
+            migration: info.status,
+        });
+    }
+    qmp.cont().await?;
+    Ok(Continued::Now)
 }
 
 /// Tells switches and the guest that the guest is here: after a switch, and after a rollback.
@@ -283,6 +284,10 @@ pub async fn settle(qmp: &Qmp, limit: Duration) -> Result<MigrationInfo, Migrate
 
 impl MigrationInfo {
     /// The status in the words of the source host's half.
+    ///
+    /// `Completed` alone is no proof of this copy: QEMU says it of the copy that it came by, too,
+    /// until it begins one of its own, and still after a revert. A source is complete only when
+    /// its runstate is `postmigrate` as well.
     pub fn copy_status(&self) -> CopyStatus {
         match self.status {
             MigrationStatus::None => CopyStatus::None,

@@ -168,7 +168,7 @@ fn write_disk(guest: &Guest) {
         return;
     };
     let slots = slots();
-    let Some(mut sequence) = next_sequence(&disk, slots) else {
+    let Some(mut sequence) = record::next_sequence(slots, |slot| read_slot(&disk, slot)) else {
         println!("godwit: {DISK} holds something else and is left alone");
         return;
     };
@@ -190,36 +190,12 @@ fn slots() -> u64 {
     sectors.trim().parse().unwrap_or(1).max(1)
 }
 
-/// One after the highest on the disk, 0 on an empty one, `None` on one with other content.
-///
-/// Written slots form one run from the start, or all slots when the disk was full once: so the
-/// highest is found by halving.
-fn next_sequence(disk: &File, slots: u64) -> Option<u64> {
-    let read = |slot: u64| {
-        let mut sector = Sector([0; DISK_RECORD_BYTES]);
-        disk.read_exact_at(&mut sector.0, slot * DISK_RECORD_BYTES as u64)
-            .ok()?;
-        Some(sector.0)
-    };
-    let first = read(0)?;
-    let Some(first) = Record::from_sector(&first) else {
-        return first.iter().all(|byte| *byte == 0).then_some(0);
-    };
-    let round = first.sequence / slots;
-    let in_round = |slot| {
-        let record = read(slot).and_then(|sector| Record::from_sector(&sector));
-        record.is_some_and(|record| record.sequence / slots == round)
-    };
-    let (mut written, mut unwritten) = (0, slots);
-    while unwritten - written > 1 {
-        let middle = written + (unwritten - written) / 2;
-        if in_round(middle) {
-            written = middle;
-        } else {
-            unwritten = middle;
-        }
-    }
-    Some(round * slots + written + 1)
+/// The slot's content; `None` when it can't be read.
+fn read_slot(disk: &File, slot: u64) -> Option<[u8; DISK_RECORD_BYTES]> {
+    let mut sector = Sector([0; DISK_RECORD_BYTES]);
+    disk.read_exact_at(&mut sector.0, slot * DISK_RECORD_BYTES as u64)
+        .ok()?;
+    Some(sector.0)
 }
 
 /// Writes one word to each page of the set in turn, as many pages a second as asked for.

@@ -218,3 +218,141 @@ pub fn parse(disk: &[u8]) -> Result<Vec<Record>, Fault> {
     records.sort_by_key(|record| record.sequence);
     Ok(records)
 }
+
+/// The number that the next record on a disk has: one after the highest, 0 on an empty disk, and
+/// `None` on one with other content. `read` gives a slot's content.
+///
+/// The written slots are a run from the start, or all of them once the disk was full, and then the
+/// slots before the next one hold higher numbers than those behind: so it is found by halving.
+pub fn next_sequence(
+    slots: u64,
+    read: impl Fn(u64) -> Option<[u8; DISK_RECORD_BYTES]>,
+) -> Option<u64> {
+    let first = read(0)?;
+    let Some(first) = Record::from_sector(&first) else {
+        return first.iter().all(|byte| *byte == 0).then_some(0);
+    };
+    let round = first.sequence / slots;
+    let in_round = |slot| {
+        let record = read(slot).and_then(|sector| Record::from_sector(&sector));
+        record.is_some_and(|record| record.sequence / slots == round)
+    };
+    let (mut written, mut unwritten) = (0, slots);
+    while unwritten - written > 1 {
+        let middle = written + (unwritten - written) / 2;
+        if in_round(middle) {
+            written = middle;
+        } else {
+            unwritten = middle;
+        }
+    }
+    Some(round * slots + written + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOTS: u64 = 8;
+
+    fn record(boot: u8, sequence: u64) -> Record {
+        Record {
+            boot_id: [boot; 16],
+            sequence,
+            counter: sequence,
+            uptime_ns: sequence,
+        }
+    }
+
+    fn offset(slot: u64) -> usize {
+        usize::try_from(slot).unwrap() * DISK_RECORD_BYTES
+    }
+
+    fn disk(records: &[Record]) -> Vec<u8> {
+        let mut disk = vec![0; offset(SLOTS)];
+        for record in records {
+            let at = offset(record.sequence % SLOTS);
+            disk[at..at + DISK_RECORD_BYTES].copy_from_slice(&record.to_sector());
+        }
+        disk
+    }
+
+    fn next(disk: &[u8]) -> Option<u64> {
+        next_sequence(SLOTS, |slot| {
+            let at = offset(slot);
+            disk[at..at + DISK_RECORD_BYTES].try_into().ok()
+        })
+    }
+
+    #[test]
+    fn a_disk_tells_its_boots_in_order() {
+        let written: Vec<Record> = (0..3).map(|n| record(1, n)).chain([record(2, 3)]).collect();
+        let boots = verify(&disk(&written)).unwrap();
+        assert_eq!(boots.len(), 2);
+        assert_eq!(
+            (boots[0].first, boots[0].last),
+            (record(1, 0), record(1, 2))
+        );
+        assert_eq!(verify(&disk(&[])), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_full_disk_is_written_again_from_its_start() {
+        for count in 0..4 * SLOTS {
+            let written: Vec<Record> = (0..count).map(|n| record(1, n)).collect();
+            let disk = disk(&written);
+            assert_eq!(next(&disk), Some(count));
+            assert!(verify(&disk).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_disk_with_other_content_is_left_alone() {
+        let mut foreign = disk(&[]);
+        foreign[3] = 1;
+        assert_eq!(next(&foreign), None);
+        assert_eq!(verify(&foreign), Err(Fault::Torn { slot: 0 }));
+    }
+
+    #[test]
+    fn a_lost_a_changed_and_a_foreign_record_are_found() {
+        let lost = disk(&[record(1, 0), record(1, 2)]);
+        let fault = Fault::NotNext {
+            previous: record(1, 0),
+            next: record(1, 2),
+        };
+        assert_eq!(verify(&lost), Err(fault));
+        let mut changed = disk(&[record(1, 0), record(1, 1)]);
+        changed[DISK_RECORD_BYTES + 30] ^= 1;
+        assert_eq!(verify(&changed), Err(Fault::Torn { slot: 1 }));
+        let mut misplaced = disk(&[record(1, 0)]);
+        misplaced.rotate_right(DISK_RECORD_BYTES);
+        let fault = Fault::Misplaced {
+            slot: 1,
+            record: record(1, 0),
+        };
+        assert_eq!(verify(&misplaced), Err(fault));
+    }
+
+    #[test]
+    fn two_copies_of_a_guest_on_one_disk_are_found() {
+        let returned = disk(&[record(1, 0), record(2, 1), record(1, 2)]);
+        let fault = Fault::BootReturned {
+            boot_id: [1; 16],
+            sequence: 2,
+        };
+        assert_eq!(verify(&returned), Err(fault));
+        let older = Record {
+            counter: 0,
+            ..record(1, 2)
+        };
+        let fault = Fault::NotNext {
+            previous: record(1, 1),
+            next: older,
+        };
+        assert_eq!(
+            verify(&disk(&[record(1, 0), record(1, 1), older])),
+            Err(fault)
+        );
+    }
+}
