@@ -1,1 +1,10 @@
 //! One test binary; a file name says which boundary is crossed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod ledger_cluster;
+mod ledger_jobs;
+mod ledger_objects;
+mod ledger_reservations;
+mod ledger_revision;
+mod ledger_setup;

@@ -5,6 +5,7 @@ use crate::tx::Statement;
 use crate::wakeup::{Listener, Notifier};
 use crate::{LedgerError, Tx, Wakeups};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Row};
@@ -189,4 +190,18 @@ async fn is_migrated(connection: &mut PgConnection) -> Result<bool, LedgerError>
             applied.version == migration.version && applied.checksum == migration.checksum
         })
     }))
+}
+
+/// Says which schema this program brings, in hexadecimal digits: differs when a migration does.
+pub fn schema_fingerprint() -> String {
+    let mut hash = Sha256::new();
+    for migration in MIGRATIONS.iter() {
+        hash.update(migration.version.to_be_bytes());
+        hash.update(&migration.checksum);
+    }
+    let digest = hash.finalize();
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

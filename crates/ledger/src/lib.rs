@@ -26,7 +26,7 @@ pub use event::{EventKind, EventRecord, ObjectRef};
 pub use instance::{InstanceRow, InstanceState};
 pub use job::{JobRow, MigrationRequest, TraceContext};
 pub use lease::Lease;
-pub use ledger::{Ledger, LedgerConfig};
+pub use ledger::{Ledger, LedgerConfig, schema_fingerprint};
 pub use node::{Capacity, NodeRow};
 pub use object::{NewObject, Object, ObjectKey};
 pub use reservation::{NewReservation, ReservationRow, Reserved};
