@@ -1,3 +1,7 @@
-//! One per host: runs QEMU; the only code that touches a host.
+//! The agent's program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    godwit_runtime::run("node-agent", godwit_node_agent::run)
+}

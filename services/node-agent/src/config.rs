@@ -1,0 +1,201 @@
+//! What an agent is configured with.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use godwit_model::{Bytes, NodeName};
+use godwit_qemu::probe::{TestKernel, Wish};
+use godwit_runtime::config::Common;
+use godwit_runtime::{Identity, ServiceConfig};
+
+/// Port of an agent when none is configured.
+const PORT: u16 = 7110;
+
+/// Port of its health and metrics when none is configured.
+const ADMIN_PORT: u16 = 8110;
+
+/// Longest run directory: sockets in it must stay below the 107 bytes of a unix socket's path.
+const RUN_DIR_MAX: usize = 70;
+
+/// The configuration as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What every service has.
+    pub common: Common,
+    /// Name of this host's node.
+    pub node: String,
+    /// What must survive a reboot: machines and jobs.
+    pub state_dir: PathBuf,
+    /// Sockets and logs of the running QEMUs; short, and gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Where the agent listens.
+    pub bind: SocketAddr,
+    /// Where others find it, `https://HOST:PORT`; from `bind` when empty.
+    pub advertise_address: String,
+    /// Address of this host on which incoming copies listen.
+    pub migration_address: IpAddr,
+    /// The schedulers, each told all reports; `https://HOST:PORT`.
+    pub schedulers: Vec<String>,
+    /// Networks of the cluster that this host has: name to bridge device.
+    pub networks: BTreeMap<String, String>,
+    /// Directories for disks: name to place.
+    pub pools: BTreeMap<String, Pool>,
+    /// Directories with kernels: name to path.
+    pub images: BTreeMap<String, PathBuf>,
+    /// Labels of the node.
+    pub labels: BTreeMap<String, String>,
+    /// How guests run: `auto`, `kvm` or `tcg`.
+    pub accel: Wish,
+    /// The kernel that decides whether KVM works, for `auto`.
+    pub kvm_test: Option<TestKernel>,
+    /// Memory that no guest gets, in bytes.
+    pub memory_reserved: Bytes,
+    /// The QEMU binary; looked for on the path when empty.
+    pub qemu: PathBuf,
+}
+
+/// A directory for disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether all hosts see the same files there.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            common: Common::at(ADMIN_PORT),
+            node: String::new(),
+            state_dir: "/var/lib/godwit".into(),
+            run_dir: "/run/godwit".into(),
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+            advertise_address: String::new(),
+            migration_address: Ipv4Addr::LOCALHOST.into(),
+            schedulers: Vec::new(),
+            networks: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            images: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            accel: Wish::Auto,
+            kvm_test: None,
+            memory_reserved: Bytes::mib(512),
+            qemu: PathBuf::new(),
+        }
+    }
+}
+
+impl ServiceConfig for Config {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// The configuration in force: checked, with nothing left open.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This host's node.
+    pub node: NodeName,
+    /// See [`Config::state_dir`].
+    pub state_dir: PathBuf,
+    /// See [`Config::run_dir`].
+    pub run_dir: PathBuf,
+    /// See [`Config::bind`].
+    pub bind: SocketAddr,
+    /// See [`Config::advertise_address`].
+    pub advertise_address: String,
+    /// See [`Config::migration_address`].
+    pub migration_address: IpAddr,
+    /// See [`Config::schedulers`].
+    pub schedulers: Vec<String>,
+    /// See [`Config::networks`].
+    pub networks: BTreeMap<String, String>,
+    /// See [`Config::pools`].
+    pub pools: BTreeMap<String, Pool>,
+    /// See [`Config::images`].
+    pub images: BTreeMap<String, PathBuf>,
+    /// See [`Config::labels`].
+    pub labels: BTreeMap<String, String>,
+    /// See [`Config::memory_reserved`].
+    pub memory_reserved: Bytes,
+    /// This agent's certificate; `None` only when TLS is switched off.
+    pub identity: Option<Identity>,
+}
+
+impl Config {
+    /// Checks the configuration.
+    ///
+    /// # Errors
+    /// A text that names the key.
+    pub fn settings(self) -> anyhow::Result<Settings> {
+        let node = NodeName::parse(self.node).map_err(|error| anyhow::anyhow!("node: {error}"))?;
+        anyhow::ensure!(
+            self.run_dir.as_os_str().len() <= RUN_DIR_MAX,
+            "run_dir is longer than {RUN_DIR_MAX} bytes, too long for the sockets in it"
+        );
+        anyhow::ensure!(
+            !self.migration_address.is_unspecified(),
+            "migration_address must be an address that other hosts can reach"
+        );
+        let identity = self.common.identity()?.cloned();
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        let advertise_address = match self.advertise_address.as_str() {
+            "" => format!("{scheme}://{}", self.bind),
+            given => given.to_owned(),
+        };
+        Ok(Settings {
+            node,
+            state_dir: self.state_dir,
+            run_dir: self.run_dir,
+            bind: self.bind,
+            advertise_address,
+            migration_address: self.migration_address,
+            schedulers: self.schedulers,
+            networks: self.networks,
+            pools: self.pools,
+            images: self.images,
+            labels: self.labels,
+            memory_reserved: self.memory_reserved,
+            identity,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn insecure() -> Config {
+        Config {
+            node: "worker1".into(),
+            common: Common { insecure: true, ..Common::at(0) },
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn the_address_follows_from_where_it_listens() {
+        let settings = insecure().settings().expect("complete");
+        assert_eq!(settings.advertise_address, "http://127.0.0.1:7110");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        let named = |config: Config| config.settings().expect_err("refused").to_string();
+        assert!(named(Config { node: String::new(), ..insecure() }).contains("node"));
+        let run_dir = PathBuf::from(format!("/{}", "x".repeat(RUN_DIR_MAX)));
+        assert!(named(Config { run_dir, ..insecure() }).contains("run_dir"));
+        let migration_address = Ipv4Addr::UNSPECIFIED.into();
+        let open = Config { migration_address, ..insecure() };
+        assert!(named(open).contains("migration_address"));
+        let silent = Config { common: Common::at(0), ..insecure() };
+        assert!(named(silent).contains("identity"));
+    }
+}

@@ -1,0 +1,229 @@
+//! This host: what it can run, which machines and halves it has, and who is told of changes.
+//!
+//! Holds handles only; each machine and each half belongs to its own task.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::warn;
+
+use godwit_model::{JobId, MachineId};
+use godwit_qemu::probe;
+use godwit_rpc::Channel;
+use godwit_rpc::client::ConnectError;
+
+use crate::addresses::Addresses;
+use crate::config::Settings;
+use crate::half::HalfError;
+use crate::journal::{Side, Store};
+use crate::machines::{Machine, MachineError, Record};
+use crate::metrics::Metrics;
+use crate::text::chain;
+use crate::vm::Vm;
+use crate::{source, target};
+
+/// Pause before a half that lost its log starts over.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// A job on one machine.
+type JobKey = (MachineId, JobId);
+
+/// This host. Shared by all tasks.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// The configuration.
+    pub(crate) config: Settings,
+    /// What QEMU can do here.
+    pub(crate) facts: probe::Host,
+    /// What must not be forgotten.
+    pub(crate) store: Store,
+    /// What guests say their addresses are.
+    pub(crate) addresses: Addresses,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// When this agent started.
+    pub(crate) started_at: Timestamp,
+    began: Instant,
+    machines: Mutex<BTreeMap<MachineId, Machine>>,
+    sources: Mutex<BTreeMap<JobKey, source::Handle>>,
+    targets: Mutex<BTreeMap<JobKey, target::Handle>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Host {
+    /// A host with nothing on it.
+    pub(crate) fn new(config: Settings, facts: probe::Host, store: Store, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            facts,
+            store,
+            addresses: Addresses::default(),
+            metrics,
+            started_at: Timestamp::now(),
+            began: Instant::now(),
+            machines: Mutex::default(),
+            sources: Mutex::default(),
+            targets: Mutex::default(),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    /// Monotonic time since this agent started.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The instant of a monotonic time.
+    pub(crate) fn at(&self, time: Duration) -> Instant {
+        self.began + time
+    }
+
+    /// A channel to another agent or a service.
+    ///
+    /// # Errors
+    /// When the address or the certificates can't be used.
+    pub(crate) fn dial(&self, address: &str) -> Result<Channel, ConnectError> {
+        godwit_rpc::client::connect(address, self.config.identity.as_ref())
+    }
+
+    /// Tells that a report would differ from the last one.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// To be woken by [`Self::changed`].
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The machine `id`, when it is on this host.
+    pub(crate) fn machine(&self, id: &MachineId) -> Option<Machine> {
+        locked(&self.machines).get(id).cloned()
+    }
+
+    /// All machines of this host.
+    pub(crate) fn machines(&self) -> Vec<Machine> {
+        locked(&self.machines).values().cloned().collect()
+    }
+
+    /// The machine of `record`, with a new task when there is none.
+    pub(crate) fn machine_or_new(
+        self: &Arc<Self>,
+        record: Record,
+        vm: Option<Arc<Vm>>,
+    ) -> Machine {
+        let mut machines = locked(&self.machines);
+        if let Some(machine) = machines.get(&record.spec.id) {
+            return machine.clone();
+        }
+        let id = record.spec.id.clone();
+        let machine = Machine::spawn(Arc::clone(self), record, vm);
+        machines.insert(id, machine.clone());
+        machine
+    }
+
+    /// Keeps a guest that was continued here as a machine of this host.
+    ///
+    /// # Errors
+    /// When another QEMU of it runs here, or the disk refuses.
+    pub(crate) async fn keep(
+        self: &Arc<Self>,
+        record: Record,
+        vm: Arc<Vm>,
+    ) -> Result<(), MachineError> {
+        let machine = self.machine_or_new(Record::new(record.spec.clone(), record.epoch), None);
+        machine.keep(record, vm).await
+    }
+
+    pub(crate) fn machine_gone(&self, id: &MachineId) {
+        locked(&self.machines).remove(id);
+        self.changed();
+    }
+
+    /// The source half of `job`, opened when it isn't.
+    ///
+    /// # Errors
+    /// When its log can't be read.
+    pub(crate) fn source(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        job: &JobId,
+    ) -> Result<source::Handle, HalfError> {
+        let mut sources = locked(&self.sources);
+        let key = (machine.clone(), job.clone());
+        if let Some(half) = sources.get(&key).filter(|half| !half.is_closed()) {
+            return Ok(half.clone());
+        }
+        let half = source::open(Arc::clone(self), machine.clone(), job.clone())?;
+        sources.insert(key, half.clone());
+        self.changed();
+        Ok(half)
+    }
+
+    /// The target half of `job`, opened when it isn't.
+    ///
+    /// # Errors
+    /// When its log can't be read.
+    pub(crate) fn target(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        job: &JobId,
+    ) -> Result<target::Handle, HalfError> {
+        let mut targets = locked(&self.targets);
+        let key = (machine.clone(), job.clone());
+        if let Some(half) = targets.get(&key).filter(|half| !half.is_closed()) {
+            return Ok(half.clone());
+        }
+        let half = target::open(Arc::clone(self), machine.clone(), job.clone())?;
+        targets.insert(key, half.clone());
+        self.changed();
+        Ok(half)
+    }
+
+    /// Target halves in memory, with their machines.
+    pub(crate) fn targets(&self) -> Vec<(MachineId, target::Handle)> {
+        let targets = locked(&self.targets);
+        targets.iter().map(|((machine, _), half)| (machine.clone(), half.clone())).collect()
+    }
+
+    /// Which halves of `job` this host has or had.
+    ///
+    /// # Errors
+    /// When the logs can't be listed.
+    pub(crate) fn sides(&self, machine: &MachineId, job: &JobId) -> std::io::Result<Vec<Side>> {
+        let jobs = self.store.jobs(machine)?;
+        Ok(jobs.into_iter().filter(|(found, _)| found == job).map(|(_, side)| side).collect())
+    }
+
+    pub(crate) fn half_gone(&self, machine: &MachineId, job: &JobId, side: Side) {
+        let key = (machine.clone(), job.clone());
+        match side {
+            Side::Source => drop(locked(&self.sources).remove(&key)),
+            Side::Target => drop(locked(&self.targets).remove(&key)),
+        }
+    }
+
+    /// Opens a half again after a while: its log failed it.
+    pub(crate) fn reopen(self: &Arc<Self>, machine: MachineId, job: JobId, side: Side) {
+        let host = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(REOPEN_AFTER).await;
+            let opened = match side {
+                Side::Source => host.source(&machine, &job).map(drop),
+                Side::Target => host.target(&machine, &job).map(drop),
+            };
+            if let Err(error) = opened {
+                warn!(%job, error = chain(&error), "half could not be opened again");
+                host.reopen(machine, job, side);
+            }
+        });
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,100 @@
+//! One per host: runs QEMU, keeps its machines through restarts, and carries out both halves of a
+//! migration. The only code that touches a host.
+//!
+//! ```text
+//! server ──► machines ──► machine_task ──► vm ──► QEMU
+//!    │                        ▲            ▲
+//!    └─────► source, target ──┴────────────┘      rules: godwit-model
+//! ```
+
+mod addresses;
+mod adopt;
+mod check;
+mod half;
+mod host;
+mod journal;
+mod machine_task;
+mod machines;
+mod metrics;
+mod network;
+mod proof;
+mod report;
+mod server;
+mod source;
+mod target;
+mod text;
+mod vm;
+mod watch;
+
+pub mod config;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use godwit_qemu::probe;
+use godwit_rpc::server::{ServerParts, serve};
+use godwit_runtime::Context;
+
+use crate::config::Config;
+use crate::host::Host;
+
+/// Runs the agent until shutdown. The machines go on without it.
+///
+/// # Errors
+/// When the configuration, the state directory, QEMU or the port can't be used.
+pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
+    let Context { config, shutdown, metrics, readiness, steps: _ } = context;
+    readiness.set("adopted", false);
+    let probe = probe::Request {
+        binary: Some(config.qemu.clone()).filter(|path| *path != PathBuf::new()),
+        wish: config.accel,
+        kernel: config.kvm_test.clone(),
+        directory: config.run_dir.clone(),
+    };
+    let settings = config.settings()?;
+    std::fs::create_dir_all(&settings.run_dir).context("make run_dir")?;
+    let store = journal::Store::open(&settings.state_dir).context("open state_dir")?;
+    let facts = probe::probe(&probe).await.context("probe qemu")?;
+    info!(
+        node = %settings.node,
+        qemu = %facts.version,
+        accelerator = facts.accelerator.as_str(),
+        why = facts.reason,
+        "host probed"
+    );
+    let host = Host::new(settings, facts, store, metrics.registry(metrics::Metrics::new));
+    adopt::adopt(&host).await.context("adopt machines")?;
+    readiness.set("adopted", true);
+    learn_addresses(&host);
+    for scheduler in host.config.schedulers.clone() {
+        tokio::spawn(report::report(Arc::clone(&host), scheduler, shutdown.clone()));
+    }
+    listen(host, shutdown).await
+}
+
+async fn listen(host: Arc<Host>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let parts = ServerParts {
+        bind: host.config.bind,
+        identity: host.config.identity.clone(),
+        routes: server::Server::routes(host, shutdown.clone()),
+        shutdown,
+    };
+    Ok(serve(parts).await?)
+}
+
+fn learn_addresses(host: &Arc<Host>) {
+    if host.config.networks.is_empty() {
+        return;
+    }
+    let host = Arc::clone(host);
+    tokio::spawn(async move {
+        let changed = || host.changed();
+        if let Err(error) = addresses::listen(host.addresses.clone(), changed).await {
+            warn!(%error, "guests' addresses are not learned");
+        }
+    });
+}
