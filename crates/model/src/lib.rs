@@ -9,6 +9,7 @@ pub mod instance;
 pub mod limits;
 pub mod machine;
 pub mod migration;
+pub mod placement;
 pub mod quantity;
 pub mod vmi;
 
