@@ -103,15 +103,16 @@ pub enum ProbeError {
 /// See [`ProbeError`]. A KVM that doesn't work is a verdict, not an error.
 pub async fn probe(request: &Request) -> Result<Host, ProbeError> {
     let binary = find_binary(request.binary.as_deref())?;
-    let version = ask(&binary, Accelerator::Tcg, &request.directory)
-        .await?
-        .version;
+    let with_tcg = ask(&binary, Accelerator::Tcg, &request.directory).await?;
     let verdict = match request.wish {
         Wish::Kvm => boot::Verdict::wished(Accelerator::Kvm),
         Wish::Tcg => boot::Verdict::wished(Accelerator::Tcg),
-        Wish::Auto => boot::judge(&binary, &version, request).await?,
+        Wish::Auto => boot::judge(&binary, &with_tcg.version, request).await?,
     };
-    let answers = ask(&binary, verdict.accelerator, &request.directory).await?;
+    let answers = match verdict.accelerator {
+        Accelerator::Tcg => with_tcg,
+        Accelerator::Kvm => ask(&binary, Accelerator::Kvm, &request.directory).await?,
+    };
     Ok(Host {
         binary,
         version: answers.version,

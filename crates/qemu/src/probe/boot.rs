@@ -20,7 +20,7 @@ const KVM_DEVICE: &str = "/dev/kvm";
 const SECTOR_LIMIT: Duration = Duration::from_secs(8);
 
 /// Longest time to the test kernel's marker. TCG itself takes 3 s.
-const KERNEL_LIMIT: Duration = Duration::from_secs(20);
+const KERNEL_LIMIT: Duration = Duration::from_secs(12);
 
 /// How often the serial output is read.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -225,14 +225,21 @@ async fn boots(
         let output = std::fs::read(scratch.path("serial")).unwrap_or_default();
         seen = String::from_utf8_lossy(&output).contains(guest.marker());
     }
+    let ended = !process.is_alive();
     end(&process, &qmp).await;
-    Ok(seen.then_some(()).ok_or_else(|| {
-        format!(
-            "nothing on its serial port said {:?} in {:?}",
-            guest.marker(),
-            guest.limit()
-        )
-    }))
+    if seen {
+        return Ok(Ok(()));
+    }
+    if ended {
+        return Ok(Err(format!(
+            "qemu ended: {}",
+            process::log_tail(&scratch.path("log"))
+        )));
+    }
+    let (marker, limit) = (guest.marker(), guest.limit());
+    Ok(Err(format!(
+        "nothing on its serial port said {marker:?} in {limit:?}"
+    )))
 }
 
 /// A disk whose boot sector writes one letter to the first serial port and stops.

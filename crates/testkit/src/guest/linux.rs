@@ -1,7 +1,7 @@
 //! A small Linux guest, made of Debian's own kernel, busybox and one program of ours.
 //!
 //! Nothing is installed: the packages are unpacked into a cache. It boots in about three seconds
-//! under TCG and needs 128 MiB. Its kernel arguments are described in `guest/main.rs`; beside
+//! under TCG and needs 96 MiB. Its kernel arguments are described in `guest/main.rs`; beside
 //! those, `godwit.ip=ADDRESS/PREFIX` (or `dhcp`) and `godwit.gw=ADDRESS` set its network.
 
 use super::cpio::Archive;
