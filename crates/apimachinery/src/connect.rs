@@ -56,11 +56,8 @@ impl ExtraResource {
 #[async_trait]
 pub trait Connect: Send + Sync + 'static {
     /// Handles one request.
-    async fn call(
-        &self,
-        ctx: &RequestContext,
-        request: ConnectRequest,
-    ) -> Result<Response, Status>;
+    async fn call(&self, ctx: &RequestContext, request: ConnectRequest)
+    -> Result<Response, Status>;
 }
 
 /// A request for an [`ExtraResource`].

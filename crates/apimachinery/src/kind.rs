@@ -42,8 +42,11 @@ pub struct Kind {
     /// `-int-or-string`, `-list-type`, `-list-map-keys`, `-map-type`, `-patch-merge-key`,
     /// `-patch-strategy`. No `$ref`.
     pub schema: Value,
-    /// Dotted paths that field selectors may name, besides `metadata.name` and `.namespace`.
+    /// Dotted paths that field selectors may name, besides `metadata.name` and `.namespace`. What
+    /// a missing field counts as may follow an equal sign: `spec.unschedulable=false`.
     pub selectable_fields: Vec<&'static str>,
+    /// Whether names only need to fit into a path (`system:admin`), and not into DNS.
+    pub loose_names: bool,
     /// Whether strategic merge patches are accepted (built-in kinds), else 415 (custom kinds).
     pub strategic_merge: bool,
     /// Run on each write, after decoding and schema validation.
@@ -77,6 +80,7 @@ impl Kind {
                 "x-kubernetes-preserve-unknown-fields": true,
             }),
             selectable_fields: Vec::new(),
+            loose_names: false,
             strategic_merge: false,
             admission: Arc::new(AdmitAll),
         }
@@ -92,8 +96,10 @@ pub struct View {
     pub version: &'static str,
     /// Text of the `Warning` header that every use of this view gets.
     pub deprecated: Option<String>,
-    /// Columns of this view, where they differ from the kind's.
+    /// Columns of this view, where they differ from the kind's. Cells see the storage form.
     pub columns: Option<Vec<Column>>,
+    /// Schema of this view, where it differs from the kind's.
+    pub schema: Option<Value>,
     /// From storage form to this view, where more differs than `apiVersion`.
     pub present: Option<fn(Value) -> Value>,
     /// From this view to storage form, where more differs than `apiVersion`.
@@ -103,7 +109,15 @@ pub struct View {
 impl View {
     /// A view that differs from the storage form in `apiVersion` alone.
     pub fn new(group: &'static str, version: &'static str) -> Self {
-        Self { group, version, deprecated: None, columns: None, present: None, absorb: None }
+        Self {
+            group,
+            version,
+            deprecated: None,
+            columns: None,
+            schema: None,
+            present: None,
+            absorb: None,
+        }
     }
 
     /// Says so in a `Warning` header on every use.
@@ -229,7 +243,14 @@ impl Column {
         description: &'static str,
     ) -> Self {
         let source = Source::Path(path);
-        Self { name, kind, format: "", description, priority: 0, source }
+        Self {
+            name,
+            kind,
+            format: "",
+            description,
+            priority: 0,
+            source,
+        }
     }
 
     /// A text column that is computed.
@@ -239,7 +260,14 @@ impl Column {
         description: &'static str,
     ) -> Self {
         let source = Source::Compute(compute);
-        Self { name, kind: ColumnType::String, format: "", description, priority: 0, source }
+        Self {
+            name,
+            kind: ColumnType::String,
+            format: "",
+            description,
+            priority: 0,
+            source,
+        }
     }
 
     /// `Age`, from the time of creation.

@@ -6,20 +6,37 @@
 //!
 //! Never opens a socket, never speaks TLS, never writes SQL. Embedded by `api-gateway`.
 
-pub mod admission;
-pub mod connect;
-pub mod context;
-pub mod kind;
+mod admission;
+mod apply;
+mod body;
+mod connect;
+mod context;
+mod discovery;
+mod documents;
+mod handler;
+mod kind;
+mod negotiate;
 pub mod object;
-pub mod server;
-pub mod status;
-pub mod store;
+mod openapi;
+mod path;
+mod query;
+mod registry;
+mod schema;
+mod selector;
+mod server;
+mod snapshot;
+mod status;
+mod store;
+mod strategic;
+mod table;
 
 pub use admission::{Admission, AdmitAll, DeleteOptions};
 pub use connect::{Connect, ConnectRequest, ExtraResource, json_response};
 pub use context::{AccessRequest, AllowAll, Authorizer, Decision, RequestContext, UserInfo};
 pub use kind::{Column, ColumnType, Kind, Source, Verb, View};
 pub use object::{ObjectName, Stored};
+pub use selector::{FieldSelector, LabelSelector};
 pub use server::{ApiServer, Limits, Parts, VersionInfo};
 pub use status::{Cause, Status};
 pub use store::{ListAt, Listed, Store, StoreError, Update, UpdateOf, WatchEvent, WatchStream};
+pub use table::human_age;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 /// One object at one revision. Cheap to share, never changed.
@@ -20,7 +21,11 @@ impl Stored {
     pub fn new(mut object: Value, revision: u64) -> Arc<Self> {
         let version = Value::String(revision.to_string());
         metadata_mut(&mut object).insert("resourceVersion".to_owned(), version);
-        Arc::new(Self { object, revision, tail: OnceLock::new() })
+        Arc::new(Self {
+            object,
+            revision,
+            tail: OnceLock::new(),
+        })
     }
 
     /// The whole object in storage form.
@@ -35,7 +40,10 @@ impl Stored {
 
     /// Its place in a list: by namespace, then by name.
     pub fn name(&self) -> ObjectName<'_> {
-        ObjectName { namespace: namespace(&self.object), name: name(&self.object) }
+        ObjectName {
+            namespace: namespace(&self.object),
+            name: name(&self.object),
+        }
     }
 
     /// Everything after `"kind":"...",` in the encoded object, encoded on first use.
@@ -94,7 +102,10 @@ pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 /// The finalizers that still hold the object.
 pub fn finalizers(object: &Value) -> Vec<&str> {
     let list = object["metadata"]["finalizers"].as_array();
-    list.into_iter().flatten().filter_map(Value::as_str).collect()
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// Whether deletion was asked for.
@@ -109,12 +120,22 @@ pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
 
 /// The child object under `key`, made if it is missing or no object.
 pub fn child_mut<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
-    as_map(map.entry(key.to_owned()).or_insert_with(|| Value::Object(Map::new())))
+    as_map(
+        map.entry(key.to_owned())
+            .or_insert_with(|| Value::Object(Map::new())),
+    )
+}
+
+/// A time as Kubernetes writes it: UTC, whole seconds.
+pub fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn as_map(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
-    value.as_object_mut().expect("made an object in the line above")
+    value
+        .as_object_mut()
+        .expect("made an object in the line above")
 }

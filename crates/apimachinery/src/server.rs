@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 
 use crate::admission::Admission;
 use crate::connect::ExtraResource;
 use crate::context::Authorizer;
+use crate::documents::Documents;
+use crate::handler;
 use crate::kind::Kind;
-use crate::status::Status;
+use crate::registry::Registry;
+use crate::snapshot::Snapshots;
 use crate::store::Store;
 
 /// What a server is made of.
@@ -51,7 +55,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of one encoded object.
     pub object_bytes: usize,
-    /// Seconds after which a watch ends if the client set no limit.
+    /// Seconds after which a watch ends if the client set no limit; the last half is random, so
+    /// that clients don't all come back at once.
     pub watch_seconds: u64,
 }
 
@@ -59,13 +64,23 @@ impl Default for Limits {
     fn default() -> Self {
         // 3 MiB and an hour are kube-apiserver's; 1 MiB is a bit less than etcd takes, so objects
         // can be carried over.
-        Self { body_bytes: 3 << 20, object_bytes: 1 << 20, watch_seconds: 3600 }
+        Self {
+            body_bytes: 3 << 20,
+            object_bytes: 1 << 20,
+            watch_seconds: 3600,
+        }
     }
 }
 
 /// The API server.
 pub struct ApiServer {
-    _parts: Parts,
+    pub(crate) registry: Registry,
+    pub(crate) documents: Documents,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) admission: Arc<dyn Admission>,
+    pub(crate) limits: Limits,
+    pub(crate) snapshots: Snapshots,
 }
 
 impl ApiServer {
@@ -74,14 +89,25 @@ impl ApiServer {
     /// # Errors
     /// Says which declaration is wrong.
     pub fn new(parts: Parts) -> Result<Arc<Self>, String> {
-        Ok(Arc::new(Self { _parts: parts }))
+        let registry = Registry::new(parts.kinds, parts.extras)?;
+        Ok(Arc::new(Self {
+            documents: Documents::new(&registry, &parts.version),
+            registry,
+            store: parts.store,
+            authorizer: parts.authorizer,
+            admission: parts.admission,
+            limits: parts.limits,
+            snapshots: Snapshots::default(),
+        }))
     }
 
     /// Serves `/api`, `/apis`, `/openapi`, `/version`, and a `Status` 404 for anything else.
     ///
     /// [`UserInfo`](crate::UserInfo) is read from the request's extensions. Add routes of your own
-    /// to the result; they win over these.
+    /// to the result; they win over these. Don't compress the answers of watches: a compressor
+    /// holds events back.
     pub fn router(self: &Arc<Self>) -> Router {
-        Router::new().fallback(|| async { Status::no_such_path() })
+        let server = Arc::clone(self);
+        Router::new().fallback(move |request: Request| handler::serve(server, request))
     }
 }

@@ -46,7 +46,11 @@ impl Cause {
     /// The field holds a value that can't be honoured; `value` is shown back.
     pub fn invalid(field: &str, value: &Value, why: &str) -> Self {
         let message = format!("Invalid value: {value}: {why}");
-        Self { reason: "FieldValueInvalid", message, field: field.to_owned() }
+        Self {
+            reason: "FieldValueInvalid",
+            message,
+            field: field.to_owned(),
+        }
     }
 
     /// The field is missing.
@@ -55,15 +59,25 @@ impl Cause {
             "" => "Required value".to_owned(),
             why => format!("Required value: {why}"),
         };
-        Self { reason: "FieldValueRequired", message, field: field.to_owned() }
+        Self {
+            reason: "FieldValueRequired",
+            message,
+            field: field.to_owned(),
+        }
     }
 
     /// The value is none of those that are understood.
     pub fn not_supported(field: &str, value: &Value, supported: &[&str]) -> Self {
         let quoted: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        let message =
-            format!("Unsupported value: {value}: supported values: {}", quoted.join(", "));
-        Self { reason: "FieldValueNotSupported", message, field: field.to_owned() }
+        let message = format!(
+            "Unsupported value: {value}: supported values: {}",
+            quoted.join(", ")
+        );
+        Self {
+            reason: "FieldValueNotSupported",
+            message,
+            field: field.to_owned(),
+        }
     }
 
     /// The field may not be set or changed here.
@@ -81,7 +95,11 @@ impl Cause {
         let message = format!(
             "Invalid value: \"{found}\": {field} in body must be of type {expected}: \"{found}\""
         );
-        Self { reason: "FieldValueTypeInvalid", message, field: field.to_owned() }
+        Self {
+            reason: "FieldValueTypeInvalid",
+            message,
+            field: field.to_owned(),
+        }
     }
 }
 
@@ -198,12 +216,20 @@ impl Status {
 
     /// 415: the body is in a form we don't read.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UnsupportedMediaType",
+            message,
+        )
     }
 
     /// 413: larger than `limit` bytes.
     pub fn too_large(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            message,
+        )
     }
 
     /// 429 without `Retry-After`: clients would sleep on it silently and hide the message.
@@ -219,8 +245,11 @@ impl Status {
 
     /// 503: ask again soon.
     pub fn unavailable(message: impl Into<String>) -> Self {
-        let mut status =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message);
+        let mut status = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            message,
+        );
         status.0.retry_after = Some(1);
         status
     }
@@ -333,7 +362,9 @@ impl IntoResponse for Status {
         ];
         let mut response = (self.0.code, headers, body).into_response();
         if let Some(seconds) = self.0.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }

@@ -1,0 +1,239 @@
+//! Deletion, of one object or of all that match.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::list;
+use crate::admission::DeleteOptions;
+use crate::body;
+use crate::object::{self, Stored};
+use crate::status::{Cause, Status};
+use crate::store::{ListAt, StoreError, Update, UpdateOf};
+
+/// How often a deletion is tried on an object that keeps changing.
+const TRIES: usize = 5;
+
+/// What became of an object.
+enum Outcome {
+    /// It is gone.
+    Gone(Arc<Stored>),
+    /// Finalizers hold it.
+    Marked(Arc<Stored>),
+}
+
+/// Answers a DELETE of one object.
+pub(super) async fn one(
+    call: &mut Call,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> Result<Response, Status> {
+    let options = options(call, headers, bytes)?;
+    match delete(call, &options).await? {
+        Outcome::Marked(stored) => call.answer_object(StatusCode::OK, stored.object()),
+        Outcome::Gone(stored) => {
+            let mut details = json!({
+                "name": call.context.name,
+                "kind": call.resource.kind.plural,
+                "uid": object::uid(stored.object()),
+            });
+            if !call.context.group.is_empty() {
+                details["group"] = json!(call.context.group);
+            }
+            let status = json!({
+                "kind": "Status",
+                "apiVersion": "v1",
+                "metadata": {},
+                "status": "Success",
+                "details": details,
+            });
+            call.answer(StatusCode::OK, &status)
+        }
+    }
+}
+
+/// Answers a DELETE of a collection: what matched, as it was.
+pub(super) async fn many(
+    call: &mut Call,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> Result<Response, Status> {
+    let options = options(call, headers, bytes)?;
+    let fields = call
+        .query
+        .fields
+        .clone()
+        .resolve(&call.resource.kind.selectable_fields)?;
+    let listed = list::fetch(call, ListAt::Latest).await;
+    let listed = listed.map_err(|error| call.store_error(error, ""))?;
+    let mut items = Vec::new();
+    for stored in listed.items.iter() {
+        let object = stored.object();
+        if !call.query.labels.matches(object) || !fields.matches(object) {
+            continue;
+        }
+        stored.name().name.clone_into(&mut call.context.name);
+        match delete(call, &options).await {
+            Ok(Outcome::Gone(last) | Outcome::Marked(last)) => {
+                items.push(call.resource.show(last.object()));
+            }
+            Err(status) if status.code() == StatusCode::NOT_FOUND => {}
+            Err(status) => return Err(status),
+        }
+    }
+    let list = json!({
+        "kind": call.resource.kind.list_kind,
+        "apiVersion": call.resource.api_version,
+        "metadata": { "resourceVersion": listed.revision.to_string() },
+        "items": items,
+    });
+    call.answer(StatusCode::OK, &list)
+}
+
+async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<Outcome, Status> {
+    for _ in 0..TRIES {
+        let stored = call.current().await?;
+        check_preconditions(call, &stored, options)?;
+        let admitted = [&call.server.admission, &call.resource.kind.admission];
+        for admission in admitted.map(Arc::clone) {
+            let said = admission
+                .on_delete(&call.context, stored.object(), options)
+                .await?;
+            call.warnings.extend(said);
+        }
+        match attempt(call, &stored).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(StoreError::Conflict) => call.warnings.clear(),
+            Err(error) => return Err(call.store_error(error, &call.context.name)),
+        }
+    }
+    Err(call.conflict(&call.context.name, super::call::MODIFIED))
+}
+
+/// Removes the object, or marks it if finalizers hold it.
+async fn attempt(call: &Call, stored: &Arc<Stored>) -> Result<Outcome, StoreError> {
+    let (store, resource) = (&call.server.store, &call.resource.kind.resource);
+    let object = stored.object();
+    if object::finalizers(object).is_empty() {
+        store.remove(&call.context, resource, stored).await?;
+        return Ok(Outcome::Gone(Arc::clone(stored)));
+    }
+    if object::is_deleting(object) {
+        return Ok(Outcome::Marked(Arc::clone(stored)));
+    }
+    let mut marked = object.clone();
+    let metadata = object::metadata_mut(&mut marked);
+    metadata.insert(
+        "deletionTimestamp".to_owned(),
+        json!(object::time(call.context.now)),
+    );
+    metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(0));
+    let update = Update {
+        object: marked,
+        expected: stored.revision(),
+        of: UpdateOf::DeletionMark,
+    };
+    store
+        .update(&call.context, resource, update)
+        .await
+        .map(Outcome::Marked)
+}
+
+fn check_preconditions(
+    call: &Call,
+    stored: &Stored,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
+    let name = &call.context.name;
+    let found = object::uid(stored.object());
+    if let Some(wanted) = options
+        .precondition_uid
+        .as_deref()
+        .filter(|uid| *uid != found)
+    {
+        let why = format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+        );
+        return Err(call.conflict(name, &why));
+    }
+    let found = stored.revision().to_string();
+    if let Some(wanted) = options
+        .precondition_revision
+        .as_deref()
+        .filter(|at| *at != found)
+    {
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in \
+             object meta: {found}"
+        );
+        return Err(call.conflict(name, &why));
+    }
+    Ok(())
+}
+
+/// From the body, or where that is empty from the query.
+fn options(call: &mut Call, headers: &HeaderMap, bytes: &[u8]) -> Result<DeleteOptions, Status> {
+    let mut body = body::decode(body::media(headers)?, bytes)?.value;
+    if !body.is_object() {
+        body = json!({});
+        for (key, value) in &call.query.pairs {
+            match key.as_str() {
+                "propagationPolicy" => body[key] = json!(value),
+                "gracePeriodSeconds" => body[key] = json!(value.parse::<i64>().ok()),
+                "orphanDependents" => body[key] = json!(value == "true"),
+                _ => {}
+            }
+        }
+    }
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
+    let dry = body["dryRun"]
+        .as_array()
+        .is_some_and(|list| list.iter().any(|word| word == "All"));
+    call.context.dry_run |= dry;
+    let policy = text(&body["propagationPolicy"]).unwrap_or_default();
+    check_policy(&policy, &body)?;
+    Ok(DeleteOptions {
+        propagation_policy: policy,
+        grace_period_seconds: body["gracePeriodSeconds"].as_i64(),
+        precondition_uid: text(&body["preconditions"]["uid"]),
+        precondition_revision: text(&body["preconditions"]["resourceVersion"]),
+        dry_run: call.context.dry_run,
+    })
+}
+
+/// `Foreground` and `Orphan` are taken as `Background`: nothing here is owned but by its owner's
+/// keeper, who cleans up behind it. Finalizers for a collector that doesn't exist would hang.
+fn check_policy(policy: &str, body: &Value) -> Result<(), Status> {
+    if !matches!(policy, "" | "Background" | "Foreground" | "Orphan") {
+        let cause = Cause::not_supported(
+            "propagationPolicy",
+            &json!(policy),
+            &["Foreground", "Background", "Orphan"],
+        );
+        return Err(Status::invalid(
+            "meta.k8s.io",
+            "DeleteOptions",
+            "",
+            vec![cause],
+        ));
+    }
+    if !policy.is_empty() && body["orphanDependents"].is_boolean() {
+        let why = "orphanDependents and deletionPropagation cannot be both set";
+        let cause = Cause::invalid("propagationPolicy", &json!(policy), why);
+        return Err(Status::invalid(
+            "meta.k8s.io",
+            "DeleteOptions",
+            "",
+            vec![cause],
+        ));
+    }
+    Ok(())
+}
