@@ -28,9 +28,12 @@ impl Readiness {
             .insert(name, ready);
     }
 
-    /// The conditions that don't hold.
+    /// The conditions that don't hold. A service that has declared none has not got that far yet.
     pub fn missing(&self) -> Vec<&'static str> {
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if checks.is_empty() {
+            return vec!["start"];
+        }
         checks
             .iter()
             .filter(|(_, ready)| !**ready)

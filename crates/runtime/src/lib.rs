@@ -1,12 +1,15 @@
 //! What every binary shares: config, telemetry, health, TLS, shutdown, build information.
 
 pub mod admin;
+pub mod backoff;
 pub mod build;
 pub mod config;
 mod identity;
 pub mod metrics;
 mod run;
+mod tasks;
 pub mod telemetry;
 
 pub use identity::{Identity, Pem};
 pub use run::{Context, ServiceConfig, run};
+pub use tasks::spawn;

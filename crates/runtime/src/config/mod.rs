@@ -1,6 +1,9 @@
 //! Configuration: defaults, then a file, then the environment, then flags.
 //!
-//! A key that the struct doesn't have is an error, wherever it stands.
+//! A key that the struct doesn't have is an error, wherever it stands. Called once by
+//! [`run`](crate::run), before a port is bound.
+
+mod print;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,10 +11,13 @@ use std::path::PathBuf;
 use clap::Parser;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::Dict;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Identity;
+
+pub(crate) use print::printable;
 
 /// Prefix of environment variables; `__` goes one level down: `GODWIT_COMMON__LOG=json`.
 const ENV_PREFIX: &str = "GODWIT_";
@@ -20,12 +26,12 @@ const ENV_PREFIX: &str = "GODWIT_";
 #[derive(Debug, Clone, Parser)]
 pub struct ConfigArgs {
     /// TOML file with the configuration.
-    #[arg(long, env = "GODWIT_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "GODWIT_CONFIG")]
     pub config: Option<PathBuf>,
-    /// One key, for example `--set common.log=json`; TOML values; may be repeated.
+    /// One key, for example `--set common.log=json`; may be repeated, the last one wins.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Print the configuration in force, without secrets, and end.
+    /// Print the configuration in force as TOML, without secrets, and end.
     #[arg(long)]
     pub print_config: bool,
 }
@@ -38,7 +44,7 @@ pub struct Common {
     pub log: LogFormat,
     /// Filter of log lines in the form of `RUST_LOG`.
     pub log_filter: String,
-    /// Where OTLP traces go, for example `http://collector:4317`; nowhere when absent.
+    /// Where traces go as OTLP over gRPC, for example `http://collector:4317`; nowhere when absent.
     pub otlp_endpoint: Option<String>,
     /// Where health and metrics are served, plain HTTP.
     pub admin_bind: SocketAddr,
@@ -81,6 +87,15 @@ impl Common {
             )),
         }
     }
+
+    /// Whether what is configured can be used.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(identity) = self.identity()? {
+            let read = identity.read().map(drop);
+            read.map_err(|error| ConfigError::Invalid(format!("common.identity: {error}")))?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for Common {
@@ -99,6 +114,15 @@ impl Default for Common {
 /// Why the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The file that `--config` names can't be read.
+    #[error("read {}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A source has an unknown key or a value of the wrong form.
     #[error("configuration: {0}")]
     Source(#[from] Box<figment::Error>),
@@ -120,7 +144,12 @@ where
 {
     let mut figment = Figment::from(Serialized::defaults(T::default()));
     if let Some(path) = &args.config {
-        figment = figment.merge(Toml::file_exact(path));
+        // Figment takes a missing file for an empty one.
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File {
+            path: path.clone(),
+            source,
+        })?;
+        figment = figment.merge(Toml::string(&text));
     }
     let environment = Env::prefixed(ENV_PREFIX).split("__").ignore(&["config"]);
     figment = figment.merge(environment);
@@ -135,43 +164,12 @@ where
         .map_err(|error| ConfigError::Source(Box::new(error)))
 }
 
-/// A value that is no TOML literal is a string: nobody wants to quote twice in a shell.
+/// A value that is no TOML is a string: nobody wants to quote twice in a shell.
 fn toml_line(key: &str, value: &str) -> String {
-    let literal = value.parse::<bool>().is_ok()
-        || value.parse::<i64>().is_ok()
-        || value.parse::<f64>().is_ok()
-        || value.starts_with(['{', '[', '"', '\'']);
-    if literal {
-        format!("{key} = {value}")
-    } else {
-        format!("{key} = {value:?}")
-    }
-}
-
-/// The configuration in force as TOML-like JSON, with what may be secret hidden.
-pub(crate) fn printable<T: Serialize>(config: &T) -> String {
-    let mut value = serde_json::to_value(config).unwrap_or_default();
-    hide_secrets(&mut value);
-    serde_json::to_string_pretty(&value).unwrap_or_default()
-}
-
-fn hide_secrets(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(map) => {
-            for (key, value) in map {
-                let secret = ["database_url", "password", "token"].contains(&key.as_str());
-                if secret && value.is_string() {
-                    *value = "(hidden)".into();
-                } else {
-                    hide_secrets(value);
-                }
-            }
-        }
-        serde_json::Value::Array(values) => values.iter_mut().for_each(hide_secrets),
-        serde_json::Value::Null
-        | serde_json::Value::Bool(_)
-        | serde_json::Value::Number(_)
-        | serde_json::Value::String(_) => {}
+    let line = format!("{key} = {value}");
+    match <Toml as Format>::from_str::<Dict>(&line) {
+        Ok(_) => line,
+        Err(_) => format!("{key} = {}", print::quoted(value)),
     }
 }
 
@@ -215,8 +213,68 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_not_printed() {
-        let config: Sample = load(&args(&["database_url=postgres://u:p@h/d"])).expect("loads");
-        assert!(!printable(&config).contains("u:p"));
+    fn a_value_that_is_no_toml_is_a_string() {
+        for (value, line) in [
+            ("json", "key = \"json\""),
+            ("[::]:6443", "key = \"[::]:6443\""),
+            ("C:\\a \"b\"", r#"key = "C:\\a \"b\"""#),
+            ("[\"a\", \"b\"]", "key = [\"a\", \"b\"]"),
+            ("true", "key = true"),
+            ("7", "key = 7"),
+        ] {
+            assert_eq!(toml_line("key", value), line);
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("godwit.toml");
+        std::fs::write(
+            &path,
+            "database_url = \"file\"\ncommon.log_filter = \"debug\"\n",
+        )
+        .unwrap();
+        let mut flags = args(&["database_url=flag"]);
+        flags.config = Some(path);
+        let config: Sample = load(&flags).unwrap();
+        assert_eq!(config.database_url, "flag");
+        assert_eq!(config.common.log_filter, "debug");
+        assert_eq!(config.common.log, LogFormat::Pretty);
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_that_names_it() {
+        let mut flags = args(&[]);
+        flags.config = Some("/nowhere/godwit.toml".into());
+        let error = load::<Sample>(&flags).expect_err("no file");
+        assert!(
+            error.to_string().contains("/nowhere/godwit.toml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_printed_can_be_loaded_again() {
+        let config: Sample = load(&args(&[
+            "networks.\"a b\"=br0",
+            "common.admin_bind=127.0.0.1:9",
+            "common.identity={cert = \"c\", key = \"k\", ca = \"a\"}",
+        ]))
+        .unwrap();
+        let text = printable(&config);
+        let again: Sample = <Toml as Format>::from_str(&text).unwrap();
+        assert_eq!(printable(&again), text);
+        assert_eq!(again.networks["a b"], "br0");
+    }
+
+    #[test]
+    fn running_without_tls_must_be_asked_for() {
+        assert!(Common::default().validate().is_err());
+        let insecure = Common {
+            insecure: true,
+            ..Common::default()
+        };
+        assert!(insecure.validate().is_ok());
     }
 }

@@ -1,0 +1,168 @@
+//! Logs and traces. Without a collector traces cost nothing; a dead one is only a lost trace.
+//!
+//! Every process has trace ids, collector or not, so that its log lines and the jobs it records
+//! can be joined later. Called once by [`run`](crate::run); the rest is for whoever passes traces on.
+
+mod context;
+mod export;
+mod lines;
+mod steps;
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanProcessor,
+};
+use tonic::transport::Endpoint;
+use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::build;
+use crate::config::{Common, LogFormat};
+use export::{Patient, Shared};
+
+pub use context::{join, trace_context};
+pub use steps::{FinishedStep, SpanKey, StepSpan, StepSpans};
+
+/// Longest wait for the last spans at the end of a process.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for a collector to take a batch.
+const EXPORT_MAX: Duration = Duration::from_secs(3);
+/// How long spans are gathered before they are sent.
+const GATHER: Duration = Duration::from_secs(1);
+/// Spans that may wait for a slow collector; more are lost. About 2 MB.
+const WAITING_MAX: usize = 2048;
+
+/// Flushes what is left when dropped.
+pub(crate) struct Guard {
+    provider: SdkTracerProvider,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // A collector that is gone must not keep the process.
+        let _ = self.provider.shutdown_with_timeout(FLUSH_MAX);
+    }
+}
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter is not in the form of `RUST_LOG`.
+    #[error("common.log_filter")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The collector's address is no URL.
+    #[error("common.otlp_endpoint")]
+    Endpoint(#[from] tonic::transport::Error),
+    /// The exporter can't be built.
+    #[error("set up the export of traces")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// Another subscriber is in place.
+    #[error("install the log subscriber")]
+    Installed(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sets up logs and trace ids, and the export of traces when a collector is configured.
+///
+/// Needs a tokio runtime when there is a collector.
+pub(crate) fn init(
+    service: &'static str,
+    common: &Common,
+) -> Result<(Guard, StepSpans), TelemetryError> {
+    let resource = Resource::builder()
+        .with_service_name(format!("godwit-{service}"))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            build::VERSION,
+        ))
+        .build();
+    let mut provider = SdkTracerProvider::builder().with_resource(resource.clone());
+    let processor = match &common.otlp_endpoint {
+        Some(endpoint) => Some(Arc::new(processor(endpoint, &resource)?)),
+        None => None,
+    };
+    if let Some(processor) = &processor {
+        provider = provider.with_span_processor(Shared(Arc::clone(processor)));
+    }
+    let provider = provider.build();
+    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("godwit"));
+    tracing_subscriber::registry()
+        .with(filter(&common.log_filter)?)
+        .with(lines(service, common.log))
+        .with(traces)
+        .try_init()?;
+    Ok((Guard { provider }, StepSpans::new(service, processor)))
+}
+
+fn filter(wanted: &str) -> Result<EnvFilter, TelemetryError> {
+    // The exporter tells of its own troubles, once; the SDK would at every batch.
+    let quiet = if wanted.contains("opentelemetry") {
+        ""
+    } else {
+        ",opentelemetry=off"
+    };
+    Ok(EnvFilter::try_new(format!("{wanted}{quiet}"))?)
+}
+
+fn lines<S>(service: &'static str, format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => layer
+            .fmt_fields(JsonFields::new())
+            .event_format(lines::Json { service })
+            .boxed(),
+        LogFormat::Pretty => layer
+            .with_ansi(std::io::stderr().is_terminal())
+            .event_format(lines::Pretty)
+            .boxed(),
+    }
+}
+
+fn processor(endpoint: &str, resource: &Resource) -> Result<BatchSpanProcessor, TelemetryError> {
+    let channel = Endpoint::from_shared(endpoint.to_owned())?
+        .connect_timeout(EXPORT_MAX)
+        .connect_lazy();
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_channel(channel)
+        .with_timeout(EXPORT_MAX)
+        .build()?;
+    let batch = BatchConfigBuilder::default()
+        .with_scheduled_delay(GATHER)
+        .with_max_queue_size(WAITING_MAX)
+        .build();
+    let mut processor = BatchSpanProcessor::builder(Patient::new(exporter, endpoint))
+        .with_batch_config(batch)
+        .build();
+    // Behind an `Arc` the provider could not do it.
+    processor.set_resource(resource);
+    Ok(processor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_names_the_sdk_is_taken_as_it_is() {
+        assert_eq!(
+            filter("info").unwrap().to_string(),
+            "opentelemetry=off,info"
+        );
+        assert_eq!(
+            filter("opentelemetry=debug").unwrap().to_string(),
+            "opentelemetry=debug"
+        );
+        assert!(filter("info,=,").is_err());
+    }
+}
