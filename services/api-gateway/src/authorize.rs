@@ -32,11 +32,10 @@ const SELF_REVIEWS: [(&str, &str); 3] = [
 /// What readers may read of the core group, to be shown: all but secrets.
 const READABLE_CORE: [&str; 5] = ["namespaces", "nodes", "events", "configmaps", "pods"];
 /// Groups that readers may read, to be shown.
-const OUR_GROUPS: [&str; 7] = [
+const OUR_GROUPS: [&str; 6] = [
     "kubevirt.io",
     "nodemaintenance.kubevirt.io",
     "nodemaintenance.medik8s.io",
-    "migrations.kubevirt.io",
     "events.k8s.io",
     "coordination.k8s.io",
     "project.openshift.io",

@@ -31,6 +31,7 @@ use crate::feed::{self, Poke};
 use crate::kinds::{self, resource};
 use crate::observe::{Observer, observe};
 use crate::peers::{Channels, Peers};
+use crate::prune;
 use crate::review;
 use crate::store::LedgerStore;
 use crate::tls::{self, Acceptor};
@@ -87,6 +88,7 @@ impl Gateway {
             shutdown.clone(),
         );
         tokio::spawn(following);
+        tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
         let peers = Peers::start(channels(&config)?);
         let store = LedgerStore {
             ledger,

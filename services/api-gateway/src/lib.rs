@@ -16,6 +16,7 @@ mod honour;
 mod kinds;
 mod observe;
 mod peers;
+mod prune;
 mod review;
 mod store;
 mod tls;

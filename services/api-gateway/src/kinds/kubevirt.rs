@@ -80,15 +80,46 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
         causes.push(cause);
     }
     match causes.is_empty() {
-        true => Ok(Vec::new()),
+        true => Ok(warnings(migrations)),
         false => Err(Status::invalid(KUBEVIRT, "KubeVirt", name(object), causes)),
     }
+}
+
+/// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
+const WITHOUT_EFFECT: [&str; 6] = [
+    "allowPostCopy",
+    "allowWorkloadDisruption",
+    "network",
+    "nodeDrainTaintKey",
+    "unsafeMigrationOverride",
+    "utilityVolumesTimeout",
+];
+
+fn warnings(migrations: &Value) -> Vec<String> {
+    let set = WITHOUT_EFFECT.iter().filter(|key| {
+        let value = &migrations[**key];
+        !value.is_null() && value.as_bool() != Some(false)
+    });
+    set.map(|key| format!("spec.configuration.migrations.{key} has no effect"))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_setting_without_effect_is_kept_with_a_warning() {
+        let object = json!({"spec": {"configuration": {"migrations": {
+            "allowPostCopy": true, "unsafeMigrationOverride": false,
+        }}}});
+        let warned = check(&object).unwrap();
+        assert_eq!(
+            warned,
+            ["spec.configuration.migrations.allowPostCopy has no effect"]
+        );
+    }
 
     #[test]
     fn limits_that_would_stop_everything_are_refused() {

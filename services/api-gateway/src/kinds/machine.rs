@@ -120,7 +120,12 @@ fn strategy_causes(spec: &Value) -> Vec<Cause> {
 }
 
 /// Parts of a VirtualMachine that would have to be carried out and can't be.
-const UNSUPPORTED: [&str; 3] = ["instancetype", "preference", "dataVolumeTemplates"];
+const UNSUPPORTED: [&str; 4] = [
+    "instancetype",
+    "preference",
+    "dataVolumeTemplates",
+    "updateVolumesStrategy",
+];
 
 fn unsupported_causes(spec: &Value) -> Vec<Cause> {
     UNSUPPORTED
@@ -131,8 +136,10 @@ fn unsupported_causes(spec: &Value) -> Vec<Cause> {
             Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => true,
         })
         .map(|field| {
-            let message = format!("{field} is not supported: say it in spec.template.spec");
-            plain_cause(&format!("spec.{field}"), message)
+            plain_cause(
+                &format!("spec.{field}"),
+                format!("{field} is not supported on plain hosts"),
+            )
         })
         .collect()
 }

@@ -10,7 +10,6 @@ mod kubevirt;
 mod lease;
 mod machine;
 mod migration;
-mod migration_policy;
 mod namespace;
 mod node;
 mod node_maintenance;
@@ -62,7 +61,6 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         kubevirt::kind(),
         node_maintenance::kubevirt(facts),
         node_maintenance::medik8s(facts),
-        migration_policy::kind(),
         event::events_group(),
         lease::kind(),
         project::kind(),
@@ -85,8 +83,18 @@ fn denied(webhook: &str, message: &str) -> Status {
 }
 
 /// A refusal by a webhook that names fields: 422, as KubeVirt's do.
+///
+/// KubeVirt's own texts stand alone; where a cause says what isn't supported, its field is named.
 fn denied_fields(webhook: &str, causes: Vec<Cause>) -> Status {
-    let messages: Vec<&str> = causes.iter().map(|cause| cause.message.as_str()).collect();
+    let messages: Vec<String> = causes
+        .iter()
+        .map(|cause| match (cause.reason, cause.field.as_str()) {
+            ("FieldValueNotSupported", field) if !field.is_empty() => {
+                format!("{field}: {}", cause.message)
+            }
+            _ => cause.message.clone(),
+        })
+        .collect();
     let text = webhook_text(webhook, &messages.join(", "));
     Status::new(http::StatusCode::UNPROCESSABLE_ENTITY, "Invalid", text).with_causes(causes)
 }
