@@ -107,7 +107,10 @@ fn code_is_unavailable(code: &str) -> bool {
         "53", // too many connections, out of disk or memory
         "57", // shutdown, crash, starting up, statement time-out
     ];
-    // 55P03: the lock was not had within lock_timeout.
-    // 25006: a standby, or a primary that was made read-only.
-    CLASSES.iter().any(|class| code.starts_with(class)) || code == "55P03" || code == "25006"
+    const CODES: [&str; 3] = [
+        "25006", // a standby, or a primary that was made read-only
+        "25P03", // the transaction was idle for too long
+        "55P03", // the lock was not had within lock_timeout
+    ];
+    CLASSES.iter().any(|class| code.starts_with(class)) || CODES.contains(&code)
 }
