@@ -1,3 +1,16 @@
-//! Node inventory, placement, reservations, and where a machine starts.
+//! Node inventory, placement, reservations, and where machines start and stop.
 
-fn main() {}
+mod config;
+mod inventory;
+mod json;
+mod launch;
+mod machines;
+mod node_object;
+mod place;
+mod server;
+mod status;
+mod vm;
+
+fn main() -> std::process::ExitCode {
+    godwit_runtime::run("scheduler", server::run)
+}

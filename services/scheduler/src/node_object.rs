@@ -1,0 +1,139 @@
+//! The API's view of a host: the Node object, which users label and cordon and the scheduler fills.
+
+use godwit_ledger::{LedgerError, NewObject, ObjectKey, Tx};
+use godwit_model::NodeName;
+use godwit_rpc::inventory::v1::{HostInventory, HostReport};
+use serde_json::{Map, Value, json};
+
+use crate::json::{Condition, child, now, set_condition};
+
+/// Key of a node's object.
+pub(crate) fn key(node: &NodeName) -> ObjectKey {
+    ObjectKey::new("nodes", "", node.as_str())
+}
+
+/// Writes what a host reported; what users set (labels, cordon, taints) stays.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn write(
+    tx: &mut Tx,
+    node: &NodeName,
+    inventory: &HostInventory,
+    report: &HostReport,
+) -> Result<(), LedgerError> {
+    let key = key(node);
+    let mut object = match tx.get(&key).await? {
+        Some(object) => object,
+        None => {
+            let body = json!({ "spec": {} });
+            let metadata = json!({ "labels": {}, "annotations": {} });
+            tx.create(NewObject {
+                key,
+                uid: None,
+                metadata,
+                body,
+                status: None,
+            })
+            .await?
+        }
+    };
+    if let Some(labels) = child(&mut object.metadata, "labels") {
+        label(labels, node, inventory);
+    }
+    let mut status = object.status.take().unwrap_or_else(|| json!({}));
+    fill(&mut status, node, inventory, report);
+    object.status = Some(status);
+    tx.put(&object).await?;
+    Ok(())
+}
+
+fn label(labels: &mut Map<String, Value>, node: &NodeName, inventory: &HostInventory) {
+    let fixed = [
+        ("kubernetes.io/hostname", node.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture(inventory)),
+        ("kubevirt.io/schedulable", "true"),
+        ("node-role.kubernetes.io/worker", ""),
+    ];
+    for (label, value) in fixed {
+        labels.insert(label.to_owned(), json!(value));
+    }
+    for (label, value) in &inventory.labels {
+        labels.insert(label.clone(), json!(value));
+    }
+}
+
+/// Says that a host no longer answers.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn mark_silent(tx: &mut Tx, node: &NodeName) -> Result<(), LedgerError> {
+    let Some(mut object) = tx.get(&key(node)).await? else {
+        return Ok(());
+    };
+    let mut status = object.status.take().unwrap_or_else(|| json!({}));
+    let silent = Condition {
+        status: "Unknown",
+        ..Condition::new("Ready", false)
+    };
+    let silent = silent.because("NodeStatusUnknown", "The node's agent stopped reporting.");
+    set_condition(&mut status, &silent);
+    object.status = Some(status);
+    tx.put(&object).await?;
+    Ok(())
+}
+
+fn architecture(inventory: &HostInventory) -> &str {
+    match inventory.architecture.as_str() {
+        "" | "x86_64" => "amd64",
+        other => other,
+    }
+}
+
+fn fill(status: &mut Value, node: &NodeName, inventory: &HostInventory, report: &HostReport) {
+    let ready = Condition::new("Ready", true).because("AgentReady", "The node's agent reports.");
+    set_condition(status, &ready);
+    for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+        set_condition(
+            status,
+            &Condition::new(kind, false).because("AgentHasRoom", ""),
+        );
+    }
+    heartbeat(status);
+    let room = json!({
+        "cpu": format!("{}m", inventory.cpu_milli),
+        "memory": format!("{}Ki", inventory.memory_bytes >> 10),
+        "pods": "110",
+    });
+    status["capacity"] = room.clone();
+    status["allocatable"] = room;
+    status["addresses"] = json!([
+        { "type": "InternalIP", "address": inventory.internal_ip },
+        { "type": "Hostname", "address": node },
+    ]);
+    status["nodeInfo"] = json!({
+        "architecture": architecture(inventory),
+        "bootID": report.boot_id,
+        "containerRuntimeVersion": format!("qemu://{}", inventory.qemu_version),
+        "kernelVersion": inventory.kernel_version,
+        "kubeProxyVersion": "",
+        "kubeletVersion": format!("v{}", inventory.agent_version),
+        "machineID": "",
+        "operatingSystem": "linux",
+        "osImage": inventory.os_image,
+        "systemUUID": "",
+    });
+}
+
+/// Nodes' conditions have a heartbeat; it is the time of the last change, not of the last report.
+fn heartbeat(status: &mut Value) {
+    if let Value::Array(conditions) = &mut status["conditions"] {
+        for condition in conditions {
+            condition["lastHeartbeatTime"] = json!(now());
+            if let Value::Object(fields) = condition {
+                fields.remove("lastProbeTime");
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The status of a VirtualMachineInstance, in KubeVirt's words.
+
+use godwit_ledger::Object;
+use godwit_model::NodeName;
+use godwit_model::instance::{NotMigratable, live_migratable};
+use godwit_model::machine::MachineSpec;
+use godwit_model::vmi::VmiSpec;
+use godwit_rpc::agent::v1::{MachineReport, MachineState};
+use serde_json::{Value, json};
+
+use crate::json::{Condition, child, clear_condition, now, set_condition};
+
+/// Label of the instance that names its node.
+const NODE_LABEL: &str = "kubevirt.io/nodeName";
+/// KubeVirt's user of a launcher without root.
+const RUNTIME_USER: u32 = 107;
+
+/// Moves the instance to `phase`; `true` when it was in another.
+pub(crate) fn set_phase(status: &mut Value, phase: &str) -> bool {
+    if status["phase"] == phase {
+        return false;
+    }
+    status["phase"] = json!(phase);
+    if !status["phaseTransitionTimestamps"].is_array() {
+        status["phaseTransitionTimestamps"] = json!([]);
+    }
+    if let Value::Array(times) = &mut status["phaseTransitionTimestamps"] {
+        times.push(json!({ "phase": phase, "phaseTransitionTimestamp": now() }));
+    }
+    true
+}
+
+/// Fills in what is known once the instance has a node.
+pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
+    if let Some(labels) = child(&mut object.metadata, "labels") {
+        labels.insert(NODE_LABEL.to_owned(), json!(node));
+    }
+    let uid = object.uid.clone();
+    let mut status = object.status.take().unwrap_or_else(|| json!({}));
+    status["nodeName"] = json!(node);
+    status["activePods"] = json!({ uid: node });
+    status["machine"] = json!({ "type": spec.machine_type });
+    let memory = format!("{}Mi", spec.memory.0 >> 20);
+    status["memory"] = json!({
+        "guestAtBoot": memory, "guestCurrent": memory, "guestRequested": memory,
+    });
+    status["currentCPUTopology"] = json!({ "cores": spec.cpus, "sockets": 1, "threads": 1 });
+    status["guestOSInfo"] = json!({});
+    status["launcherContainerImageVersion"] =
+        json!(format!("godwit-{}", godwit_runtime::build::VERSION));
+    status["migrationMethod"] = json!("LiveMigration");
+    status["migrationTransport"] = json!("Unix");
+    status["qosClass"] = json!("Burstable");
+    status["runtimeUser"] = json!(RUNTIME_USER);
+    status["selinuxContext"] = json!("none");
+    status["volumeStatus"] = spec
+        .disks
+        .iter()
+        .zip('a'..='z')
+        .map(|(disk, letter)| json!({ "name": disk.name, "target": format!("vd{letter}") }))
+        .collect();
+    clear_condition(&mut status, "PodScheduled");
+    object.status = Some(status);
+}
+
+/// Says whether the instance can move live, and why not.
+pub(crate) fn set_migratable(status: &mut Value, spec: &VmiSpec) {
+    let condition = match live_migratable(spec) {
+        Ok(()) => Condition::new("LiveMigratable", true),
+        Err(NotMigratable { reason, message }) => {
+            Condition::new("LiveMigratable", false).because(reason, &message)
+        }
+    };
+    set_condition(status, &condition);
+}
+
+/// Says that no node was found, and why.
+pub(crate) fn set_unschedulable(status: &mut Value, summary: &str) {
+    let condition = Condition::new("PodScheduled", false).because("Unschedulable", summary);
+    set_condition(status, &condition);
+    not_ready(
+        status,
+        "PodNotExists",
+        "virt-launcher pod has not yet been scheduled",
+    );
+}
+
+/// Says that the instance isn't ready.
+pub(crate) fn not_ready(status: &mut Value, reason: &str, message: &str) {
+    set_condition(
+        status,
+        &Condition::new("Ready", false).because(reason, message),
+    );
+}
+
+/// Takes over what the owner's host reports of a machine that runs.
+pub(crate) fn observe(status: &mut Value, report: &MachineReport) {
+    clear_condition(status, "Synchronized");
+    set_condition(status, &Condition::new("Ready", true));
+    if report.state() == MachineState::Paused {
+        let paused =
+            Condition::new("Paused", true).because("PausedByUser", "VMI was paused by user");
+        set_condition(status, &paused);
+    } else {
+        clear_condition(status, "Paused");
+    }
+    let before = status["interfaces"].take();
+    status["interfaces"] = report
+        .interfaces
+        .iter()
+        .map(|interface| self::interface(interface, &before))
+        .collect();
+}
+
+/// An interface; addresses that this host hasn't seen yet are the ones the last host saw.
+fn interface(report: &godwit_rpc::agent::v1::InterfaceReport, before: &Value) -> Value {
+    let known = before
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|old| old["name"] == report.name);
+    let addresses = if report.addresses.is_empty() {
+        known
+            .map(|old| old["ipAddresses"].clone())
+            .unwrap_or_default()
+    } else {
+        json!(report.addresses)
+    };
+    let mut interface = json!({
+        "name": report.name,
+        "mac": report.mac,
+        "infoSource": "domain",
+        "queueCount": 1,
+        "linkState": "up",
+    });
+    if let Some(first) = addresses.get(0) {
+        interface["ipAddress"] = first.clone();
+        interface["ipAddresses"] = addresses;
+    }
+    interface
+}
