@@ -36,7 +36,9 @@ pub(crate) fn parse_mac(text: &str) -> Option<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
     for byte in &mut mac {
-        *byte = parts.next().and_then(|part| u8::from_str_radix(part, 16).ok())?;
+        *byte = parts
+            .next()
+            .and_then(|part| u8::from_str_radix(part, 16).ok())?;
     }
     parts.next().is_none().then_some(mac)
 }
@@ -63,17 +65,28 @@ impl Addresses {
 
     /// Addresses in the order first seen; a link-local IPv6 address only when there is no other.
     pub(crate) fn of(&self, index: u32, mac: Mac) -> Vec<IpAddr> {
-        let seen = self.locked().get(&(index, mac)).cloned().unwrap_or_default();
-        let routable: Vec<IpAddr> =
-            seen.iter().copied().filter(|address| !is_link_local(address)).collect();
+        let seen = self
+            .locked()
+            .get(&(index, mac))
+            .cloned()
+            .unwrap_or_default();
+        let routable: Vec<IpAddr> = seen
+            .iter()
+            .copied()
+            .filter(|address| !is_link_local(address))
+            .collect();
         if routable.is_empty() { seen } else { routable }
     }
 
     /// Takes one frame from the tap `index`. `true` when it told something new.
     fn take(&self, index: u32, frame: &[u8]) -> bool {
-        let Some((mac, address)) = sender(frame) else { return false };
+        let Some((mac, address)) = sender(frame) else {
+            return false;
+        };
         let mut seen = self.locked();
-        let Some(known) = seen.get_mut(&(index, mac)) else { return false };
+        let Some(known) = seen.get_mut(&(index, mac)) else {
+            return false;
+        };
         if known.contains(&address) || known.len() >= ADDRESSES_MAX {
             return false;
         }
@@ -91,7 +104,10 @@ impl Addresses {
 /// # Errors
 /// When packet sockets are not permitted (`CAP_NET_RAW`).
 pub(crate) async fn listen(addresses: Addresses, changed: impl Fn() + Send) -> io::Result<()> {
-    #[expect(deprecated, reason = "its successor is unsafe, and this socket outlives its reader")]
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, and this socket outlives its reader"
+    )]
     let socket = AsyncFd::new(open()?)?;
     let mut frame = [0; FRAME_READ];
     loop {
@@ -230,10 +246,22 @@ mod tests {
     fn frames_of_others_probes_and_proxies_tell_nothing() {
         let addresses = following();
         let other = [0x02, 0, 0, 0, 0, 8];
-        assert!(!addresses.take(TAP, &arp(other, other, [192, 168, 123, 9])), "another guest");
-        assert!(!addresses.take(TAP + 1, &arp(MAC, MAC, [192, 168, 123, 9])), "another tap");
-        assert!(!addresses.take(TAP, &arp(MAC, other, [192, 168, 123, 9])), "a proxy");
-        assert!(!addresses.take(TAP, &arp(MAC, MAC, [0, 0, 0, 0])), "a probe");
+        assert!(
+            !addresses.take(TAP, &arp(other, other, [192, 168, 123, 9])),
+            "another guest"
+        );
+        assert!(
+            !addresses.take(TAP + 1, &arp(MAC, MAC, [192, 168, 123, 9])),
+            "another tap"
+        );
+        assert!(
+            !addresses.take(TAP, &arp(MAC, other, [192, 168, 123, 9])),
+            "a proxy"
+        );
+        assert!(
+            !addresses.take(TAP, &arp(MAC, MAC, [0, 0, 0, 0])),
+            "a probe"
+        );
         assert!(addresses.of(TAP, MAC).is_empty());
     }
 
@@ -279,7 +307,13 @@ mod tests {
     #[test]
     fn a_mac_reads_only_in_colon_form() {
         assert_eq!(parse_mac("02:00:00:00:00:07"), Some(MAC));
-        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:07:08", "02-00-00-00-00-07", "g2:0:0:0:0:0"] {
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:07:08",
+            "02-00-00-00-00-07",
+            "g2:0:0:0:0:0",
+        ] {
             assert_eq!(parse_mac(bad), None, "{bad:?}");
         }
     }

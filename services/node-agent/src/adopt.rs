@@ -40,7 +40,7 @@ pub(crate) async fn adopt(host: &Arc<Host>) -> io::Result<()> {
     }
     for id in &machines {
         for (job, side) in host.store.jobs(id)? {
-            if let Err(why) = half(host, id, &job, side) {
+            if let Err(why) = half(host, id, &job, side).await {
                 error!(machine = %id, %job, error = chain(&why), "log unreadable, job left alone");
             }
         }
@@ -75,33 +75,62 @@ async fn clean(host: &Host, record: &Record) -> End {
         if let Err(why) = vm::end_unfinished(host, &record.spec.id, "").await {
             warn!(machine = %record.spec.id, error = chain(&why), "unfinished start left behind");
         }
-        return End { crashed: true, message: "the agent ended during the start".to_owned() };
+        return End {
+            crashed: true,
+            message: "the agent ended during the start".to_owned(),
+        };
     }
     vm::clean(host, &record.place).await;
     match record.stopping {
-        Some(_) => End { crashed: false, message: "stopped".to_owned() },
-        None => End { crashed: true, message: "qemu ended while the agent was away".to_owned() },
+        Some(_) => End {
+            crashed: false,
+            message: "stopped".to_owned(),
+        },
+        None => End {
+            crashed: true,
+            message: "qemu ended while the agent was away".to_owned(),
+        },
     }
 }
 
 /// Opens a half that still has something to do. What has ended is opened when it is asked for.
-fn half(host: &Arc<Host>, id: &MachineId, job: &JobId, side: Side) -> Result<(), HalfError> {
-    let Some(log) = host.store.log(id, job, side)? else { return Ok(()) };
+async fn half(host: &Arc<Host>, id: &MachineId, job: &JobId, side: Side) -> Result<(), HalfError> {
+    let Some(log) = host.store.log(id, job, side)? else {
+        return Ok(());
+    };
     match side {
         Side::Source => {
             let line: Option<source::Line> = log.last()?;
-            if line.is_some_and(|line| source_open(host, id, job, &line)) {
-                host.source(id, job)?;
+            if let Some(line) = line.filter(|line| source_open(host, id, job, line)) {
+                // Before anybody can ask for anything: the guest is the job's, not its user's.
+                hold(host, id, job, line.half.state()).await;
+                host.source(id, job).await?;
             }
         }
         Side::Target => {
             let line: Option<target::Line> = log.last()?;
             if line.is_some_and(|line| target_open(&line)) {
-                host.target(id, job)?;
+                host.target(id, job).await?;
             }
         }
     }
     Ok(())
+}
+
+async fn hold(host: &Host, id: &MachineId, job: &JobId, state: SourceState) {
+    let Some(machine) = host.machine(id) else {
+        return;
+    };
+    match state {
+        SourceState::Completed => machine.migrated(job).await,
+        SourceState::Copying | SourceState::Switching => {
+            // Without a process there is nothing to hold; the half finds out, too.
+            if let Err(why) = machine.hold(job).await {
+                warn!(machine = %id, %job, error = chain(&why), "machine not held");
+            }
+        }
+        SourceState::Absent | SourceState::Resumed | SourceState::Retired | SourceState::Lost => {}
+    }
 }
 
 fn source_open(host: &Host, id: &MachineId, job: &JobId, line: &source::Line) -> bool {
@@ -126,7 +155,8 @@ fn target_open(line: &target::Line) -> bool {
 }
 
 fn is_last(host: &Host, id: &MachineId, job: &JobId) -> bool {
-    host.machine(id).is_some_and(|machine| machine.view().job.as_ref() == Some(job))
+    host.machine(id)
+        .is_some_and(|machine| machine.view().job.as_ref() == Some(job))
 }
 
 fn is_alive(process: Option<&Identity>) -> bool {

@@ -30,13 +30,17 @@ pub(crate) async fn incoming(host: &Host, spec: &MachineSpec) -> Result<(), Half
     }
     let ports = vm::ports(host, spec).map_err(|error| not_now(chain(&error)))?;
     for port in ports {
-        network::check_bridge(&port.bridge).await.map_err(|error| not_now(chain(&error)))?;
+        network::check_bridge(&port.bridge)
+            .await
+            .map_err(|error| not_now(chain(&error)))?;
     }
     room(host, spec.memory)
 }
 
 fn not_here(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {
-    let Some(machine) = host.machine(&spec.id) else { return Ok(()) };
+    let Some(machine) = host.machine(&spec.id) else {
+        return Ok(());
+    };
     match machine.view().state {
         MachineState::Stopped | MachineState::Crashed => Ok(()),
         MachineState::Starting
@@ -51,11 +55,15 @@ fn hardware(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {
     let facts = &host.facts;
     if !facts.machine_types.contains(&spec.machine_type) {
         let (wanted, version) = (&spec.machine_type, &facts.version);
-        return Err(not_now(format!("machine type {wanted} is not known to QEMU {version} here")));
+        return Err(not_now(format!(
+            "machine type {wanted} is not known to QEMU {version} here"
+        )));
     }
     if !facts.cpu_models.contains(&spec.cpu_model) {
         let (wanted, accelerator) = (&spec.cpu_model, facts.accelerator.as_str());
-        return Err(not_now(format!("CPU model {wanted} does not run on this host ({accelerator})")));
+        return Err(not_now(format!(
+            "CPU model {wanted} does not run on this host ({accelerator})"
+        )));
     }
     Ok(())
 }
@@ -65,9 +73,16 @@ fn shared(host: &Host, disk: &Disk) -> Result<(), HalfError> {
     if !disk.shared && !disk.read_only {
         return Err(not_now(format!("disk {} is local to its host", disk.name)));
     }
-    let pool = host.config.pools.values().find(|pool| path.starts_with(&pool.path));
+    let pool = host
+        .config
+        .pools
+        .values()
+        .find(|pool| path.starts_with(&pool.path));
     if disk.shared && pool.is_some_and(|pool| !pool.shared) {
-        return Err(not_now(format!("disk {} is in a pool that is not shared here", disk.name)));
+        return Err(not_now(format!(
+            "disk {} is in a pool that is not shared here",
+            disk.name
+        )));
     }
     readable(path)
 }
@@ -84,14 +99,19 @@ fn room(host: &Host, needed: Bytes) -> Result<(), HalfError> {
     let available = available().unwrap_or_default();
     let free = Bytes(available.0.saturating_sub(host.config.memory_reserved.0));
     if free < needed {
-        return Err(HalfError::NoRoom(format!("{free} of memory are free, {needed} are needed")));
+        return Err(HalfError::NoRoom(format!(
+            "{free} of memory are free, {needed} are needed"
+        )));
     }
     Ok(())
 }
 
 /// Memory that can be used without swapping; `None` when `/proc` doesn't tell.
 fn available() -> Option<Bytes> {
-    from_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+    from_meminfo(
+        &std::fs::read_to_string("/proc/meminfo").ok()?,
+        "MemAvailable:",
+    )
 }
 
 /// One value of `/proc/meminfo`; `None` when there is no such line.
@@ -112,7 +132,10 @@ mod tests {
     #[test]
     fn a_line_of_meminfo_is_in_kib() {
         let text = "MemTotal:       24689248 kB\nMemAvailable:   23000000 kB\n";
-        assert_eq!(from_meminfo(text, "MemTotal:"), Some(Bytes(24_689_248 << 10)));
+        assert_eq!(
+            from_meminfo(text, "MemTotal:"),
+            Some(Bytes(24_689_248 << 10))
+        );
         assert_eq!(from_meminfo(text, "SwapTotal:"), None);
     }
 }

@@ -175,7 +175,10 @@ mod tests {
     fn insecure() -> Config {
         Config {
             node: "worker1".into(),
-            common: Common { insecure: true, ..Common::at(0) },
+            common: Common {
+                insecure: true,
+                ..Common::at(0)
+            },
             ..Config::default()
         }
     }
@@ -189,13 +192,31 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_by_name() {
         let named = |config: Config| config.settings().expect_err("refused").to_string();
-        assert!(named(Config { node: String::new(), ..insecure() }).contains("node"));
+        assert!(
+            named(Config {
+                node: String::new(),
+                ..insecure()
+            })
+            .contains("node")
+        );
         let run_dir = PathBuf::from(format!("/{}", "x".repeat(RUN_DIR_MAX)));
-        assert!(named(Config { run_dir, ..insecure() }).contains("run_dir"));
+        assert!(
+            named(Config {
+                run_dir,
+                ..insecure()
+            })
+            .contains("run_dir")
+        );
         let migration_address = Ipv4Addr::UNSPECIFIED.into();
-        let open = Config { migration_address, ..insecure() };
+        let open = Config {
+            migration_address,
+            ..insecure()
+        };
         assert!(named(open).contains("migration_address"));
-        let silent = Config { common: Common::at(0), ..insecure() };
+        let silent = Config {
+            common: Common::at(0),
+            ..insecure()
+        };
         assert!(named(silent).contains("identity"));
     }
 }

@@ -63,7 +63,10 @@ pub(crate) struct Half<C, F> {
 
 impl<C, F> Clone for Half<C, F> {
     fn clone(&self) -> Self {
-        Self { commands: self.commands.clone(), facts: self.facts.clone() }
+        Self {
+            commands: self.commands.clone(),
+            facts: self.facts.clone(),
+        }
     }
 }
 
@@ -79,14 +82,26 @@ impl<C, F: Clone> Half<C, F> {
     pub(crate) fn new(fact: F) -> (Self, Ends<C, F>) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (publish, facts) = watch::channel(fact);
-        (Self { commands: sender, facts }, Ends { commands, facts: publish })
+        (
+            Self {
+                commands: sender,
+                facts,
+            },
+            Ends {
+                commands,
+                facts: publish,
+            },
+        )
     }
 
     /// Gives a command and waits until its effects are done.
     pub(crate) async fn command(&self, what: C) -> Result<F, HalfError> {
         let (reply, answer) = oneshot::channel();
         let command = Command { what, reply };
-        self.commands.send(command).await.map_err(|_| HalfError::Closed)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| HalfError::Closed)?;
         answer.await.unwrap_or(Err(HalfError::Closed))
     }
 

@@ -11,14 +11,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
-use godwit_model::{JobId, MachineId};
+use godwit_model::machine::MachineSpec;
+use godwit_model::{Epoch, JobId, MachineId};
 use godwit_qemu::probe;
 use godwit_rpc::Channel;
 use godwit_rpc::client::ConnectError;
 
 use crate::addresses::Addresses;
 use crate::config::Settings;
-use crate::half::HalfError;
+use crate::half::{Half, HalfError};
 use crate::journal::{Side, Store};
 use crate::machines::{Machine, MachineError, Record};
 use crate::metrics::Metrics;
@@ -51,12 +52,19 @@ pub(crate) struct Host {
     machines: Mutex<BTreeMap<MachineId, Machine>>,
     sources: Mutex<BTreeMap<JobKey, source::Handle>>,
     targets: Mutex<BTreeMap<JobKey, target::Handle>>,
+    /// Held while a half is opened from the disk.
+    opening: tokio::sync::Mutex<()>,
     changes: watch::Sender<u64>,
 }
 
 impl Host {
     /// A host with nothing on it.
-    pub(crate) fn new(config: Settings, facts: probe::Host, store: Store, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Settings,
+        facts: probe::Host,
+        store: Store,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             facts,
@@ -68,6 +76,7 @@ impl Host {
             machines: Mutex::default(),
             sources: Mutex::default(),
             targets: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -92,7 +101,8 @@ impl Host {
 
     /// Tells that a report would differ from the last one.
     pub(crate) fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// To be woken by [`Self::changed`].
@@ -111,11 +121,7 @@ impl Host {
     }
 
     /// The machine of `record`, with a new task when there is none.
-    pub(crate) fn machine_or_new(
-        self: &Arc<Self>,
-        record: Record,
-        vm: Option<Arc<Vm>>,
-    ) -> Machine {
+    pub(crate) fn machine_or_new(self: &Arc<Self>, record: Record, vm: Option<Arc<Vm>>) -> Machine {
         let mut machines = locked(&self.machines);
         if let Some(machine) = machines.get(&record.spec.id) {
             return machine.clone();
@@ -144,22 +150,44 @@ impl Host {
         self.changed();
     }
 
+    /// The machine to start as `spec`, with a new task when there is none.
+    ///
+    /// # Errors
+    /// `Fenced` when it left this host under a newer epoch.
+    pub(crate) fn machine_to_start(
+        self: &Arc<Self>,
+        spec: &MachineSpec,
+        epoch: Epoch,
+    ) -> Result<Machine, MachineError> {
+        if let Some(machine) = self.machine(&spec.id) {
+            return Ok(machine);
+        }
+        match self.store.fence(&spec.id)? {
+            Some(seen) if epoch < seen => Err(MachineError::Fenced { mine: epoch, seen }),
+            _ => Ok(self.machine_or_new(Record::new(spec.clone(), epoch), None)),
+        }
+    }
+
     /// The source half of `job`, opened when it isn't.
     ///
     /// # Errors
     /// When its log can't be read.
-    pub(crate) fn source(
+    pub(crate) async fn source(
         self: &Arc<Self>,
         machine: &MachineId,
         job: &JobId,
     ) -> Result<source::Handle, HalfError> {
-        let mut sources = locked(&self.sources);
         let key = (machine.clone(), job.clone());
-        if let Some(half) = sources.get(&key).filter(|half| !half.is_closed()) {
-            return Ok(half.clone());
+        if let Some(half) = open(&self.sources, &key) {
+            return Ok(half);
+        }
+        // The disk is slow, and a proof for another job must not wait for it.
+        let _opening = self.opening.lock().await;
+        if let Some(half) = open(&self.sources, &key) {
+            return Ok(half);
         }
         let half = source::open(Arc::clone(self), machine.clone(), job.clone())?;
-        sources.insert(key, half.clone());
+        locked(&self.sources).insert(key, half.clone());
         self.changed();
         Ok(half)
     }
@@ -168,26 +196,50 @@ impl Host {
     ///
     /// # Errors
     /// When its log can't be read.
-    pub(crate) fn target(
+    pub(crate) async fn target(
         self: &Arc<Self>,
         machine: &MachineId,
         job: &JobId,
     ) -> Result<target::Handle, HalfError> {
-        let mut targets = locked(&self.targets);
         let key = (machine.clone(), job.clone());
-        if let Some(half) = targets.get(&key).filter(|half| !half.is_closed()) {
-            return Ok(half.clone());
+        if let Some(half) = open(&self.targets, &key) {
+            return Ok(half);
+        }
+        let _opening = self.opening.lock().await;
+        if let Some(half) = open(&self.targets, &key) {
+            return Ok(half);
         }
         let half = target::open(Arc::clone(self), machine.clone(), job.clone())?;
-        targets.insert(key, half.clone());
+        locked(&self.targets).insert(key, half.clone());
         self.changed();
         Ok(half)
+    }
+
+    /// The target half of `job`; `None` when this host never heard of it.
+    ///
+    /// # Errors
+    /// When its log can't be read.
+    pub(crate) async fn target_known(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        job: &JobId,
+    ) -> Result<Option<target::Handle>, HalfError> {
+        if let Some(half) = open(&self.targets, &(machine.clone(), job.clone())) {
+            return Ok(Some(half));
+        }
+        if !self.sides(machine, job)?.contains(&Side::Target) {
+            return Ok(None);
+        }
+        self.target(machine, job).await.map(Some)
     }
 
     /// Target halves in memory, with their machines.
     pub(crate) fn targets(&self) -> Vec<(MachineId, target::Handle)> {
         let targets = locked(&self.targets);
-        targets.iter().map(|((machine, _), half)| (machine.clone(), half.clone())).collect()
+        targets
+            .iter()
+            .map(|((machine, _), half)| (machine.clone(), half.clone()))
+            .collect()
     }
 
     /// Which halves of `job` this host has or had.
@@ -196,7 +248,11 @@ impl Host {
     /// When the logs can't be listed.
     pub(crate) fn sides(&self, machine: &MachineId, job: &JobId) -> std::io::Result<Vec<Side>> {
         let jobs = self.store.jobs(machine)?;
-        Ok(jobs.into_iter().filter(|(found, _)| found == job).map(|(_, side)| side).collect())
+        Ok(jobs
+            .into_iter()
+            .filter(|(found, _)| found == job)
+            .map(|(_, side)| side)
+            .collect())
     }
 
     pub(crate) fn half_gone(&self, machine: &MachineId, job: &JobId, side: Side) {
@@ -213,8 +269,8 @@ impl Host {
         tokio::spawn(async move {
             tokio::time::sleep(REOPEN_AFTER).await;
             let opened = match side {
-                Side::Source => host.source(&machine, &job).map(drop),
-                Side::Target => host.target(&machine, &job).map(drop),
+                Side::Source => host.source(&machine, &job).await.map(drop),
+                Side::Target => host.target(&machine, &job).await.map(drop),
             };
             if let Err(error) = opened {
                 warn!(%job, error = chain(&error), "half could not be opened again");
@@ -222,6 +278,17 @@ impl Host {
             }
         });
     }
+}
+
+/// The half under `key` whose owner still serves.
+fn open<C, F: Clone>(
+    halves: &Mutex<BTreeMap<JobKey, Half<C, F>>>,
+    key: &JobKey,
+) -> Option<Half<C, F>> {
+    locked(halves)
+        .get(key)
+        .filter(|half| !half.is_closed())
+        .cloned()
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

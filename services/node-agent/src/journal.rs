@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! machines/<uid>/machine.json                the machine, replaced atomically
+//! machines/<uid>/fence.json                  the epoch below which it is not started here
 //! machines/<uid>/jobs/<job>.source.jsonl     one snapshot a line; the last whole line is true
 //! machines/<uid>/jobs/<job>.target.jsonl
 //! ```
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use godwit_model::{JobId, MachineId};
+use godwit_model::{Epoch, JobId, MachineId};
 
 /// Zeros a log is created with: more than the lines of a whole job.
 const LOG_RESERVE: u64 = 64 * 1024;
@@ -95,7 +96,9 @@ impl Store {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
             for side in [Side::Source, Side::Target] {
-                let id = name.strip_suffix(side.suffix()).and_then(|id| JobId::parse(id).ok());
+                let id = name
+                    .strip_suffix(side.suffix())
+                    .and_then(|id| JobId::parse(id).ok());
                 found.extend(id.map(|id| (id, side)));
             }
         }
@@ -118,16 +121,23 @@ impl Store {
     ///
     /// # Errors
     /// When the disk refuses; the old record is in force then.
-    pub(crate) fn record_put<T: Serialize>(&self, machine: &MachineId, record: &T) -> io::Result<()> {
-        let path = self.record_path(machine);
+    pub(crate) fn record_put<T: Serialize>(
+        &self,
+        machine: &MachineId,
+        record: &T,
+    ) -> io::Result<()> {
+        self.replace(machine, &self.record_path(machine), record)
+    }
+
+    fn replace<T: Serialize>(&self, machine: &MachineId, path: &Path, value: &T) -> io::Result<()> {
         let dir = self.root.join(machine.as_str());
         let fresh = !dir.exists();
         fs::create_dir_all(&dir)?;
         let draft = path.with_extension("json.new");
         let mut file = File::create(&draft)?;
-        file.write_all(&serde_json::to_vec_pretty(record)?)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
         file.sync_all()?;
-        fs::rename(&draft, &path)?;
+        fs::rename(&draft, path)?;
         sync_dir(&dir)?;
         if fresh { sync_dir(&self.root) } else { Ok(()) }
     }
@@ -144,13 +154,42 @@ impl Store {
         sync_dir(&self.root.join(machine.as_str()))
     }
 
+    /// The lowest epoch under which `machine` may be started here; `None` when any may.
+    ///
+    /// # Errors
+    /// When it can't be read or understood.
+    pub(crate) fn fence(&self, machine: &MachineId) -> io::Result<Option<Epoch>> {
+        match fs::read(self.fence_path(machine)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses starts of `machine` under epochs older than `epoch`, from now on.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(crate) fn fence_put(&self, machine: &MachineId, epoch: Epoch) -> io::Result<()> {
+        self.replace(machine, &self.fence_path(machine), &epoch)
+    }
+
     /// The log of one half; `None` when there never was one.
     ///
     /// # Errors
     /// When it is there and can't be opened.
-    pub(crate) fn log(&self, machine: &MachineId, job: &JobId, side: Side) -> io::Result<Option<Log>> {
+    pub(crate) fn log(
+        &self,
+        machine: &MachineId,
+        job: &JobId,
+        side: Side,
+    ) -> io::Result<Option<Log>> {
         let path = self.log_path(machine, job, side);
-        if path.exists() { Log::open(&path).map(Some) } else { Ok(None) }
+        if path.exists() {
+            Log::open(&path).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// The log of one half, made when it is missing.
@@ -164,24 +203,29 @@ impl Store {
         }
         fs::create_dir_all(self.jobs_dir(machine))?;
         let log = Log::create(&path)?;
-        for dir in [&self.jobs_dir(machine), &self.root.join(machine.as_str()), &self.root] {
+        for dir in [
+            &self.jobs_dir(machine),
+            &self.root.join(machine.as_str()),
+            &self.root,
+        ] {
             sync_dir(dir)?;
         }
         Ok(log)
     }
 
-    /// Removes logs not written for `age`, and machine directories with nothing left in them.
+    /// Removes logs and fences not written for `age`, and directories with nothing left in them.
     ///
     /// A tombstone has to outlive every message of its job, and those end within minutes.
     ///
     /// # Errors
     /// When the disk refuses.
     pub(crate) fn prune(&self, machine: &MachineId, age: Duration) -> io::Result<()> {
-        for (job, side) in self.jobs(machine)? {
-            let path = self.log_path(machine, &job, side);
-            let written = fs::metadata(&path)?.modified()?;
-            if written.elapsed().is_ok_and(|since| since > age) {
-                fs::remove_file(&path)?;
+        let logs = self.jobs(machine)?.into_iter();
+        let logs = logs.map(|(job, side)| self.log_path(machine, &job, side));
+        for path in logs.chain([self.fence_path(machine)]) {
+            match fs::metadata(&path).and_then(|found| found.modified()) {
+                Ok(at) if at.elapsed().is_ok_and(|since| since > age) => fs::remove_file(&path)?,
+                _ => {}
             }
         }
         // Not empty is the common answer, and no error.
@@ -194,12 +238,17 @@ impl Store {
         self.root.join(machine.as_str()).join("machine.json")
     }
 
+    fn fence_path(&self, machine: &MachineId) -> PathBuf {
+        self.root.join(machine.as_str()).join("fence.json")
+    }
+
     fn jobs_dir(&self, machine: &MachineId) -> PathBuf {
         self.root.join(machine.as_str()).join("jobs")
     }
 
     fn log_path(&self, machine: &MachineId, job: &JobId, side: Side) -> PathBuf {
-        self.jobs_dir(machine).join(format!("{job}{}", side.suffix()))
+        self.jobs_dir(machine)
+            .join(format!("{job}{}", side.suffix()))
     }
 }
 
@@ -212,16 +261,25 @@ pub(crate) struct Log {
 
 impl Log {
     fn create(path: &Path) -> io::Result<Self> {
-        let mut file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
         file.write_all(&vec![0; usize::try_from(LOG_RESERVE).unwrap_or(0)])?;
         file.sync_all()?;
-        Ok(Self { file: Arc::new(file), end: 0 })
+        Ok(Self {
+            file: Arc::new(file),
+            end: 0,
+        })
     }
 
     fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let mut log = Self { file: Arc::new(file), end: 0 };
+        let mut log = Self {
+            file: Arc::new(file),
+            end: 0,
+        };
         log.end = valid_end(&log.bytes()?) as u64;
         Ok(log)
     }
@@ -233,7 +291,10 @@ impl Log {
     pub(crate) fn last<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
         let bytes = self.bytes()?;
         let valid = &bytes[..usize::try_from(self.end).unwrap_or(0).min(bytes.len())];
-        match valid.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()) {
+        match valid
+            .split(|byte| *byte == b'\n')
+            .rfind(|line| !line.is_empty())
+        {
             Some(line) => Ok(Some(serde_json::from_slice(line)?)),
             None => Ok(None),
         }
@@ -263,7 +324,10 @@ impl Log {
     fn bytes(&self) -> io::Result<Vec<u8>> {
         let length = self.file.metadata()?.len();
         if length > LOG_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "log longer than 16 MiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "log longer than 16 MiB",
+            ));
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
         self.file.read_exact_at(&mut bytes, 0)?;
@@ -301,12 +365,18 @@ mod tests {
     }
 
     fn path(dir: &Path) -> PathBuf {
-        dir.join(format!("machines/{}/jobs/{}.source.jsonl", machine(), job()))
+        dir.join(format!(
+            "machines/{}/jobs/{}.source.jsonl",
+            machine(),
+            job()
+        ))
     }
 
     async fn with_lines(dir: &Path, lines: &[u32]) -> Store {
         let store = Store::open(dir).expect("a store");
-        let mut log = store.log_make(&machine(), &job(), Side::Source).expect("a log");
+        let mut log = store
+            .log_make(&machine(), &job(), Side::Source)
+            .expect("a log");
         for line in lines {
             log.append(line).await.expect("written");
         }
@@ -314,7 +384,10 @@ mod tests {
     }
 
     fn reopened(store: &Store) -> Log {
-        store.log(&machine(), &job(), Side::Source).expect("readable").expect("there")
+        store
+            .log(&machine(), &job(), Side::Source)
+            .expect("readable")
+            .expect("there")
     }
 
     #[tokio::test]
@@ -322,7 +395,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let store = with_lines(dir.path(), &[1, 2, 3]).await;
         assert_eq!(reopened(&store).last::<u32>().expect("readable"), Some(3));
-        assert_eq!(store.jobs(&machine()).expect("listed"), [(job(), Side::Source)]);
+        assert_eq!(
+            store.jobs(&machine()).expect("listed"),
+            [(job(), Side::Source)]
+        );
         assert_eq!(store.machines().expect("listed"), [machine()]);
     }
 
@@ -337,11 +413,18 @@ mod tests {
     async fn a_torn_tail_is_ignored_and_overwritten() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = with_lines(dir.path(), &[1, 2]).await;
-        let file = OpenOptions::new().write(true).open(path(dir.path())).expect("opens");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(path(dir.path()))
+            .expect("opens");
         for torn in ["{\"half", "{\"half\0\0\n", "\0\0\0}\n"] {
             file.write_all_at(torn.as_bytes(), 4).expect("torn");
             let log = reopened(&store);
-            assert_eq!(log.last::<u32>().expect("readable"), Some(2), "after {torn:?}");
+            assert_eq!(
+                log.last::<u32>().expect("readable"),
+                Some(2),
+                "after {torn:?}"
+            );
         }
         let mut log = reopened(&store);
         log.append(&7).await.expect("written");
@@ -352,7 +435,10 @@ mod tests {
     async fn a_log_cut_in_the_middle_of_its_only_line_is_empty() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = with_lines(dir.path(), &[123_456]).await;
-        let file = OpenOptions::new().write(true).open(path(dir.path())).expect("opens");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(path(dir.path()))
+            .expect("opens");
         file.set_len(3).expect("cut");
         assert_eq!(reopened(&store).last::<u32>().expect("readable"), None);
     }

@@ -13,7 +13,6 @@ mod check;
 mod half;
 mod host;
 mod journal;
-mod machine_task;
 mod machines;
 mod metrics;
 mod network;
@@ -47,7 +46,13 @@ use crate::host::Host;
 /// # Errors
 /// When the configuration, the state directory, QEMU or the port can't be used.
 pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
-    let Context { config, shutdown, metrics, readiness, steps: _ } = context;
+    let Context {
+        config,
+        shutdown,
+        metrics,
+        readiness,
+        steps: _,
+    } = context;
     readiness.set("adopted", false);
     let probe = probe::Request {
         binary: Some(config.qemu.clone()).filter(|path| *path != PathBuf::new()),
@@ -66,12 +71,21 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         why = facts.reason,
         "host probed"
     );
-    let host = Host::new(settings, facts, store, metrics.registry(metrics::Metrics::new));
+    let host = Host::new(
+        settings,
+        facts,
+        store,
+        metrics.registry(metrics::Metrics::new),
+    );
     adopt::adopt(&host).await.context("adopt machines")?;
     readiness.set("adopted", true);
     learn_addresses(&host);
     for scheduler in host.config.schedulers.clone() {
-        tokio::spawn(report::report(Arc::clone(&host), scheduler, shutdown.clone()));
+        tokio::spawn(report::report(
+            Arc::clone(&host),
+            scheduler,
+            shutdown.clone(),
+        ));
     }
     listen(host, shutdown).await
 }

@@ -4,6 +4,9 @@
 //! continues the guest but the half. A machine that was migrated away is never continued here but
 //! by its half, after the target's tombstone.
 
+mod orders;
+mod owner;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +21,9 @@ use godwit_qemu::QmpError;
 use godwit_qemu::process::{Identity, ProcessError};
 
 use crate::host::Host;
-use crate::machine_task::Owner;
 use crate::vm::{LaunchError, Place, Vm};
+
+use self::owner::Owner;
 
 /// Orders waiting for one machine: callers are few, and wait when there are more.
 const ORDERS_MAX: usize = 16;
@@ -149,16 +153,44 @@ pub(crate) type Outcome = Result<(), MachineError>;
 /// What the owner of a machine is asked.
 #[derive(Debug)]
 pub(crate) enum Order {
-    Start { spec: Box<MachineSpec>, epoch: Epoch, paused: bool, reply: oneshot::Sender<Outcome> },
-    Stop { grace: Duration, epoch: Epoch, reply: oneshot::Sender<Outcome> },
-    Pause { reply: oneshot::Sender<Outcome> },
-    Unpause { reply: oneshot::Sender<Outcome> },
-    Forget { reply: oneshot::Sender<Outcome> },
-    Hold { job: JobId, reply: oneshot::Sender<Result<Arc<Vm>, MachineError>> },
-    Migrated { job: JobId },
-    Release { job: JobId },
-    Drop { process: Identity, reply: oneshot::Sender<Outcome> },
-    Keep { kept: Box<(Record, Arc<Vm>)>, reply: oneshot::Sender<Outcome> },
+    Start {
+        spec: Box<MachineSpec>,
+        epoch: Epoch,
+        paused: bool,
+        reply: oneshot::Sender<Outcome>,
+    },
+    Stop {
+        grace: Duration,
+        epoch: Epoch,
+        reply: oneshot::Sender<Outcome>,
+    },
+    Pause {
+        reply: oneshot::Sender<Outcome>,
+    },
+    Unpause {
+        reply: oneshot::Sender<Outcome>,
+    },
+    Forget {
+        reply: oneshot::Sender<Outcome>,
+    },
+    Hold {
+        job: JobId,
+        reply: oneshot::Sender<Result<Arc<Vm>, MachineError>>,
+    },
+    Migrated {
+        job: JobId,
+    },
+    Release {
+        job: JobId,
+    },
+    Drop {
+        process: Identity,
+        reply: oneshot::Sender<Outcome>,
+    },
+    Keep {
+        kept: Box<(Record, Arc<Vm>)>,
+        reply: oneshot::Sender<Outcome>,
+    },
 }
 
 impl Machine {
@@ -181,7 +213,13 @@ impl Machine {
     /// `NotNow` when it runs with another spec or was migrated away, and [`LaunchError`]s.
     pub(crate) async fn start(&self, spec: MachineSpec, epoch: Epoch, paused: bool) -> Outcome {
         let (id, spec) = (spec.id.clone(), Box::new(spec));
-        self.ask(id, |reply| Order::Start { spec, epoch, paused, reply }).await
+        self.ask(id, |reply| Order::Start {
+            spec,
+            epoch,
+            paused,
+            reply,
+        })
+        .await
     }
 
     /// Asks the guest to power off, and kills its QEMU after `grace`. Answers at once.
@@ -189,7 +227,12 @@ impl Machine {
     /// # Errors
     /// `Fenced`, and `NotNow` when it was migrated away.
     pub(crate) async fn stop(&self, grace: Duration, epoch: Epoch) -> Outcome {
-        self.ask(self.id(), |reply| Order::Stop { grace, epoch, reply }).await
+        self.ask(self.id(), |reply| Order::Stop {
+            grace,
+            epoch,
+            reply,
+        })
+        .await
     }
 
     /// Stops the guest's CPUs.
@@ -222,8 +265,14 @@ impl Machine {
     /// `NotNow` when another job holds it, or the guest doesn't run.
     pub(crate) async fn hold(&self, job: &JobId) -> Result<Arc<Vm>, MachineError> {
         let (reply, answer) = oneshot::channel();
-        let order = Order::Hold { job: job.clone(), reply };
-        self.orders.send(order).await.map_err(|_| MachineError::Absent(self.id()))?;
+        let order = Order::Hold {
+            job: job.clone(),
+            reply,
+        };
+        self.orders
+            .send(order)
+            .await
+            .map_err(|_| MachineError::Absent(self.id()))?;
         answer.await.map_err(|_| MachineError::Absent(self.id()))?
     }
 
@@ -244,7 +293,10 @@ impl Machine {
     /// # Errors
     /// When the process can't be ended or the record can't be removed.
     pub(crate) async fn remove(&self, process: Identity) -> Outcome {
-        match self.ask(self.id(), |reply| Order::Drop { process, reply }).await {
+        match self
+            .ask(self.id(), |reply| Order::Drop { process, reply })
+            .await
+        {
             Err(MachineError::Absent(_)) => Ok(()),
             other => other,
         }
@@ -256,7 +308,8 @@ impl Machine {
     /// `NotNow` when another QEMU of it runs here, `Record` when the disk refuses.
     pub(crate) async fn keep(&self, record: Record, vm: Arc<Vm>) -> Outcome {
         let kept = Box::new((record, vm));
-        self.ask(self.id(), |reply| Order::Keep { kept, reply }).await
+        self.ask(self.id(), |reply| Order::Keep { kept, reply })
+            .await
     }
 
     fn id(&self) -> MachineId {

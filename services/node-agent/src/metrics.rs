@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -60,7 +61,7 @@ pub(crate) struct Metrics {
 
 #[derive(Debug)]
 struct Inner {
-    total: Family<CopyLabels, Amount>,
+    total: Family<CopyLabels, Counter>,
     processed: Family<CopyLabels, Amount>,
     remaining: Family<CopyLabels, Amount>,
     dirty_rate: Family<CopyLabels, Amount>,
@@ -88,8 +89,10 @@ impl Metrics {
             fsync: seconds(),
             blackout: Family::new_with_constructor(seconds),
         };
+        let help = "Guest memory to be copied";
+        let name = "kubevirt_vmi_migration_data_bytes";
+        registry.register(name, help, inner.total.clone());
         let copies = [
-            ("total", "Guest memory to be copied", &inner.total),
             ("processed", "Bytes sent so far", &inner.processed),
             ("remaining", "Bytes that still differ", &inner.remaining),
         ];
@@ -98,8 +101,16 @@ impl Metrics {
             registry.register_with_unit(name, help, Unit::Bytes, family.clone());
         }
         let rates = [
-            ("dirty_memory", "Bytes per second that the guest dirties", &inner.dirty_rate),
-            ("memory_transfer", "Bytes per second at present", &inner.transfer_rate),
+            (
+                "dirty_memory",
+                "Bytes per second that the guest dirties",
+                &inner.dirty_rate,
+            ),
+            (
+                "memory_transfer",
+                "Bytes per second at present",
+                &inner.transfer_rate,
+            ),
         ];
         for (name, help, family) in rates {
             let name = format!("kubevirt_vmi_migration_{name}_rate");
@@ -113,7 +124,9 @@ impl Metrics {
         let help = "Parts of a blackout that the agents add to QEMU's own";
         let blackout = inner.blackout.clone();
         registry.register_with_unit("godwit_agent_blackout", help, Unit::Seconds, blackout);
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Numbers of a running copy.
@@ -121,7 +134,10 @@ impl Metrics {
         let set = |family: &Family<CopyLabels, Amount>, value: u64| {
             family.get_or_create(labels).set(value);
         };
-        set(&self.inner.total, progress.total.0);
+        // A counter by KubeVirt's choice; it doesn't shrink with ballooning.
+        let total = self.inner.total.get_or_create(labels);
+        total.inc_by(progress.total.0.saturating_sub(total.get()));
+        drop(total);
         set(&self.inner.processed, progress.transferred.0);
         set(&self.inner.remaining, progress.remaining.0);
         set(&self.inner.dirty_rate, progress.dirty_rate);
@@ -131,8 +147,8 @@ impl Metrics {
     /// The copy has ended, and its series with it.
     pub(crate) fn copied(&self, labels: &CopyLabels) {
         let inner = &self.inner;
+        inner.total.remove(labels);
         for family in [
-            &inner.total,
             &inner.processed,
             &inner.remaining,
             &inner.dirty_rate,
@@ -149,11 +165,16 @@ impl Metrics {
 
     /// A part of a blackout has passed.
     pub(crate) fn blackout(&self, piece: Piece, took: Duration) {
-        self.inner.blackout.get_or_create(&PieceLabels { piece }).observe(took.as_secs_f64());
+        self.inner
+            .blackout
+            .get_or_create(&PieceLabels { piece })
+            .observe(took.as_secs_f64());
     }
 
     /// Machines with a QEMU.
     pub(crate) fn machines(&self, count: usize) {
-        self.inner.machines.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.inner
+            .machines
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }

@@ -148,13 +148,21 @@ async fn make_one(device: &str, port: &Port) -> Result<Tap, NetworkError> {
     ip(&["-batch", "-"], &batch).await?;
     let index = link(device).await?.ifindex;
     let Nic { name, mac, .. } = &port.nic;
-    Ok(Tap { nic: name.clone(), mac: mac.clone(), device: device.to_owned(), index })
+    Ok(Tap {
+        nic: name.clone(),
+        mac: mac.clone(),
+        device: device.to_owned(),
+        index,
+    })
 }
 
 /// 13 characters of at most 15: no two owners on one host get the same, short of a hash collision
 /// in 44 bits.
 fn device_name(machine: &MachineId, owner: &str, at: usize) -> String {
-    let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{machine}/{owner}/{at}").as_bytes());
+    let id = Uuid::new_v5(
+        &Uuid::NAMESPACE_OID,
+        format!("{machine}/{owner}/{at}").as_bytes(),
+    );
     let hex = id.simple().to_string();
     format!("gw{}", &hex[..11])
 }
@@ -162,7 +170,10 @@ fn device_name(machine: &MachineId, owner: &str, at: usize) -> String {
 async fn link(device: &str) -> Result<Link, NetworkError> {
     let answer = ip(&["-json", "link", "show", "dev", device], "").await?;
     let links: Vec<Link> = serde_json::from_str(&answer).map_err(NetworkError::Answer)?;
-    links.into_iter().next().ok_or_else(|| NetworkError::Refused(format!("no device {device}")))
+    links
+        .into_iter()
+        .next()
+        .ok_or_else(|| NetworkError::Refused(format!("no device {device}")))
 }
 
 async fn ip(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
@@ -187,7 +198,9 @@ async fn ip(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(NetworkError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    Err(NetworkError::Refused(
+        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    ))
 }
 
 #[cfg(test)]
@@ -196,13 +209,15 @@ mod tests {
 
     #[test]
     fn device_names_fit_the_kernel_and_differ_by_owner_and_place() {
-        let machine =
-            MachineId::parse("11111111-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid");
+        let machine = MachineId::parse("11111111-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid");
         let mut names: Vec<String> = ["", "job"]
             .iter()
             .flat_map(|owner| (0..40).map(|at| device_name(&machine, owner, at)))
             .collect();
-        assert!(names.iter().all(|name| name.len() <= 15), "IFNAMSIZ is 16 with its zero");
+        assert!(
+            names.iter().all(|name| name.len() <= 15),
+            "IFNAMSIZ is 16 with its zero"
+        );
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 80);

@@ -37,7 +37,11 @@ pub(crate) async fn report(host: Arc<Host>, address: String, shutdown: Cancellat
     let channel = match host.dial(&address) {
         Ok(channel) => channel,
         Err(error) => {
-            warn!(address, error = crate::text::chain(&error), "no way to the scheduler");
+            warn!(
+                address,
+                error = crate::text::chain(&error),
+                "no way to the scheduler"
+            );
             return;
         }
     };
@@ -87,7 +91,8 @@ fn inventory(host: &Host) -> HostInventory {
     });
     HostInventory {
         memory_bytes: memory().saturating_sub(config.memory_reserved.0),
-        cpu_milli: std::thread::available_parallelism().map_or(0, |count| count.get() as u64 * 1000),
+        cpu_milli: std::thread::available_parallelism()
+            .map_or(0, |count| count.get() as u64 * 1000),
         accelerator: host.facts.accelerator.as_str().to_owned(),
         qemu_version: host.facts.version.to_string(),
         machine_types: host.facts.machine_types.clone(),
@@ -115,26 +120,40 @@ fn memory() -> u64 {
 
 fn os_image() -> String {
     let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.unwrap_or_default().trim_matches('"').to_owned()
 }
 
 /// The host part of a URL, without the brackets of an IPv6 address.
 fn internal_ip(url: &str) -> String {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    host.trim_start_matches('[').trim_end_matches(']').to_owned()
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    host.trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned()
 }
 
 /// All machines of this host, and the copies that are arriving.
 pub(crate) fn machines(host: &Host) -> Vec<wire::MachineReport> {
-    let mut reports: Vec<wire::MachineReport> =
-        host.machines().iter().map(|machine| machine_report(host, &machine.view())).collect();
-    host.metrics.machines(reports.iter().filter(|report| report.pid != 0).count());
+    let mut reports: Vec<wire::MachineReport> = host
+        .machines()
+        .iter()
+        .map(|machine| machine_report(host, &machine.view()))
+        .collect();
+    host.metrics
+        .machines(reports.iter().filter(|report| report.pid != 0).count());
     for (machine, half) in host.targets() {
         let fact = half.fact();
         let arriving = is_arriving(fact.state);
-        if arriving && !reports.iter().any(|report| report.machine == machine.as_str()) {
+        if arriving
+            && !reports
+                .iter()
+                .any(|report| report.machine == machine.as_str())
+        {
             reports.push(incoming_report(&machine, fact.reason));
         }
     }

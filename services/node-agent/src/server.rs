@@ -19,7 +19,7 @@ use godwit_rpc::{Request, Response, Routes, Status, async_trait};
 
 use crate::half::HalfError;
 use crate::host::Host;
-use crate::machines::{Machine, MachineError, Record};
+use crate::machines::{Machine, MachineError};
 use crate::report::{is_arriving, machine_report, machines};
 use crate::source::{self, CopyOrder};
 use crate::text::chain;
@@ -52,7 +52,9 @@ impl Server {
     }
 
     fn machine(&self, id: &MachineId) -> Result<Machine, Status> {
-        self.host.machine(id).ok_or_else(|| refused_machine(MachineError::Absent(id.clone())))
+        self.host
+            .machine(id)
+            .ok_or_else(|| refused_machine(MachineError::Absent(id.clone())))
     }
 
     fn report(&self, machine: &Machine) -> Response<wire::MachineReport> {
@@ -60,8 +62,14 @@ impl Server {
     }
 
     async fn source(&self, job: &JobRef, event: SourceEvent) -> Result<SourceFact, Status> {
-        let half = self.host.source(&job.machine, &job.job).map_err(refused_half)?;
-        half.command(source::Order { event, copy: None }).await.map_err(refused_half)
+        let half = self
+            .host
+            .source(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
+        half.command(source::Order { event, copy: None })
+            .await
+            .map_err(refused_half)
     }
 }
 
@@ -81,10 +89,18 @@ impl Agent for Server {
             *id == spec.id && is_arriving(half.fact().state)
         };
         if self.host.targets().iter().any(arriving) {
-            return Err(Status::failed_precondition("a migration brings this machine here"));
+            return Err(Status::failed_precondition(
+                "a migration brings this machine here",
+            ));
         }
-        let machine = self.host.machine_or_new(Record::new(spec.clone(), epoch), None);
-        machine.start(spec, epoch, request.paused).await.map_err(refused_machine)?;
+        let machine = self
+            .host
+            .machine_to_start(&spec, epoch)
+            .map_err(refused_machine)?;
+        machine
+            .start(spec, epoch, request.paused)
+            .await
+            .map_err(refused_machine)?;
         Ok(self.report(&machine))
     }
 
@@ -96,7 +112,10 @@ impl Agent for Server {
         let request = request.into_inner();
         let machine = self.machine(&machine_id(request.machine)?)?;
         let grace = Duration::from_secs(request.grace_seconds.into()).min(GRACE_MAX);
-        machine.stop(grace, Epoch(request.epoch)).await.map_err(refused_machine)?;
+        machine
+            .stop(grace, Epoch(request.epoch))
+            .await
+            .map_err(refused_machine)?;
         Ok(self.report(&machine))
     }
 
@@ -136,7 +155,10 @@ impl Agent for Server {
         &self,
         request: Request<wire::ListMachinesRequest>,
     ) -> Result<Response<wire::ListMachinesResponse>, Status> {
-        peer::require(&request, &[Role::Scheduler, Role::MigrationCoordinator, Role::Admin])?;
+        peer::require(
+            &request,
+            &[Role::Scheduler, Role::MigrationCoordinator, Role::Admin],
+        )?;
         let machines = machines(&self.host);
         Ok(Response::new(wire::ListMachinesResponse { machines }))
     }
@@ -152,14 +174,21 @@ impl Agent for Server {
         if spec.id != job.machine {
             return Err(Status::invalid_argument("spec.id is not job.machine"));
         }
-        let half = self.host.target(&job.machine, &job.job).map_err(refused_half)?;
+        let half = self
+            .host
+            .target(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
         if half.fact().state == TargetState::Absent {
-            check::incoming(&self.host, &spec).await.map_err(refused_half)?;
+            check::incoming(&self.host, &spec)
+                .await
+                .map_err(refused_half)?;
         }
         let order = target::Order::Prepare(job.epoch, Box::new(spec));
         half.command(order).await.map_err(refused_half)?;
-        let fact =
-            half.settled(PREPARE_LIMIT, |fact| fact.state != TargetState::Preparing).await;
+        let fact = half
+            .settled(PREPARE_LIMIT, |fact| fact.state != TargetState::Preparing)
+            .await;
         Ok(target_response(&fact))
     }
 
@@ -169,7 +198,11 @@ impl Agent for Server {
     ) -> Result<Response<wire::TargetFact>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let job = JobRef::try_from(request.into_inner())?;
-        let half = self.host.target(&job.machine, &job.job).map_err(refused_half)?;
+        let half = self
+            .host
+            .target(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
         let fact = half.command(target::Order::Discard(job.epoch)).await;
         Ok(target_response(&fact.map_err(refused_half)?))
     }
@@ -181,12 +214,18 @@ impl Agent for Server {
         let peer = peer::require(&request, &[Role::NodeAgent])?;
         let wire = request.into_inner();
         if peer.role == Role::NodeAgent && peer.name != wire.source_node {
-            return Err(Status::permission_denied("a host may prove for itself only"));
+            return Err(Status::permission_denied(
+                "a host may prove for itself only",
+            ));
         }
         let epoch = Epoch(wire.machine_epoch);
         let proof: godwit_model::migration::grant::Proof = wire.try_into()?;
-        let half = self.host.target(&proof.machine, &proof.job).map_err(refused_half)?;
-        half.command(target::Order::Proof(proof, epoch)).await.map_err(refused_half)?;
+        let half = self.host.target_known(&proof.machine, &proof.job).await;
+        let half = half.map_err(refused_half)?;
+        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        half.command(target::Order::Proof(proof, epoch))
+            .await
+            .map_err(refused_half)?;
         let waiting = |state| matches!(state, TargetState::Prepared | TargetState::Loaded);
         let fact = half.settled(LOAD_LIMIT, |fact| !waiting(fact.state)).await;
         Ok(target_response(&fact))
@@ -203,8 +242,14 @@ impl Agent for Server {
             event: SourceEvent::Start { epoch: job.epoch },
             copy: Some(copy_order(request)?),
         };
-        let half = self.host.source(&job.machine, &job.job).map_err(refused_half)?;
-        Ok(source_response(&half.command(order).await.map_err(refused_half)?))
+        let half = self
+            .host
+            .source(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
+        Ok(source_response(
+            &half.command(order).await.map_err(refused_half)?,
+        ))
     }
 
     async fn allow_switchover(
@@ -213,7 +258,9 @@ impl Agent for Server {
     ) -> Result<Response<wire::SourceFact>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let job = JobRef::try_from(request.into_inner())?;
-        let fact = self.source(&job, SourceEvent::Allow { epoch: job.epoch }).await?;
+        let fact = self
+            .source(&job, SourceEvent::Allow { epoch: job.epoch })
+            .await?;
         Ok(source_response(&fact))
     }
 
@@ -223,10 +270,17 @@ impl Agent for Server {
     ) -> Result<Response<wire::SourceFact>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let job = JobRef::try_from(request.into_inner())?;
-        self.source(&job, SourceEvent::Cancel { epoch: job.epoch }).await?;
-        let half = self.host.source(&job.machine, &job.job).map_err(refused_half)?;
+        self.source(&job, SourceEvent::Cancel { epoch: job.epoch })
+            .await?;
+        let half = self
+            .host
+            .source(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
         let going = |state| matches!(state, SourceState::Copying | SourceState::Switching);
-        Ok(source_response(&half.settled(CANCEL_LIMIT, |fact| !going(fact.state)).await))
+        Ok(source_response(
+            &half.settled(CANCEL_LIMIT, |fact| !going(fact.state)).await,
+        ))
     }
 
     async fn revert_source(
@@ -235,7 +289,9 @@ impl Agent for Server {
     ) -> Result<Response<wire::SourceFact>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let job = JobRef::try_from(request.into_inner())?;
-        let fact = self.source(&job, SourceEvent::Revert { epoch: job.epoch }).await?;
+        let fact = self
+            .source(&job, SourceEvent::Revert { epoch: job.epoch })
+            .await?;
         Ok(source_response(&fact))
     }
 
@@ -245,7 +301,9 @@ impl Agent for Server {
     ) -> Result<Response<wire::SourceFact>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let job = JobRef::try_from(request.into_inner())?;
-        let fact = self.source(&job, SourceEvent::Retire { epoch: job.epoch }).await?;
+        let fact = self
+            .source(&job, SourceEvent::Retire { epoch: job.epoch })
+            .await?;
         Ok(source_response(&fact))
     }
 

@@ -110,15 +110,34 @@ impl Vm {
         }
         std::fs::create_dir_all(&directory).map_err(LaunchError::Directory)?;
         let taps = network::make(&spec.id, owner, &ports).await?;
-        layout.nics = taps.iter().map(|tap| NicBackend::Tap(tap.device.clone())).collect();
+        layout.nics = taps
+            .iter()
+            .map(|tap| NicBackend::Tap(tap.device.clone()))
+            .collect();
         match start(host, spec, role, &layout).await {
             Ok((process, monitor)) => {
                 network::follow(&host.addresses, &taps);
-                let place = Place { process: Some(process.identity().clone()), directory, taps };
-                Ok(Self { process, place, monitor: Mutex::new(Some(monitor)) })
+                let place = Place {
+                    process: Some(process.identity().clone()),
+                    directory,
+                    taps,
+                };
+                Ok(Self {
+                    process,
+                    place,
+                    monitor: Mutex::new(Some(monitor)),
+                })
             }
             Err(error) => {
-                clean(host, &Place { process: None, directory, taps }).await;
+                clean(
+                    host,
+                    &Place {
+                        process: None,
+                        directory,
+                        taps,
+                    },
+                )
+                .await;
                 Err(error)
             }
         }
@@ -129,10 +148,18 @@ impl Vm {
     /// # Errors
     /// When `/proc` can't be read.
     pub(crate) fn adopt(host: &Host, place: Place) -> Result<Option<Self>, ProcessError> {
-        let Some(identity) = &place.process else { return Ok(None) };
-        let Some(process) = Process::adopt(identity)? else { return Ok(None) };
+        let Some(identity) = &place.process else {
+            return Ok(None);
+        };
+        let Some(process) = Process::adopt(identity)? else {
+            return Ok(None);
+        };
         network::follow(&host.addresses, &place.taps);
-        Ok(Some(Self { process, place, monitor: Mutex::new(None) }))
+        Ok(Some(Self {
+            process,
+            place,
+            monitor: Mutex::new(None),
+        }))
     }
 
     /// Which process this is.
@@ -222,7 +249,15 @@ pub(crate) async fn end_unfinished(
         process.exited().await;
     }
     let taps = network::leftovers(machine, owner);
-    clean(host, &Place { process: None, directory, taps }).await;
+    clean(
+        host,
+        &Place {
+            process: None,
+            directory,
+            taps,
+        },
+    )
+    .await;
     Ok(())
 }
 
@@ -234,7 +269,10 @@ pub(crate) fn ports(host: &Host, spec: &MachineSpec) -> Result<Vec<Port>, Launch
     let port = |nic: &godwit_model::machine::Nic| {
         let bridge = host.config.networks.get(&nic.network).cloned();
         let bridge = bridge.ok_or_else(|| LaunchError::Network(nic.network.clone()))?;
-        Ok(Port { nic: nic.clone(), bridge })
+        Ok(Port {
+            nic: nic.clone(),
+            bridge,
+        })
     };
     spec.nics.iter().map(port).collect()
 }
@@ -292,7 +330,10 @@ fn log(directory: &Path) -> PathBuf {
 /// Short, since a unix socket's path has 107 bytes; the same for the same purpose, so that it is
 /// found again.
 fn directory(run_dir: &Path, machine: &MachineId, owner: &str) -> PathBuf {
-    let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{machine}/{owner}").as_bytes());
+    let id = Uuid::new_v5(
+        &Uuid::NAMESPACE_OID,
+        format!("{machine}/{owner}").as_bytes(),
+    );
     run_dir.join(&id.simple().to_string()[..16])
 }
 

@@ -58,15 +58,15 @@ struct Halves {
 
 impl Halves {
     /// Opens what there is on disk or in memory, and nothing else.
-    fn find(host: &Arc<Host>, job: &JobRef) -> Result<Self, HalfError> {
+    async fn find(host: &Arc<Host>, job: &JobRef) -> Result<Self, HalfError> {
         let mut halves = Self::default();
         for side in host.sides(&job.machine, &job.job)? {
             match side {
                 Side::Source => {
-                    halves.source = Some(host.source(&job.machine, &job.job)?.facts());
+                    halves.source = Some(host.source(&job.machine, &job.job).await?.facts());
                 }
                 Side::Target => {
-                    halves.target = Some(host.target(&job.machine, &job.job)?.facts());
+                    halves.target = Some(host.target(&job.machine, &job.job).await?.facts());
                 }
             }
         }
@@ -75,8 +75,14 @@ impl Halves {
 
     fn facts(&mut self) -> Facts {
         Facts {
-            source: self.source.as_mut().map(|facts| facts.borrow_and_update().clone()),
-            target: self.target.as_mut().map(|facts| facts.borrow_and_update().clone()),
+            source: self
+                .source
+                .as_mut()
+                .map(|facts| facts.borrow_and_update().clone()),
+            target: self
+                .target
+                .as_mut()
+                .map(|facts| facts.borrow_and_update().clone()),
         }
     }
 
@@ -128,7 +134,7 @@ async fn follow(
     reader: &mpsc::Sender<Result<JobFacts, Status>>,
 ) -> Result<(), HalfError> {
     let mut changes = host.changes();
-    let mut halves = Halves::find(host, job)?;
+    let mut halves = Halves::find(host, job).await?;
     let mut sent: Option<(Facts, Instant)> = None;
     loop {
         let facts = halves.facts();
@@ -148,11 +154,11 @@ async fn follow(
         }
         tokio::select! {
             same = halves.changed() => if !same {
-                halves = Halves::find(host, job)?;
+                halves = Halves::find(host, job).await?;
             },
             // A half that isn't here yet may come.
             _ = changes.changed(), if !halves.complete() => {
-                halves = Halves::find(host, job)?;
+                halves = Halves::find(host, job).await?;
             }
             () = at(due) => {}
         }

@@ -1,6 +1,11 @@
 //! Two agents and a guest that counts, commanded in the coordinator's order.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
 #![allow(unreachable_pub, clippy::wildcard_enum_match_arm)]
 
 mod common;
@@ -15,7 +20,11 @@ const MACHINE: &str = "11111111-94b4-4cda-9a69-cca8d4b4c587";
 const JOB: &str = "22222222-94b4-4cda-9a69-cca8d4b4c587";
 
 fn job(epoch: u64) -> JobRef {
-    JobRef { machine: MACHINE.to_owned(), job: JOB.to_owned(), epoch }
+    JobRef {
+        machine: MACHINE.to_owned(),
+        job: JOB.to_owned(),
+        epoch,
+    }
 }
 
 /// Two hosts and a running machine on the first.
@@ -31,16 +40,33 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let source = Agent::start("worker1", dir.path()).await;
         let target = Agent::start("worker2", dir.path()).await;
-        Self { source, target, dir }
+        Self {
+            source,
+            target,
+            dir,
+        }
     }
 
     async fn running() -> Self {
         let lab = Self::new().await;
         let spec = Some(lab.spec());
-        let request = StartMachineRequest { spec, epoch: 1, paused: false };
-        let report = lab.source.client().start_machine(request).await.unwrap().into_inner();
+        let request = StartMachineRequest {
+            spec,
+            epoch: 1,
+            paused: false,
+        };
+        let report = lab
+            .source
+            .client()
+            .start_machine(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(report.state(), MachineState::Running);
-        eventually("the guest to count", async || lab.source.counters().last().copied()).await;
+        eventually("the guest to count", async || {
+            lab.source.counters().last().copied()
+        })
+        .await;
         lab
     }
 
@@ -49,8 +75,15 @@ impl Lab {
     }
 
     async fn prepare(&self) -> Result<TargetFact, Status> {
-        let request = PrepareTargetRequest { job: Some(job(1)), spec: Some(self.spec()) };
-        self.target.client().prepare_target(request).await.map(|answer| answer.into_inner())
+        let request = PrepareTargetRequest {
+            job: Some(job(1)),
+            spec: Some(self.spec()),
+        };
+        self.target
+            .client()
+            .prepare_target(request)
+            .await
+            .map(|answer| answer.into_inner())
     }
 
     /// Starts the copy; `bandwidth` 0 is unlimited, and any other is too little for this guest
@@ -65,31 +98,56 @@ impl Lab {
             target_node: self.target.node.to_owned(),
             target_uri: target.uri.clone(),
             target_agent: self.target.address.clone(),
-            limits: Some(CopyLimits { bandwidth, downtime_limit_ms: ms, auto_converge: false }),
+            limits: Some(CopyLimits {
+                bandwidth,
+                downtime_limit_ms: ms,
+                auto_converge: false,
+            }),
         };
-        self.source.client().start_copy(request).await.unwrap().into_inner()
+        self.source
+            .client()
+            .start_copy(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     async fn target_fact(&self) -> Option<TargetFact> {
-        let mut facts = self.target.client().watch_job(job(1)).await.unwrap().into_inner();
+        let mut facts = self
+            .target
+            .client()
+            .watch_job(job(1))
+            .await
+            .unwrap()
+            .into_inner();
         facts.message().await.unwrap().unwrap().target
     }
 
     async fn source_fact(&self) -> Option<SourceFact> {
-        let mut facts = self.source.client().watch_job(job(1)).await.unwrap().into_inner();
+        let mut facts = self
+            .source
+            .client()
+            .watch_job(job(1))
+            .await
+            .unwrap()
+            .into_inner();
         facts.message().await.unwrap().unwrap().source
     }
 
     async fn target_running(&self) -> TargetFact {
         eventually("the target to run", async || {
-            self.target_fact().await.filter(|fact| fact.state() == TargetState::Running)
+            self.target_fact()
+                .await
+                .filter(|fact| fact.state() == TargetState::Running)
         })
         .await
     }
 
     async fn source_in(&self, state: SourceState) -> SourceFact {
         eventually("the source", async || {
-            self.source_fact().await.filter(|fact| fact.state() == state)
+            self.source_fact()
+                .await
+                .filter(|fact| fact.state() == state)
         })
         .await
     }
@@ -117,7 +175,13 @@ async fn a_machine_moves_and_its_guest_goes_on_counting() {
     println!("blackout {blackout} us, of it {handshake} us after completed");
     assert!(source.progress.unwrap().transferred_bytes > 0);
 
-    let retired = lab.source.client().retire_source(job(1)).await.unwrap().into_inner();
+    let retired = lab
+        .source
+        .client()
+        .retire_source(job(1))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(retired.state(), SourceState::Retired);
     assert!(lab.source.report(MACHINE).await.is_none());
     assert!(lab.source.qemus().is_empty());
@@ -132,7 +196,47 @@ async fn a_machine_moves_and_its_guest_goes_on_counting() {
     assert!(first > left, "the guest went back from {left} to {first}");
     let metrics = lab.target.metrics();
     assert!(metrics.contains("godwit_agent_blackout_seconds_count{piece=\"Journal\"} 1"));
-    println!("resident: {} KiB, {} KiB", lab.source.resident() >> 10, lab.target.resident() >> 10);
+    println!(
+        "resident: {} KiB, {} KiB",
+        lab.source.resident() >> 10,
+        lab.target.resident() >> 10
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_start_of_a_machine_that_left_is_refused() {
+    let mut lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    lab.copy(&prepared, 0).await;
+    lab.source.client().allow_switchover(job(1)).await.unwrap();
+    lab.target_running().await;
+    let late = StartMachineRequest {
+        spec: Some(lab.spec()),
+        epoch: 1,
+        paused: false,
+    };
+    // Stopped complete, its QEMU dead, and the agent new: still the target's machine.
+    lab.source_in(SourceState::Completed).await;
+    lab.source.kill();
+    let pid = lab.source.qemus()[0].to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    lab.source.restart().await;
+    let refused = lab
+        .source
+        .client()
+        .start_machine(late.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    lab.source.client().retire_source(job(1)).await.unwrap();
+    let refused = lab.source.client().start_machine(late).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,9 +245,21 @@ async fn a_cancelled_copy_leaves_the_guest_running_at_home() {
     let prepared = lab.prepare().await.unwrap();
     lab.copy(&prepared, 1 << 20).await;
     lab.source_in(SourceState::Copying).await;
-    let cancelled = lab.source.client().cancel_copy(job(1)).await.unwrap().into_inner();
+    let cancelled = lab
+        .source
+        .client()
+        .cancel_copy(job(1))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(cancelled.state(), SourceState::Resumed);
-    let discarded = lab.target.client().discard_target(job(1)).await.unwrap().into_inner();
+    let discarded = lab
+        .target
+        .client()
+        .discard_target(job(1))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(discarded.state(), TargetState::Discarded);
     assert!(lab.target.qemus().is_empty());
     let report = lab.source.report(MACHINE).await.unwrap();
@@ -156,7 +272,13 @@ async fn a_cancelled_copy_leaves_the_guest_running_at_home() {
     // The tombstone refuses the job for ever.
     assert_eq!(lab.prepare().await.unwrap().state(), TargetState::Discarded);
     // And the machine can move under another job.
-    lab.source.client().pause_machine(MachineRef { machine: MACHINE.to_owned() }).await.unwrap();
+    lab.source
+        .client()
+        .pause_machine(MachineRef {
+            machine: MACHINE.to_owned(),
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,13 +287,48 @@ async fn without_permission_the_guest_never_leaves() {
     let prepared = lab.prepare().await.unwrap();
     lab.copy(&prepared, 0).await;
     let resumed = lab.source_in(SourceState::Resumed).await;
-    assert!(resumed.reason.contains("no permission"), "{}", resumed.reason);
+    assert!(
+        resumed.reason.contains("no permission"),
+        "{}",
+        resumed.reason
+    );
     let target = lab.target_fact().await.unwrap();
     assert!(
-        !matches!(target.state(), TargetState::Continuing | TargetState::Running),
+        !matches!(
+            target.state(),
+            TargetState::Continuing | TargetState::Running
+        ),
         "{target:?}"
     );
-    assert_eq!(lab.source.report(MACHINE).await.unwrap().state(), MachineState::Running);
+    assert_eq!(
+        lab.source.report(MACHINE).await.unwrap().state(),
+        MachineState::Running
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_run_is_not_copied() {
+    let lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    let machine = MachineRef {
+        machine: MACHINE.to_owned(),
+    };
+    lab.source
+        .client()
+        .pause_machine(machine.clone())
+        .await
+        .unwrap();
+    let fact = lab.copy(&prepared, 0).await;
+    assert_eq!(fact.state(), SourceState::Resumed);
+    assert!(fact.reason.contains("Paused"), "{}", fact.reason);
+    let report = lab
+        .source
+        .client()
+        .unpause_machine(machine)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(report.state(), MachineState::Running);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +339,10 @@ async fn an_older_coordinator_is_refused() {
     lab.source.client().allow_switchover(job(3)).await.unwrap();
     let refused = lab.source.client().cancel_copy(job(2)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Aborted);
-    assert_eq!(lab.source_fact().await.unwrap().state(), SourceState::Copying);
+    assert_eq!(
+        lab.source_fact().await.unwrap().state(),
+        SourceState::Copying
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,8 +359,18 @@ async fn a_restarted_agent_adopts_its_machine() {
     })
     .await;
     // The same start again changes nothing, another one is refused.
-    let same = StartMachineRequest { spec: Some(lab.spec()), epoch: 1, paused: false };
-    let again = lab.source.client().start_machine(same.clone()).await.unwrap().into_inner();
+    let same = StartMachineRequest {
+        spec: Some(lab.spec()),
+        epoch: 1,
+        paused: false,
+    };
+    let again = lab
+        .source
+        .client()
+        .start_machine(same.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(again.pid, before.pid);
     let mut other = same;
     other.spec.as_mut().unwrap().cpus = 2;
@@ -216,12 +386,24 @@ async fn both_agents_may_restart_while_memory_is_copied() {
     lab.source.restart().await;
     lab.target.restart().await;
     lab.source_in(SourceState::Copying).await;
-    assert_eq!(lab.target_fact().await.unwrap().state(), TargetState::Prepared);
+    assert_eq!(
+        lab.target_fact().await.unwrap().state(),
+        TargetState::Prepared
+    );
     lab.source.client().allow_switchover(job(1)).await.unwrap();
     lab.target_running().await;
-    let retired = lab.source.client().retire_source(job(1)).await.unwrap().into_inner();
+    let retired = lab
+        .source
+        .client()
+        .retire_source(job(1))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(retired.state(), SourceState::Retired);
-    assert_eq!(lab.target.report(MACHINE).await.unwrap().state(), MachineState::Running);
+    assert_eq!(
+        lab.target.report(MACHINE).await.unwrap().state(),
+        MachineState::Running
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,12 +416,22 @@ async fn a_proof_waits_for_a_target_agent_that_is_away() {
     lab.source_in(SourceState::Completed).await;
     // The source's agent forgets nothing, either.
     lab.source.restart().await;
-    let machine = MachineRef { machine: MACHINE.to_owned() };
-    let refused = lab.source.client().unpause_machine(machine).await.unwrap_err();
+    let machine = MachineRef {
+        machine: MACHINE.to_owned(),
+    };
+    let refused = lab
+        .source
+        .client()
+        .unpause_machine(machine)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     lab.target.restart().await;
     lab.target_running().await;
-    assert_eq!(lab.source.report(MACHINE).await.unwrap().state(), MachineState::Migrated);
+    assert_eq!(
+        lab.source.report(MACHINE).await.unwrap().state(),
+        MachineState::Migrated
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,21 +445,39 @@ async fn a_source_is_reverted_after_the_tombstone_and_can_move_again() {
     // No proof reaches the target before its tombstone: the source's agent is away.
     lab.source.kill();
     lab.target.restart().await;
-    let discarded = lab.target.client().discard_target(job(2)).await.unwrap().into_inner();
+    let discarded = lab
+        .target
+        .client()
+        .discard_target(job(2))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(discarded.state(), TargetState::Discarded);
     lab.source.restart().await;
-    let reverted = lab.source.client().revert_source(job(2)).await.unwrap().into_inner();
+    let reverted = lab
+        .source
+        .client()
+        .revert_source(job(2))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(reverted.state(), SourceState::Resumed);
     let before = *lab.source.counters().last().unwrap();
     eventually("the guest to go on", async || {
         (*lab.source.counters().last()? > before).then_some(())
     })
     .await;
-    assert_eq!(lab.source.report(MACHINE).await.unwrap().state(), MachineState::Running);
+    assert_eq!(
+        lab.source.report(MACHINE).await.unwrap().state(),
+        MachineState::Running
+    );
     // A restart must not take what QEMU says of the old copy for a new one.
     lab.source.restart().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(lab.source.report(MACHINE).await.unwrap().state(), MachineState::Running);
+    assert_eq!(
+        lab.source.report(MACHINE).await.unwrap().state(),
+        MachineState::Running
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,8 +486,15 @@ async fn a_target_that_cannot_run_the_machine_says_why() {
     let refused = async |change: fn(&mut MachineSpec)| {
         let mut spec = lab.spec();
         change(&mut spec);
-        let request = PrepareTargetRequest { job: Some(job(1)), spec: Some(spec) };
-        lab.target.client().prepare_target(request).await.unwrap_err()
+        let request = PrepareTargetRequest {
+            job: Some(job(1)),
+            spec: Some(spec),
+        };
+        lab.target
+            .client()
+            .prepare_target(request)
+            .await
+            .unwrap_err()
     };
     let missing = refused(|spec| spec.disks[0].path.push('x')).await;
     assert_eq!(missing.code(), Code::FailedPrecondition);
@@ -306,14 +523,27 @@ async fn a_target_that_cannot_run_the_machine_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_is_paused_stopped_and_forgotten() {
     let lab = Lab::running().await;
-    let machine = || MachineRef { machine: MACHINE.to_owned() };
+    let machine = || MachineRef {
+        machine: MACHINE.to_owned(),
+    };
     let mut client = lab.source.client();
     let paused = client.pause_machine(machine()).await.unwrap().into_inner();
     assert_eq!(paused.state(), MachineState::Paused);
-    let running = client.unpause_machine(machine()).await.unwrap().into_inner();
+    let running = client
+        .unpause_machine(machine())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(running.state(), MachineState::Running);
-    assert_eq!(client.forget_machine(machine()).await.unwrap_err().code(), Code::FailedPrecondition);
-    let stop = StopMachineRequest { machine: MACHINE.to_owned(), grace_seconds: 1, epoch: 1 };
+    assert_eq!(
+        client.forget_machine(machine()).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    let stop = StopMachineRequest {
+        machine: MACHINE.to_owned(),
+        grace_seconds: 1,
+        epoch: 1,
+    };
     let stopping = client.stop_machine(stop).await.unwrap().into_inner();
     assert_eq!(stopping.state(), MachineState::Stopping);
     // This guest doesn't know the power button.
@@ -331,14 +561,103 @@ async fn a_machine_is_paused_stopped_and_forgotten() {
 async fn a_qemu_that_dies_is_reported_and_the_machine_starts_again() {
     let lab = Lab::running().await;
     let pid = lab.source.report(MACHINE).await.unwrap().pid.to_string();
-    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     eventually("the crash", async || {
         let report = lab.source.report(MACHINE).await?;
         (report.state() == MachineState::Crashed).then_some(())
     })
     .await;
-    let request = StartMachineRequest { spec: Some(lab.spec()), epoch: 2, paused: false };
-    let report = lab.source.client().start_machine(request).await.unwrap().into_inner();
+    let request = StartMachineRequest {
+        spec: Some(lab.spec()),
+        epoch: 2,
+        paused: false,
+    };
+    let report = lab
+        .source
+        .client()
+        .start_machine(request)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(report.state(), MachineState::Running);
     assert_ne!(report.pid.to_string(), pid);
+}
+
+/// Kills one or both agents around the switchover, and says which side the machine is on in the end.
+async fn killed_around_the_switchover(which: (bool, bool), after: Duration) {
+    let mut lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    lab.copy(&prepared, 0).await;
+    let mut client = lab.source.client();
+    let allowed = tokio::spawn(async move { client.allow_switchover(job(1)).await });
+    tokio::time::sleep(after).await;
+    if which.0 {
+        lab.source.kill();
+    }
+    if which.1 {
+        lab.target.kill();
+    }
+    // Unknown when the agent died: the coordinator says it again.
+    let _ = allowed.await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    if which.0 {
+        lab.source.restart().await;
+    }
+    if which.1 {
+        lab.target.restart().await;
+    }
+    lab.source.client().allow_switchover(job(1)).await.unwrap();
+    let source = eventually("the source's copy to end", async || {
+        let fact = lab.source_fact().await?;
+        let ended = matches!(fact.state(), SourceState::Completed | SourceState::Resumed);
+        ended.then_some(fact)
+    })
+    .await;
+    let mut before = lab.source.counters();
+    if source.state() == SourceState::Completed {
+        lab.target_running().await;
+        let first = eventually("the guest on the target", async || {
+            lab.target.counters().first().copied()
+        })
+        .await;
+        assert!(first > before.pop().unwrap(), "the guest went back");
+        assert_eq!(
+            lab.source.counters().len(),
+            before.len() + 1,
+            "two guests ran"
+        );
+    } else {
+        let fact = lab
+            .target
+            .client()
+            .discard_target(job(1))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(fact.state(), TargetState::Discarded);
+        assert!(lab.target.counters().is_empty(), "two guests ran");
+        eventually("the guest at home", async || {
+            (lab.source.counters().len() > before.len()).then_some(())
+        })
+        .await;
+    }
+    println!(
+        "{which:?} killed after {after:?}: source {:?}",
+        source.state()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_killed_around_the_switchover_leave_one_guest() {
+    for which in [(true, false), (false, true), (true, true)] {
+        for after in [0, 10, 30, 60, 100] {
+            killed_around_the_switchover(which, Duration::from_millis(after)).await;
+        }
+    }
 }

@@ -19,18 +19,40 @@ pub struct Agent {
     pub address: String,
     dir: PathBuf,
     admin: u16,
-    port: u16,
+    keys: Vec<String>,
     child: Child,
 }
 
 impl Agent {
     pub async fn start(node: &'static str, dir: &Path) -> Self {
+        Self::start_with(node, dir, Vec::new()).await
+    }
+
+    /// With keys of the configuration beside the usual ones.
+    pub async fn start_with(node: &'static str, dir: &Path, keys: Vec<String>) -> Self {
         let dir = dir.join(node);
         std::fs::create_dir_all(&dir).expect("a directory");
         let (port, admin) = (free_port(), free_port());
-        let child = spawn(node, &dir, port, admin);
+        let mut keys = keys;
+        keys.extend([
+            format!("node={node}"),
+            format!("state_dir={}", dir.join("state").display()),
+            format!("run_dir={}", dir.join("run").display()),
+            format!("bind=127.0.0.1:{port}"),
+            "accel=tcg".to_owned(),
+            "common.insecure=true".to_owned(),
+            format!("common.admin_bind=127.0.0.1:{admin}"),
+        ]);
+        let child = spawn(&dir, &keys);
         let address = format!("http://127.0.0.1:{port}");
-        let agent = Self { node, address, dir, admin, port, child };
+        let agent = Self {
+            node,
+            address,
+            dir,
+            admin,
+            keys,
+            child,
+        };
         agent.answering().await;
         agent
     }
@@ -38,7 +60,7 @@ impl Agent {
     /// Kills the agent and starts another on the same state.
     pub async fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.node, &self.dir, self.port, self.admin);
+        self.child = spawn(&self.dir, &self.keys);
         self.answering().await;
     }
 
@@ -54,15 +76,26 @@ impl Agent {
 
     async fn answering(&self) {
         eventually("the agent to answer", async || {
-            self.client().list_machines(ListMachinesRequest {}).await.is_ok().then_some(())
+            self.client()
+                .list_machines(ListMachinesRequest {})
+                .await
+                .is_ok()
+                .then_some(())
         })
         .await;
     }
 
     /// What this host says of the machine; `None` when it doesn't have it.
     pub async fn report(&self, machine: &str) -> Option<MachineReport> {
-        let all = self.client().list_machines(ListMachinesRequest {}).await.expect("listed");
-        all.into_inner().machines.into_iter().find(|report| report.machine == machine)
+        let all = self
+            .client()
+            .list_machines(ListMachinesRequest {})
+            .await
+            .expect("listed");
+        all.into_inner()
+            .machines
+            .into_iter()
+            .find(|report| report.machine == machine)
     }
 
     /// The guests' counters, of all QEMUs that have a directory here.
@@ -127,21 +160,12 @@ impl Drop for Agent {
     }
 }
 
-fn spawn(node: &str, dir: &Path, port: u16, admin: u16) -> Child {
+fn spawn(dir: &Path, keys: &[String]) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("agent.log"))
         .expect("a log");
-    let keys = [
-        format!("node={node}"),
-        format!("state_dir={}", dir.join("state").display()),
-        format!("run_dir={}", dir.join("run").display()),
-        format!("bind=127.0.0.1:{port}"),
-        "accel=tcg".to_owned(),
-        "common.insecure=true".to_owned(),
-        format!("common.admin_bind=127.0.0.1:{admin}"),
-    ];
     Command::new(env!("CARGO_BIN_EXE_godwit-node-agent"))
         .args(keys.iter().flat_map(|key| ["--set", key]))
         .stdin(Stdio::null())

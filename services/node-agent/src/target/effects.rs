@@ -1,0 +1,201 @@
+//! What the model orders of a target, carried out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use godwit_model::machine::MachineSpec;
+use godwit_model::migration::fact::TargetAddress;
+use godwit_model::migration::target::{TargetEffect, TargetEvent, TargetState};
+use godwit_qemu::{Role, migrate};
+
+use super::{Note, Owner};
+use crate::half::{self, HalfError};
+use crate::host::Host;
+use crate::machines::Record;
+use crate::metrics::Piece;
+use crate::text::chain;
+use crate::vm::Vm;
+
+impl Owner {
+    /// Carries one effect out; its outcome may be an event in turn.
+    pub(super) async fn perform(
+        &mut self,
+        effect: TargetEffect,
+    ) -> Result<Option<TargetEvent>, HalfError> {
+        let outcome = match effect {
+            TargetEffect::Journal => {
+                let took = self.log.append(&self.line).await?;
+                self.host.metrics.fsync(took);
+                if self.line.half.state() == TargetState::Continuing {
+                    self.host.metrics.blackout(Piece::Journal, took);
+                }
+                return Ok(None);
+            }
+            TargetEffect::StartQemu => {
+                self.launch();
+                return Ok(None);
+            }
+            TargetEffect::Continue => match self.go_on().await {
+                Ok(()) => return Ok(Some(TargetEvent::Continued)),
+                Err(why) => Err(why),
+            },
+            TargetEffect::Announce => {
+                self.announce();
+                Ok(())
+            }
+            TargetEffect::KeepMachine => self.keep().await,
+            TargetEffect::EndQemu => self.end().await,
+        };
+        match outcome {
+            Ok(()) => self.trouble.clear(),
+            Err(why) => {
+                warn!(job = %self.job, ?effect, why, "not done");
+                self.trouble = why;
+                self.retry = Some((effect, Instant::now() + half::RETRY_AFTER));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn again(&mut self) -> Result<(), HalfError> {
+        let Some((effect, _)) = self.retry.take() else {
+            return Ok(());
+        };
+        let wanted = match effect {
+            TargetEffect::Continue => self.line.half.state() == TargetState::Continuing,
+            TargetEffect::KeepMachine | TargetEffect::EndQemu => true,
+            TargetEffect::Journal | TargetEffect::StartQemu | TargetEffect::Announce => false,
+        };
+        if !wanted {
+            return Ok(());
+        }
+        match self.perform(effect).await? {
+            Some(event) => self.feed(event).await,
+            None => {
+                self.publish();
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts QEMU in a task of its own, so that a discard needn't wait for it.
+    pub(super) fn launch(&mut self) {
+        let Some(spec) = self.line.spec.clone() else {
+            return;
+        };
+        self.launching = true;
+        let (host, notes) = (Arc::clone(&self.host), self.notes.clone());
+        let owner = self.job.to_string();
+        tokio::spawn(async move {
+            let launched = launch(&host, &spec, &owner).await;
+            // This half may have ended; then the next one finds the process by its place.
+            let _ = notes.send(Note::Launched(launched)).await;
+        });
+    }
+
+    pub(super) async fn go_on(&mut self) -> Result<(), String> {
+        let began = Clock::now();
+        let qmp = self.qmp().await?;
+        migrate::continue_guest(&qmp)
+            .await
+            .map_err(|error| chain(&error))?;
+        self.host.metrics.blackout(Piece::Continue, began.elapsed());
+        // QEMU tells of it before it answers, so the time of the event is there already.
+        let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or_default();
+        self.line.running_at_us = Some(self.resumed_at().await.unwrap_or(now));
+        Ok(())
+    }
+
+    /// When the guest went on, by the events that have arrived.
+    pub(super) async fn resumed_at(&mut self) -> Option<u64> {
+        let mut found = None;
+        loop {
+            let next = half::next_event(&mut self.events);
+            match tokio::time::timeout(Duration::ZERO, next).await {
+                Ok(Some(stamped)) if half::is_resume(&stamped) => {
+                    found = Some(half::micros(&stamped));
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return found,
+            }
+        }
+    }
+
+    pub(super) fn announce(&self) {
+        let Some(vm) = self.vm.clone() else { return };
+        let job = self.job.clone();
+        tokio::spawn(async move {
+            let announced = match vm.monitor().await {
+                Ok(qmp) => migrate::announce(&qmp).await.map_err(|error| chain(&error)),
+                Err(error) => Err(chain(&error)),
+            };
+            if let Err(why) = announced {
+                warn!(%job, why, "guest not announced");
+            }
+        });
+    }
+
+    pub(super) async fn keep(&mut self) -> Result<(), String> {
+        let (Some(spec), Some(vm)) = (self.line.spec.clone(), self.vm.clone()) else {
+            return Err("no qemu".to_owned());
+        };
+        let started = vm.identity().started_at();
+        let record = Record {
+            place: vm.place().clone(),
+            started_at: started.and_then(|at| jiff::Timestamp::try_from(at).ok()),
+            ..Record::new(spec, self.line.machine_epoch)
+        };
+        self.host
+            .keep(record, Arc::clone(&vm))
+            .await
+            .map_err(|error| chain(&error))?;
+        // From here on it is a machine like any other.
+        self.vm = None;
+        self.events = None;
+        Ok(())
+    }
+
+    pub(super) async fn end(&mut self) -> Result<(), String> {
+        self.events = None;
+        if let Some(vm) = self.vm.clone() {
+            vm.end(&self.host).await.map_err(|error| chain(&error))?;
+            self.vm = None;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a paused QEMU and lets it listen.
+async fn launch(
+    host: &Host,
+    spec: &MachineSpec,
+    owner: &str,
+) -> Result<(Vm, TargetAddress), String> {
+    let vm = Vm::launch(host, spec, Role::Incoming, owner)
+        .await
+        .map_err(|error| chain(&error))?;
+    let address = host.config.migration_address;
+    let listening = match vm.monitor().await {
+        Ok(qmp) => migrate::prepare_incoming(&qmp, address)
+            .await
+            .map_err(|e| chain(&e)),
+        Err(error) => Err(chain(&error)),
+    };
+    match listening {
+        Ok(incoming) => {
+            let address = TargetAddress {
+                uri: incoming.uri,
+                address: address.to_string(),
+                ports: vec![incoming.port],
+            };
+            Ok((vm, address))
+        }
+        Err(why) => {
+            vm.end(host).await.map_err(|error| chain(&error))?;
+            Err(why)
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What QEMU says of an incoming copy: events as they come, answers when asked, all after a restart.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use godwit_model::migration::target::{LoadStatus, TargetEvent, TargetState};
+use godwit_qemu::qmp::{MigrationInfo, MigrationStatus, RunState};
+use godwit_qemu::{Event, QmpError, Stamped};
+
+use super::{Note, Owner, not_now};
+use crate::half::{self, HalfError};
+use crate::machines::Machine;
+use crate::text::chain;
+use crate::vm::{self, Vm};
+
+impl Owner {
+    pub(super) async fn event(&mut self, event: Option<Stamped>) -> Result<(), HalfError> {
+        let Some(stamped) = event else {
+            self.events = None;
+            self.look_at = Some(Instant::now() + half::RETRY_AFTER);
+            return Ok(());
+        };
+        match &stamped.event {
+            Event::Migration(MigrationStatus::Completed) => {
+                self.feed(TargetEvent::Load(LoadStatus::Completed)).await
+            }
+            Event::Migration(MigrationStatus::Failed) => {
+                let why = "the copy could not be loaded".to_owned();
+                self.feed(TargetEvent::Load(LoadStatus::Failed(why))).await
+            }
+            Event::Migration(MigrationStatus::Active) => {
+                self.loading = true;
+                Ok(())
+            }
+            Event::Resume => {
+                self.line.running_at_us = Some(half::micros(&stamped));
+                self.feed(TargetEvent::Load(LoadStatus::Running)).await
+            }
+            Event::Missed => self.look().await,
+            Event::Migration(_)
+            | Event::MigrationPass(_)
+            | Event::Stop
+            | Event::Shutdown { .. }
+            | Event::Powerdown
+            | Event::Reset
+            | Event::GuestPanicked
+            | Event::BlockIoError { .. }
+            | Event::Other(_) => Ok(()),
+        }
+    }
+
+    pub(super) async fn note(&mut self, note: Note) -> Result<(), HalfError> {
+        let Note::Launched(launched) = note;
+        self.launching = false;
+        match launched {
+            Ok((vm, address)) => {
+                self.line.place = vm.place().clone();
+                self.vm = Some(Arc::new(vm));
+                self.feed(TargetEvent::Listening(address)).await?;
+                self.look().await
+            }
+            Err(why) => self.feed(TargetEvent::PrepareFailed(why)).await,
+        }
+    }
+
+    /// Connects to QEMU and asks for what no event may have told.
+    pub(super) async fn look(&mut self) -> Result<(), HalfError> {
+        self.look_at = None;
+        let Some(vm) = self.vm.clone() else {
+            return Ok(());
+        };
+        match self.link(&vm).await {
+            Ok(status) => self.feed(TargetEvent::Load(status)).await,
+            Err(error) => {
+                warn!(job = %self.job, %error, "qemu does not answer");
+                self.look_at = Some(Instant::now() + half::RETRY_AFTER);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn link(&mut self, vm: &Vm) -> Result<LoadStatus, QmpError> {
+        let (qmp, events) = vm.events().await?;
+        self.events = Some(events);
+        let (info, machine) = tokio::join!(qmp.query_migrate(), qmp.query_status());
+        Ok(load_status(&info?, machine?.status))
+    }
+
+    pub(super) async fn exited(&mut self) -> Result<(), HalfError> {
+        self.events = None;
+        if let Some(vm) = self.vm.take() {
+            info!(job = %self.job, said = vm.last_words(), "incoming qemu ended");
+            vm::clean(&self.host, vm.place()).await;
+        }
+        self.feed(TargetEvent::Gone).await
+    }
+
+    /// After a restart: finds out what became of the QEMU of this job, and feeds the model that.
+    pub(super) async fn adopt(&mut self) -> Result<(), HalfError> {
+        let state = self.line.half.state();
+        if state == TargetState::Running {
+            return Ok(());
+        }
+        // What the machine's own task has adopted is shared, since QEMU serves one connection.
+        let kept = self
+            .host
+            .machine(&self.machine_id)
+            .map(|machine: Machine| machine.view());
+        let kept = kept.and_then(|view| view.vm);
+        let mine = self.line.place.process.as_ref();
+        let kept = kept.filter(|vm| Some(vm.identity()) == mine);
+        let unknown = |error| not_now(&chain(&error));
+        self.vm = match kept {
+            Some(vm) => Some(vm),
+            None => Vm::adopt(&self.host, self.line.place.clone())
+                .map_err(unknown)?
+                .map(Arc::new),
+        };
+        if let Some(vm) = self.vm.clone() {
+            if matches!(state, TargetState::Discarded | TargetState::Lost { .. }) {
+                // It has to go, whatever it says.
+                return self.feed(TargetEvent::Adopted(LoadStatus::Active)).await;
+            }
+            let status = self
+                .link(&vm)
+                .await
+                .map_err(|error| not_now(&chain(&error)))?;
+            self.loading = status == LoadStatus::Active;
+            return self.feed(TargetEvent::Adopted(status)).await;
+        }
+        if self.line.place.process.is_none() {
+            let owner = self.job.to_string();
+            vm::end_unfinished(&self.host, &self.machine_id, &owner)
+                .await
+                .map_err(unknown)?;
+        } else if self.line.place.directory.exists() {
+            vm::clean(&self.host, &self.line.place).await;
+        }
+        match state {
+            TargetState::Preparing => self.feed(TargetEvent::Adopted(LoadStatus::Active)).await,
+            TargetState::Prepared | TargetState::Loaded | TargetState::Continuing => {
+                self.feed(TargetEvent::Gone).await
+            }
+            TargetState::Absent
+            | TargetState::Running
+            | TargetState::Discarded
+            | TargetState::Lost { .. } => Ok(()),
+        }
+    }
+}
+
+fn load_status(info: &MigrationInfo, runstate: RunState) -> LoadStatus {
+    match (info.status, runstate) {
+        (_, RunState::Running) => LoadStatus::Running,
+        (MigrationStatus::Completed, _) => LoadStatus::Completed,
+        (MigrationStatus::Failed, _) => {
+            let why = info.error_desc.clone();
+            LoadStatus::Failed(why.unwrap_or_else(|| "the copy could not be loaded".to_owned()))
+        }
+        _ => LoadStatus::Active,
+    }
+}
