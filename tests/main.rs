@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod ledger_cluster;
+mod ledger_failures;
 mod ledger_jobs;
 mod ledger_objects;
 mod ledger_reservations;
