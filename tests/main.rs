@@ -4,6 +4,10 @@
 
 mod ledger_cluster;
 mod ledger_failures;
+mod api_env;
+mod api_lab;
+mod api_play;
+mod api_rules;
 mod ledger_jobs;
 mod ledger_objects;
 mod ledger_reservations;

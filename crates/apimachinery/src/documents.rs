@@ -19,6 +19,9 @@ use crate::server::VersionInfo;
 /// Title of the OpenAPI documents.
 const TITLE: &str = "Kubernetes";
 const GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What is answered to [`GNOSTIC`], as by kube-apiserver: `@` is no part of a media type, and
+/// kubectl 1.20 gives up on it.
+const GNOSTIC_ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// One encoded document.
 pub(crate) struct Document {
@@ -78,7 +81,7 @@ impl Documents {
             aggregated_groups: aggregated(false),
             group,
             resources,
-            openapi_v2_protobuf: Document::new(openapi::to_protobuf(&v2).into(), GNOSTIC),
+            openapi_v2_protobuf: Document::new(openapi::to_protobuf(&v2).into(), GNOSTIC_ANSWER),
             openapi_v2: Document::json(&v2),
             openapi_v3_root: Document::json(&v3_root(registry, &openapi_v3)),
             openapi_v3,

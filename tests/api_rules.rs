@@ -1,0 +1,217 @@
+//! What the API refuses, and to whom, in the words that people and tests know.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::api_env::{Api, Release, example};
+use crate::api_play as play;
+
+const RELEASES: [Release; 2] = [Release::Old, Release::New];
+
+fn object(api_version: &str, kind: &str, spec: &Value) -> Value {
+    json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "a"}, "spec": spec})
+}
+
+fn migration(spec: &Value) -> Value {
+    object("kubevirt.io/v1", "VirtualMachineInstanceMigration", spec)
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_in_kubevirts_words_and_changes_nothing() -> Result<()> {
+    let api = Api::start().await?;
+    let maintenance = json!({"nodeName": "worker9"});
+    let machine = json!({
+        "running": true, "runStrategy": "Always",
+        "template": {"spec": {"domain": {"devices": {}}}},
+    });
+    let mut homeless = json!({"apiVersion": "v1", "kind": "ConfigMap"});
+    homeless["metadata"] = json!({"name": "c", "namespace": "nowhere"});
+    let cases = [
+        (migration(&json!({})), "vmiName is missing"),
+        (
+            migration(&json!({"vmiName": "nobody"})),
+            "the VMI \"default/nobody\" does not exist",
+        ),
+        (migration(&json!({"vmiNam": "nobody"})), "unknown field"),
+        (
+            object("kubevirt.io/v1alpha1", "NodeMaintenance", &maintenance),
+            "invalid nodeName, no node with name worker9 found",
+        ),
+        (
+            object("kubevirt.io/v1", "VirtualMachine", &machine),
+            "Running and RunStrategy are mutually exclusive",
+        ),
+        (homeless, "namespaces \"nowhere\" not found"),
+    ];
+    let before = api.ledger.revision().await?;
+    for release in RELEASES {
+        let kubectl = api.admin(release).await?;
+        for (object, wanted) in &cases {
+            let file = api.file("bad.json", &object.to_string())?;
+            let refused = kubectl.fails(&["create", "-f", &file]).await?;
+            assert!(refused.contains(wanted), "{release:?} {wanted}: {refused}");
+        }
+    }
+    assert_eq!(api.ledger.revision().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_administrators_move_machines() -> Result<()> {
+    let api = Api::start().await?;
+    play::node(&api.ledger, "worker2").await?;
+    for release in RELEASES {
+        let viewer = api.viewer(release).await?;
+        let refused = viewer
+            .fails(&["create", "-f", &example("migration-job.yaml")])
+            .await?;
+        let wanted = "virtualmachineinstancemigrations.kubevirt.io is forbidden: User \"vera\" \
+                      cannot create resource \"virtualmachineinstancemigrations\" in API group \
+                      \"kubevirt.io\" in the namespace \"default\"";
+        assert!(refused.contains(wanted), "{refused}");
+        let refused = viewer
+            .fails(&["create", "-f", &example("worker2-maintenance.yaml")])
+            .await?;
+        assert!(
+            refused.contains("\"nodemaintenances\" in API group \"kubevirt.io\""),
+            "{refused}"
+        );
+        viewer.ok(&["get", "nodes"]).await?;
+        viewer.fails(&["get", "secrets"]).await?;
+        assert_eq!(
+            viewer
+                .run(&["auth", "can-i", "create", "vmim"])
+                .await?
+                .stdout
+                .trim(),
+            "no"
+        );
+        assert_eq!(
+            viewer.ok(&["auth", "can-i", "get", "vmi"]).await?.trim(),
+            "yes"
+        );
+        let admin = api.admin(release).await?;
+        assert_eq!(
+            admin.ok(&["auth", "can-i", "create", "vmim"]).await?.trim(),
+            "yes"
+        );
+        admin.ok(&["auth", "can-i", "--list"]).await?;
+    }
+    let new = api.viewer(Release::New).await?;
+    assert!(new.ok(&["auth", "whoami"]).await?.contains("vera"));
+    let refused = new.fails(&["get", "nodes", "--as=admin"]).await?;
+    assert!(
+        refused.contains("impersonation is not supported"),
+        "{refused}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn machines_and_their_configuration_are_kept_as_written() -> Result<()> {
+    let api = Api::start().await?;
+    for release in RELEASES {
+        let kubectl = api.admin(release).await?;
+        let file = example("vm-rhel8-server-nfs.yaml");
+        assert!(
+            kubectl
+                .ok(&["apply", "-f", &file])
+                .await?
+                .ends_with("created\n")
+        );
+        assert!(
+            kubectl
+                .ok(&["apply", "-f", &file])
+                .await?
+                .ends_with("unchanged\n")
+        );
+        let patch = json!({"spec": {"runStrategy": "Halted"}}).to_string();
+        kubectl
+            .ok(&[
+                "patch",
+                "vm",
+                "rhel8-server-nfs",
+                "--type=merge",
+                "-p",
+                &patch,
+            ])
+            .await?;
+        let strategy = [
+            "get",
+            "vm",
+            "rhel8-server-nfs",
+            "-o",
+            "jsonpath={.spec.runStrategy}",
+        ];
+        assert_eq!(kubectl.ok(&strategy).await?, "Halted");
+        kubectl
+            .ok(&["annotate", "vm", "rhel8-server-nfs", "note=mine"])
+            .await?;
+        for other in ["kubevirt-config.yaml", "kubevirt.yaml"] {
+            kubectl.ok(&["apply", "-f", &example(other)]).await?;
+            assert!(
+                kubectl
+                    .ok(&["apply", "-f", &example(other)])
+                    .await?
+                    .ends_with("unchanged\n")
+            );
+        }
+        kubectl
+            .ok(&["apply", "--server-side", "--force-conflicts", "-f", &file])
+            .await?;
+        assert_eq!(kubectl.ok(&strategy).await?, "Always");
+        let explained = kubectl.ok(&["explain", "vmim.spec.vmiName"]).await?;
+        assert!(
+            explained.contains("The name of the VMI to perform the migration on"),
+            "{explained}"
+        );
+        kubectl.ok(&["delete", "vm", "rhel8-server-nfs"]).await?;
+        kubectl
+            .ok(&["delete", "-f", &example("kubevirt.yaml")])
+            .await?;
+        kubectl
+            .ok(&["delete", "-f", &example("kubevirt-config.yaml")])
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_namespace_is_made_filled_emptied_and_removed() -> Result<()> {
+    let api = Api::start().await?;
+    for release in RELEASES {
+        let kubectl = api.admin(release).await?;
+        kubectl.ok(&["create", "namespace", "team-a"]).await?;
+        kubectl
+            .ok(&[
+                "-n",
+                "team-a",
+                "create",
+                "configmap",
+                "c",
+                "--from-literal=k=v",
+            ])
+            .await?;
+        kubectl
+            .ok(&[
+                "-n",
+                "team-a",
+                "create",
+                "secret",
+                "generic",
+                "s",
+                "--from-literal=k=v",
+            ])
+            .await?;
+        let refused = kubectl.fails(&["delete", "namespace", "team-a"]).await?;
+        assert!(refused.contains("1 configmaps, 1 secrets"), "{refused}");
+        kubectl
+            .ok(&["-n", "team-a", "delete", "configmap/c", "secret/s"])
+            .await?;
+        kubectl.ok(&["delete", "namespace", "team-a"]).await?;
+        let refused = kubectl.fails(&["delete", "namespace", "default"]).await?;
+        assert!(refused.contains("may not be deleted"), "{refused}");
+        assert!(kubectl.ok(&["get", "projects"]).await?.contains("default"));
+    }
+    Ok(())
+}
