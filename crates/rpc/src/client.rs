@@ -1,9 +1,17 @@
-//! Building clients: one lazy, warm channel to a service or an agent.
+//! Building clients: one lazy, warm channel to a service or an agent; deadlines and repetition.
+//!
+//! Every call carries the trace of the span it is made in.
 
 use std::time::Duration;
 
-use godwit_runtime::Identity;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use godwit_runtime::backoff::Backoff;
+use godwit_runtime::{Identity, telemetry};
+use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -11,6 +19,31 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Longest wait for the answer to a check.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(3);
+/// Shortest and longest pause before a call is repeated.
+const REPEAT_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Metadata key of the trace context, W3C Trace Context.
+pub(crate) const TRACEPARENT: &str = "traceparent";
+
+/// A connection to one service or agent, cheap to clone.
+pub type Channel = InterceptedService<tonic::transport::Channel, Outgoing>;
+
+/// What is added to each call on its way out.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing;
+
+impl Interceptor for Outgoing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let context = telemetry::trace_context();
+        // Outside of a trace the context is empty.
+        if !context.is_empty()
+            && let Ok(value) = MetadataValue::try_from(context)
+        {
+            request.metadata_mut().insert(TRACEPARENT, value);
+        }
+        Ok(request)
+    }
+}
 
 /// Why no channel could be built.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +67,8 @@ pub enum ConnectError {
 
 /// A channel to `address` (`https://HOST:PORT`, or `http://` without identity).
 ///
-/// It connects at its first use and again whenever it breaks.
+/// It connects at its first use and again whenever it breaks. The other side's certificate must
+/// name HOST, a DNS name or an IP address.
 ///
 /// # Errors
 /// When the address or the certificates can't be used.
@@ -49,25 +83,104 @@ pub fn connect(address: &str, identity: Option<&Identity>) -> Result<Channel, Co
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_MAX)
         .keep_alive_while_idle(true);
-    let Some(identity) = identity else {
-        return Ok(endpoint.connect_lazy());
+    let endpoint = match identity {
+        Some(identity) => {
+            let pem = identity.read().map_err(ConnectError::Identity)?;
+            let tls = ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(pem.ca))
+                .identity(tonic::transport::Identity::from_pem(pem.cert, pem.key));
+            endpoint.tls_config(tls).map_err(ConnectError::Tls)?
+        }
+        None => endpoint,
     };
-    let pem = identity.read().map_err(ConnectError::Identity)?;
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(pem.ca))
-        .identity(tonic::transport::Identity::from_pem(pem.cert, pem.key));
-    Ok(endpoint
-        .tls_config(tls)
-        .map_err(ConnectError::Tls)?
-        .connect_lazy())
+    Ok(InterceptedService::new(endpoint.connect_lazy(), Outgoing))
+}
+
+/// A call that must be answered within `limit`; the server is told and gives up, too.
+///
+/// A call that ran out of time has an unknown result: ask what is true before you repeat it.
+pub fn within<T>(limit: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+/// Repeats `call` while the other side can't be reached, with growing pauses, for `limit` at most.
+///
+/// `call` gets the time that is left. Only for calls that may be made twice.
+///
+/// # Errors
+/// The last answer, when it is no success; `DeadlineExceeded` when there was none in time.
+pub async fn repeat<T, F>(limit: Duration, mut call: impl FnMut(Duration) -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let end = Instant::now() + limit;
+    let mut pauses = Backoff::new(REPEAT_PAUSES.0, REPEAT_PAUSES.1);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let answer = tokio::time::timeout(left, call(left)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        let pause = pauses.pause();
+        match answer {
+            Err(status) if status.code() == Code::Unavailable && Instant::now() + pause < end => {
+                tokio::time::sleep(pause).await;
+            }
+            Ok(_) | Err(_) => return answer,
+        }
+    }
 }
 
 /// Brings `channel` up before it is needed: connection, TLS and HTTP/2 settings.
 ///
 /// # Errors
 /// When nobody serves there.
-pub async fn warm(channel: Channel) -> Result<(), tonic::Status> {
+pub async fn warm(channel: Channel) -> Result<(), Status> {
     let request = tonic_health::pb::HealthCheckRequest::default();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     health.check(request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_is_repeated_until_somebody_answers() {
+        let mut attempts = 0;
+        let answer = repeat(Duration::from_secs(10), |_| {
+            attempts += 1;
+            let answer = match attempts {
+                1..=2 => Err(Status::unavailable("nobody listens")),
+                _ => Ok(attempts),
+            };
+            async { answer }
+        });
+        assert_eq!(answer.await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_no_success_is_not_repeated() {
+        let mut attempts = 0;
+        let answer = repeat(Duration::from_secs(10), |_| {
+            attempts += 1;
+            async { Err::<(), _>(Status::aborted("replaced")) }
+        });
+        assert_eq!(answer.await.unwrap_err().code(), Code::Aborted);
+        assert_eq!(attempts, 1);
+    }
+
+    #[tokio::test]
+    async fn repetition_ends_with_its_limit() {
+        let began = Instant::now();
+        let limit = Duration::from_millis(100);
+        let gone = repeat(limit, |_| async {
+            Err::<(), _>(Status::unavailable("gone"))
+        })
+        .await;
+        assert_eq!(gone.unwrap_err().code(), Code::Unavailable);
+        let silent = repeat(limit, |_| std::future::pending::<Result<(), Status>>()).await;
+        assert_eq!(silent.unwrap_err().code(), Code::DeadlineExceeded);
+        assert!(began.elapsed() < limit * 20, "{:?}", began.elapsed());
+    }
 }

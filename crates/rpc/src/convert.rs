@@ -374,7 +374,23 @@ pub fn refused(refusal: &Refusal) -> Status {
     }
 }
 
-fn parsed<T, E: std::fmt::Display>(field: &str, value: Result<T, E>) -> Result<T, Status> {
+/// The state of a report; one that says none is refused.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn machine_state(report: &wire::MachineReport) -> Result<wire::MachineState, Status> {
+    let state = report.state();
+    if state == wire::MachineState::Unspecified {
+        return Err(missing("machines.state"));
+    }
+    Ok(state)
+}
+
+/// A field's value, or a refusal that names the field.
+///
+/// # Errors
+/// `InvalidArgument` with the field's name and what is wrong with it.
+pub fn parsed<T, E: std::fmt::Display>(field: &str, value: Result<T, E>) -> Result<T, Status> {
     value.map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
 }
 

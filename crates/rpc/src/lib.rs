@@ -5,8 +5,8 @@ pub mod convert;
 pub mod peer;
 pub mod server;
 
+pub use client::Channel;
 pub use tonic::service::Routes;
-pub use tonic::transport::Channel;
 pub use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 macro_rules! area {

@@ -67,6 +67,22 @@ pub struct Peer {
     pub name: String,
 }
 
+impl Peer {
+    /// Whether the caller may speak for `node`: its own agent, or any service.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for the agent of another node.
+    pub fn speaks_for(&self, node: &str) -> Result<(), Status> {
+        if self.role == Role::NodeAgent && self.name != node {
+            return Err(Status::permission_denied(format!(
+                "the agent of {} may not speak for {node}",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Marks requests of a server that runs without TLS on purpose.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unauthenticated;
