@@ -80,13 +80,23 @@ fn entry(resource: &Resource) -> Value {
         "kind": kind.kind,
         "verbs": words(&kind.verbs),
     });
+    add_nicknames(&mut out, resource);
+    out
+}
+
+/// Short names and categories stand in one group alone: in several, clients warn that they are
+/// ambiguous, and `get all` shows objects more than once.
+fn add_nicknames(entry: &mut Value, resource: &Resource) {
+    let kind = &resource.kind;
+    if kind.views[0].group != resource.view.group {
+        return;
+    }
     if !kind.short_names.is_empty() {
-        out["shortNames"] = json!(kind.short_names);
+        entry["shortNames"] = json!(kind.short_names);
     }
     if !kind.categories.is_empty() {
-        out["categories"] = json!(kind.categories);
+        entry["categories"] = json!(kind.categories);
     }
-    out
 }
 
 fn extra_entry(extra: &ExtraResource) -> Value {
@@ -199,12 +209,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
         "singularResource": kind.singular,
         "verbs": words(&kind.verbs),
     });
-    if !kind.short_names.is_empty() {
-        out["shortNames"] = json!(kind.short_names);
-    }
-    if !kind.categories.is_empty() {
-        out["categories"] = json!(kind.categories);
-    }
+    add_nicknames(&mut out, resource);
     if kind.has_status {
         out["subresources"] = json!([
             { "subresource": "status", "responseKind": response, "verbs": STATUS_VERBS }

@@ -25,9 +25,9 @@ pub struct Kind {
     pub kind: &'static str,
     /// Usually `kind` + `List`.
     pub list_kind: String,
-    /// For people in a hurry.
+    /// For people in a hurry. Discovery shows them in the group of the first view only.
     pub short_names: Vec<&'static str>,
-    /// Such as `all`.
+    /// Such as `all`. Discovery shows them in the group of the first view only.
     pub categories: Vec<&'static str>,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
