@@ -140,7 +140,11 @@ fn make_ca() -> anyhow::Result<Pem> {
     })
 }
 
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+/// Writes a file that only its owner may read.
+///
+/// # Errors
+/// When it can't be written.
+pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(true)

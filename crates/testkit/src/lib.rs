@@ -2,4 +2,5 @@
 
 pub mod certs;
 pub mod guest;
+pub mod lab;
 pub mod postgres;

@@ -300,7 +300,11 @@ impl Server {
             .arg(self.data())
             .arg(self.log())
             .arg(signal)
-            .arg(scratch.as_ref().map_or_else(|| Path::new(""), TempDir::path))
+            .arg(
+                scratch
+                    .as_ref()
+                    .map_or_else(|| Path::new(""), TempDir::path),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
         let postgres = Postgres {

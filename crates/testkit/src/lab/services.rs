@@ -1,0 +1,175 @@
+//! The lab's services: their configuration files, ports and names.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use godwit_runtime::Identity;
+use serde_json::{Value, json};
+
+use super::network::BRIDGE;
+use super::{DATABASE, Lab, Service};
+use crate::certs::{Ca, Subject};
+use crate::postgres::Postgres;
+
+/// Name of the guests' network in manifests.
+const GUEST_NETWORK: &str = "lab-net";
+/// Name of the guest's image directory in manifests.
+const GUEST_IMAGE: &str = "lab-guest";
+/// Distance of the ports of two labs.
+const PORTS_APART: u16 = 20;
+
+/// The port of lab number `index` for what is on `base` in lab 0.
+pub(super) fn port(base: u16, index: u8) -> u16 {
+    base + PORTS_APART * u16::from(index)
+}
+
+impl Lab {
+    /// All services, in the order of their start.
+    pub fn services(&self) -> Vec<Service> {
+        let local = |base| format!("127.0.0.1:{}", self.port(base));
+        let mut all = vec![
+            self.one("scheduler", "godwit-scheduler", local(8101)),
+            self.one(
+                "migration-coordinator",
+                "godwit-migration-coordinator",
+                local(8102),
+            ),
+            self.one(
+                "maintenance-service",
+                "godwit-maintenance-service",
+                local(8103),
+            ),
+            self.one("api-gateway", "godwit-api-gateway", local(7143)),
+        ];
+        for number in 1..=self.options.workers {
+            let admin = format!("{}:8110", self.network.worker_address(number));
+            let agent = self.one(&worker(number), "godwit-node-agent", admin);
+            all.push(Service {
+                namespace: Some(self.network.worker(number)),
+                ..agent
+            });
+        }
+        all
+    }
+
+    fn one(&self, name: &str, program: &str, admin: String) -> Service {
+        let config = self.options.dir.join("config").join(format!("{name}.toml"));
+        Service {
+            name: name.to_owned(),
+            program: self.options.bin_dir.join(program),
+            arguments: vec!["--config".to_owned(), config.display().to_string()],
+            namespace: None,
+            dir: self.options.dir.clone(),
+            admin,
+        }
+    }
+
+    fn port(&self, base: u16) -> u16 {
+        port(base, self.options.index)
+    }
+
+    /// Writes every service's certificate and configuration.
+    pub(super) fn configure(&self, ca: &Ca, postgres: &Postgres, image: &Path) -> Result<()> {
+        let management = self.network.management();
+        let peer = |base| format!("https://127.0.0.1:{}", self.port(base));
+        let (scheduler, coordinator, maintenance) = (peer(7101), peer(7102), peer(7103));
+        let url = |role: &str| postgres.url_as(DATABASE, &format!("godwit_{role}"));
+        self.write(ca, "scheduler", |common| {
+            json!({
+                "common": common,
+                "bind": format!("0.0.0.0:{}", self.port(7101)),
+                "database_url": url("scheduler"),
+            })
+        })?;
+        self.write(ca, "migration-coordinator", |common| {
+            json!({
+                "common": common,
+                "bind": format!("127.0.0.1:{}", self.port(7102)),
+                "database_url": url("coordinator"),
+                "scheduler": scheduler,
+            })
+        })?;
+        self.write(ca, "maintenance-service", |common| {
+            json!({
+                "common": common,
+                "bind": format!("127.0.0.1:{}", self.port(7103)),
+                "database_url": url("maintenance"),
+                "coordinator": coordinator,
+            })
+        })?;
+        self.write(ca, "api-gateway", |common| {
+            json!({
+                "common": common,
+                "bind": format!("127.0.0.1:{}", self.port(6443)),
+                "database_url": url("gateway"),
+                "peers": {
+                    "scheduler": [scheduler],
+                    "coordinator": [coordinator],
+                    "maintenance": [maintenance],
+                },
+            })
+        })?;
+        let scheduler = format!("https://{management}:{}", self.port(7101));
+        (1..=self.options.workers).try_for_each(|n| self.write_agent(ca, n, (&scheduler, image)))
+    }
+
+    fn write_agent(&self, ca: &Ca, number: usize, (scheduler, image): (&str, &Path)) -> Result<()> {
+        let name = worker(number);
+        let address = self.network.worker_address(number);
+        let identity = issue(ca, &name, "node-agent", &[address.to_string()])?;
+        let dir = &self.options.dir;
+        let run_dir = dir.join("run").join(format!("w{number}"));
+        let config = json!({
+            "common": self.common(&identity, &format!("{address}:8110")),
+            "node": name,
+            "state_dir": dir.join("state").join(&name),
+            "run_dir": run_dir,
+            "bind": format!("{address}:7110"),
+            "advertise_address": format!("https://{address}:7110"),
+            "migration_address": address,
+            "schedulers": [scheduler],
+            "networks": { GUEST_NETWORK: BRIDGE, "default": BRIDGE },
+            "images": { GUEST_IMAGE: image },
+        });
+        self.write_file(&name, &config)
+    }
+
+    fn write(&self, ca: &Ca, name: &str, config: impl FnOnce(Value) -> Value) -> Result<()> {
+        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let served_as = [&names[..], &[self.network.management().to_string()]].concat();
+        let identity = issue(ca, name, name, &served_as)?;
+        let service = self.service(name)?;
+        let common = self.common(&identity, &service.admin);
+        self.write_file(name, &config(common))
+    }
+
+    fn common(&self, identity: &Identity, admin: &str) -> Value {
+        let mut common = json!({ "identity": identity, "admin_bind": admin });
+        if let Some(endpoint) = &self.options.otlp_endpoint {
+            common["otlp_endpoint"] = json!(endpoint);
+        }
+        common
+    }
+
+    fn write_file(&self, name: &str, config: &Value) -> Result<()> {
+        let path = self.options.dir.join("config").join(format!("{name}.toml"));
+        let text = toml::to_string(config).context("write TOML")?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+}
+
+fn worker(number: usize) -> String {
+    format!("worker{number}")
+}
+
+fn issue(ca: &Ca, name: &str, role: &str, served_as: &[String]) -> Result<Identity> {
+    ca.issue_files(
+        name,
+        Subject {
+            name,
+            organizations: &[role],
+            served_as,
+        },
+    )
+}
