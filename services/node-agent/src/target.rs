@@ -72,6 +72,8 @@ struct Owner {
     launching: bool,
     /// Whether data arrives: a copy in use is never discarded for its age.
     loading: bool,
+    /// Whether this QEMU told this agent that it is completely loaded.
+    heard_completed: bool,
     look_at: Option<Instant>,
     retry: Option<(TargetEffect, Instant)>,
     trouble: String,
@@ -101,6 +103,7 @@ pub(crate) fn open(
         notes,
         launching: false,
         loading: false,
+        heard_completed: false,
         look_at: None,
         retry: None,
         trouble: String::new(),

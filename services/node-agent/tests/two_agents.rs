@@ -196,6 +196,9 @@ async fn a_machine_moves_and_its_guest_goes_on_counting() {
     assert!(first > left, "the guest went back from {left} to {first}");
     let metrics = lab.target.metrics();
     assert!(metrics.contains("godwit_agent_blackout_seconds_count{piece=\"Journal\"} 1"));
+    for line in metrics.lines().filter(|line| line.contains("_seconds_sum")) {
+        println!("{line}");
+    }
     println!(
         "resident: {} KiB, {} KiB",
         lab.source.resident() >> 10,

@@ -9,6 +9,7 @@ use tracing::warn;
 use godwit_model::machine::MachineSpec;
 use godwit_model::migration::fact::TargetAddress;
 use godwit_model::migration::target::{TargetEffect, TargetEvent, TargetState};
+use godwit_qemu::qmp::RunState;
 use godwit_qemu::{Role, migrate};
 
 use super::{Note, Owner};
@@ -99,9 +100,20 @@ impl Owner {
     pub(super) async fn go_on(&mut self) -> Result<(), String> {
         let began = Clock::now();
         let qmp = self.qmp().await?;
-        migrate::continue_guest(&qmp)
-            .await
-            .map_err(|error| chain(&error))?;
+        // QEMU is paused before it says `completed`: who heard that needn't ask again in a blackout.
+        let continued = if self.heard_completed {
+            qmp.cont().await.map_err(|error| chain(&error))
+        } else {
+            let asked = migrate::continue_guest(&qmp).await;
+            asked.map(drop).map_err(|error| chain(&error))
+        };
+        if let Err(why) = continued {
+            let status = qmp.query_status().await.map_err(|error| chain(&error))?;
+            // A guest that powered off with its last breath at home is here, and off.
+            if status.status != RunState::Shutdown {
+                return Err(why);
+            }
+        }
         self.host.metrics.blackout(Piece::Continue, began.elapsed());
         // QEMU tells of it before it answers, so the time of the event is there already.
         let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or_default();

@@ -24,6 +24,7 @@ impl Owner {
         };
         match &stamped.event {
             Event::Migration(MigrationStatus::Completed) => {
+                self.heard_completed = true;
                 self.feed(TargetEvent::Load(LoadStatus::Completed)).await
             }
             Event::Migration(MigrationStatus::Failed) => {
