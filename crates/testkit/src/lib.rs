@@ -2,5 +2,6 @@
 
 pub mod certs;
 pub mod guest;
+pub mod kubectl;
 pub mod lab;
 pub mod postgres;
