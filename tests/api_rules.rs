@@ -215,3 +215,106 @@ async fn a_namespace_is_made_filled_emptied_and_removed() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn of_many_who_ask_at_once_one_gets_the_machine_and_one_the_node() -> Result<()> {
+    let api = Api::start().await?;
+    play::node(&api.ledger, "worker2").await?;
+    let kubectl = api.admin(Release::New).await?;
+    let spec = json!({
+        "domain": {
+            "memory": {"guest": "128Mi"},
+            "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
+        },
+        "volumes": [{"name": "root", "hostDisk": {"path": "/d.img", "type": "Disk", "shared": true}}],
+    });
+    let instance = object("kubevirt.io/v1", "VirtualMachineInstance", &spec);
+    let file = api.file("instance.json", &instance.to_string())?;
+    kubectl.ok(&["create", "-f", &file]).await?;
+    let wishes = [
+        (
+            migration(&json!({"vmiName": "a"})),
+            "in-flight migration detected",
+        ),
+        (
+            object(
+                "kubevirt.io/v1alpha1",
+                "NodeMaintenance",
+                &json!({"nodeName": "worker2"}),
+            ),
+            "a NodeMaintenance for node worker2 already exists",
+        ),
+    ];
+    for (wish, refusal) in wishes {
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let mut wish = wish.clone();
+            wish["metadata"]["name"] = json!(format!("wish-{number}"));
+            let file = api.file(&format!("wish-{number}.json"), &wish.to_string())?;
+            let kubectl = kubectl.clone();
+            asking.spawn(async move { kubectl.run(&["create", "-f", &file]).await });
+        }
+        let ended = asking
+            .join_all()
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let (won, lost): (Vec<_>, Vec<_>) = ended.iter().partition(|ended| ended.ok);
+        assert_eq!(won.len(), 1, "{ended:?}");
+        assert!(
+            lost.iter().all(|ended| ended.stderr.contains(refusal)),
+            "{lost:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_and_keeps_nothing() -> Result<()> {
+    let api = Api::start().await?;
+    let before = api.ledger.revision().await?;
+    for release in RELEASES {
+        let kubectl = api.admin(release).await?;
+        let file = example("vm-rhel8-server-nfs.yaml");
+        let said = kubectl
+            .ok(&["apply", "--dry-run=server", "-f", &file])
+            .await?;
+        assert!(said.contains("created (server dry run)"), "{said}");
+        assert_eq!(kubectl.ok(&["get", "vm"]).await?, "");
+    }
+    assert_eq!(api.ledger.revision().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_control_plane_tells_is_not_for_users_to_write() -> Result<()> {
+    let api = Api::start().await?;
+    play::node(&api.ledger, "worker2").await?;
+    let kubectl = api.admin(Release::New).await?;
+    kubectl
+        .ok(&["apply", "-f", &example("vm-rhel8-server-nfs.yaml")])
+        .await?;
+    let patch = json!({"status": {"ready": true}}).to_string();
+    for target in ["vm/rhel8-server-nfs", "node/worker2"] {
+        let arguments = [
+            "patch",
+            target,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        let refused = kubectl.fails(&arguments).await?;
+        assert!(
+            refused.contains("status is written by the control plane alone"),
+            "{refused}"
+        );
+    }
+    let large = api.file("large", &"x".repeat(2 << 20))?;
+    let from = format!("--from-file={large}");
+    let refused = kubectl
+        .fails(&["create", "configmap", "large", &from])
+        .await?;
+    assert!(refused.contains("the limit is 1048576"), "{refused}");
+    Ok(())
+}

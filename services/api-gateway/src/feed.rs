@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use godwit_ledger::{Changes, Ledger, LedgerError};
 use godwit_model::Revision;
+use godwit_runtime::admin::Readiness;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,6 +20,9 @@ const POLL: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Changes read at a time.
 const BATCH_MAX: i64 = 1000;
+
+/// Name of the condition that the cache follows the ledger.
+pub(crate) const READY: &str = "watch cache";
 
 /// Wakes the feeder up.
 #[derive(Clone, Default)]
@@ -43,16 +47,19 @@ pub(crate) async fn fill(ledger: &Ledger, cache: &WatchCache) -> Result<(), Ledg
     Ok(())
 }
 
-/// Follows the changes until `shutdown`.
+/// Follows the changes until shutdown. Not ready while the ledger can't be read.
 pub(crate) async fn follow(
     ledger: Ledger,
     cache: WatchCache,
     poke: Poke,
-    shutdown: CancellationToken,
+    life: (Readiness, CancellationToken),
 ) {
+    let (readiness, shutdown) = life;
     let mut wakeups = ledger.wakeups();
     loop {
-        if let Err(error) = catch_up(&ledger, &cache).await {
+        let read = catch_up(&ledger, &cache).await;
+        readiness.set(READY, read.is_ok());
+        if let Err(error) = read {
             warn!(%error, "failed to read changes");
             tokio::time::sleep(RETRY_PAUSE).await;
         }

@@ -39,7 +39,6 @@ use crate::watch_cache::WatchCache;
 
 /// How long requests may take to end at a shutdown; watches are cut.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-const WATCH_CACHE: &str = "watch cache";
 
 /// Runs the service until its shutdown is asked for.
 ///
@@ -69,7 +68,7 @@ impl Gateway {
             readiness,
             ..
         } = context;
-        readiness.set(WATCH_CACHE, false);
+        readiness.set(feed::READY, false);
         let identity = config.tls.as_ref().or(config.common.identity.as_ref());
         let identity = identity.context("tls (or common.identity) is missing")?;
         let acceptor = Acceptor::new(tls::server_config(identity).context("set up TLS")?);
@@ -85,7 +84,7 @@ impl Gateway {
             ledger.clone(),
             cache.clone(),
             poke.clone(),
-            shutdown.clone(),
+            (readiness.clone(), shutdown.clone()),
         );
         tokio::spawn(following);
         tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
@@ -108,7 +107,6 @@ impl Gateway {
             shutdown.cancelled().await;
             handle.graceful_shutdown(Some(DRAIN_MAX));
         });
-        readiness.set(WATCH_CACHE, true);
         info!(%address, "serving the API");
         Ok(Self { address, server })
     }
@@ -136,11 +134,16 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 async fn open_ledger(config: &Config) -> anyhow::Result<Ledger> {
-    let ledger = Ledger::connect(LedgerConfig {
-        url: config.database_url.clone(),
-        connections_max: config.connections_max,
-    });
-    let ledger = ledger.await.context("connect to the database")?;
+    let connect = || {
+        Ledger::connect(LedgerConfig {
+            url: config.database_url.clone(),
+            connections_max: config.connections_max,
+        })
+    };
+    // The database may be starting just as we are.
+    let ledger = godwit_ledger::retry(connect)
+        .await
+        .context("connect to the database")?;
     ledger.migrate().await.context("migrate the database")?;
     for name in kinds::PREDEFINED_NAMESPACES {
         let made = godwit_ledger::retry(|| make_namespace(&ledger, name)).await;

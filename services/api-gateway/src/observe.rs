@@ -101,10 +101,8 @@ pub(crate) async fn observe(
     let began = Instant::now();
     let response = match observer.slots.try_acquire() {
         Ok(_slot) => {
-            observer.running.inc();
-            let response = next.run(request).instrument(span.clone()).await;
-            observer.running.dec();
-            response
+            let _running = Running::begin(&observer.running);
+            next.run(request).instrument(span.clone()).await
         }
         Err(_) => Status::too_many_requests("too many requests at once, please try again")
             .retry_after(1)
@@ -143,6 +141,22 @@ pub(crate) async fn observe(
         });
     }
     response
+}
+
+/// Counts down also when the client went away in the middle.
+struct Running<'a>(&'a Gauge);
+
+impl<'a> Running<'a> {
+    fn begin(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 struct Asked {

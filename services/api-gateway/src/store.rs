@@ -20,6 +20,7 @@ use serde_json::Value;
 use tracing::{error, warn};
 
 use crate::convert;
+use crate::facts::Facts;
 use crate::feed::Poke;
 use crate::kinds::{self, resource};
 use crate::peers::Peers;
@@ -69,8 +70,10 @@ impl Store for LedgerStore {
         let vmi = kinds::migration_machine(&object).to_owned();
         let new = convert::new_object(resource, object);
         let mut tx = self.begin().await?;
+        check_namespace(&mut tx, &new.key).await?;
         let object = match resource {
             resource::MIGRATIONS => request_migration(&mut tx, new, &vmi).await?,
+            resource::NODE_MAINTENANCES => request_maintenance(&mut tx, new).await?,
             _ => tx.create(new).await.map_err(store_error)?,
         };
         self.finish(ctx, tx, object, resource).await
@@ -102,6 +105,9 @@ impl Store for LedgerStore {
         let mut tx = self.begin().await?;
         let key = convert::key(resource, object.object());
         let row = expect(&mut tx, &key, object.revision()).await?;
+        if resource == resource::NAMESPACES {
+            self.check_empty(&key.name).await?;
+        }
         tx.remove(&key).await.map_err(store_error)?;
         self.finish(ctx, tx, row, resource).await?;
         Ok(())
@@ -156,6 +162,16 @@ impl LedgerStore {
         Ok(convert::stored(object))
     }
 
+    /// Looks again, now that nobody else can write: something may have come since admission.
+    async fn check_empty(&self, namespace: &str) -> Result<(), StoreError> {
+        let newest = self.ledger.revision().await.map_err(store_error)?;
+        self.poke.now();
+        self.cache.reached(newest.0).await?;
+        let facts = Facts::new(self.cache.clone());
+        kinds::check_namespace_delete(namespace, facts.namespace_content(namespace).as_deref())?;
+        Ok(())
+    }
+
     async fn seen(&self, revision: Revision) {
         self.cache.acknowledge(revision.0);
         self.poke.now();
@@ -192,6 +208,38 @@ async fn expect(tx: &mut Tx, key: &ObjectKey, expected: u64) -> Result<Object, S
         true => Ok(row),
         false => Err(StoreError::Conflict),
     }
+}
+
+/// Admission looked into the cache; here nobody can take the namespace away any more.
+async fn check_namespace(tx: &mut Tx, key: &ObjectKey) -> Result<(), StoreError> {
+    let space = key.namespace.as_str();
+    if space.is_empty() || kinds::PREDEFINED_NAMESPACES.contains(&space) {
+        return Ok(());
+    }
+    let namespace = ObjectKey::new(resource::NAMESPACES, "", space);
+    match tx.get(&namespace).await.map_err(store_error)? {
+        Some(_) => Ok(()),
+        None => Err(StoreError::Refused(Status::not_found(
+            "",
+            resource::NAMESPACES,
+            space,
+        ))),
+    }
+}
+
+/// One maintenance of a node, however many ask at the same time.
+async fn request_maintenance(tx: &mut Tx, object: NewObject) -> Result<Object, StoreError> {
+    let node = &object.body["spec"]["nodeName"];
+    let others = tx
+        .list(resource::NODE_MAINTENANCES)
+        .await
+        .map_err(store_error)?;
+    let same = |other: &Object| other.spec()["nodeName"] == *node && other.key != object.key;
+    if others.iter().any(same) {
+        let node = node.as_str().unwrap_or_default();
+        return Err(StoreError::Refused(kinds::duplicate_maintenance(node)));
+    }
+    tx.create(object).await.map_err(store_error)
 }
 
 /// The migration and its job in one transaction, under the trace of this request.

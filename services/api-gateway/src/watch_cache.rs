@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use godwit_apimachinery::{ListAt, Listed, StoreError, Stored, WatchEvent};
 use godwit_ledger::{Change, ChangeKind, Object};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::convert;
 
@@ -19,6 +19,8 @@ use crate::convert;
 pub(crate) const RING_MAX: usize = 4096;
 /// Changes a watcher takes at a time, so that it holds the lock shortly.
 const BATCH_MAX: usize = 256;
+/// Watchers at once; each costs some kilobytes and a connection of its client.
+const WATCHERS_MAX: usize = 10_000;
 /// How long a read waits for a revision that this replica hasn't seen yet.
 const FRESH_WAIT_MAX: Duration = Duration::from_secs(3);
 
@@ -36,6 +38,7 @@ struct Shared {
     revision: watch::Sender<u64>,
     /// Newest revision that a write of this replica was acknowledged with.
     acknowledged: watch::Sender<u64>,
+    watchers: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -72,6 +75,7 @@ impl WatchCache {
             state: RwLock::new(State::default()),
             revision: watch::Sender::new(0),
             acknowledged: watch::Sender::new(0),
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
         };
         Self {
             shared: Arc::new(shared),
@@ -227,6 +231,8 @@ impl WatchCache {
     /// The position of a new watcher, if everything after `from` is still known.
     pub(crate) async fn subscribe(&self, resource: &str, from: u64) -> Result<Cursor, StoreError> {
         self.reached(from).await?;
+        let permit = Arc::clone(&self.shared.watchers).try_acquire_owned();
+        let permit = permit.map_err(|_| StoreError::Unavailable("too many watches".to_owned()))?;
         let mut state = self.write();
         let snapshot = state.snapshot;
         let entry = state.resource_mut(resource, snapshot);
@@ -241,6 +247,7 @@ impl WatchCache {
             resource: resource.to_owned(),
             at: from,
             changed,
+            _permit: permit,
         })
     }
 
@@ -282,6 +289,7 @@ pub(crate) struct Cursor {
     resource: String,
     at: u64,
     changed: watch::Receiver<u64>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Cursor {

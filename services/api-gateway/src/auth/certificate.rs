@@ -5,12 +5,23 @@
 use godwit_apimachinery::UserInfo;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+/// Organizations of our own services. They talk among themselves and are no users: what a host's
+/// certificate opens must not be everything that a user may read.
+const SERVICES: [&str; 5] = [
+    "api-gateway",
+    "scheduler",
+    "migration-coordinator",
+    "maintenance-service",
+    "node-agent",
+];
+
 /// What the handshake learned about the client; put into each request of the connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PeerCertificate(Option<UserInfo>);
 
 impl PeerCertificate {
-    /// Reads a verified certificate in DER form. Without a CN it stands for nobody.
+    /// Reads a verified certificate in DER form. Without a CN, or for a service, it stands for
+    /// nobody.
     pub(crate) fn read(der: &[u8]) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else {
             return Self::default();
@@ -19,14 +30,18 @@ impl PeerCertificate {
         let name = subject
             .iter_common_name()
             .find_map(|name| name.as_str().ok());
-        let groups = subject
+        let groups: Vec<&str> = subject
             .iter_organization()
-            .filter_map(|name| name.as_str().ok());
-        let user = name.filter(|name| !name.is_empty()).map(|name| UserInfo {
-            name: name.to_owned(),
-            groups: groups.map(str::to_owned).collect(),
-            uid: String::new(),
-        });
+            .filter_map(|name| name.as_str().ok())
+            .collect();
+        let is_service = groups.iter().any(|group| SERVICES.contains(group));
+        let user = name
+            .filter(|name| !name.is_empty() && !is_service)
+            .map(|name| UserInfo {
+                name: name.to_owned(),
+                groups: groups.iter().map(|&group| group.to_owned()).collect(),
+                uid: String::new(),
+            });
         Self(user)
     }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::facts::Facts;
 use crate::honour;
 
+const KIND: &str = "VirtualMachineInstance";
 /// Holds the object until its machine is gone from the host.
 const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 /// Names the machine, for selectors.
@@ -52,11 +53,7 @@ pub(crate) fn kind(facts: &Facts) -> Kind {
         admission: Arc::new(Rules {
             facts: facts.clone(),
         }),
-        ..Kind::custom(
-            "VirtualMachineInstance",
-            "virtualmachineinstances",
-            kubevirt_views(),
-        )
+        ..Kind::custom(KIND, "virtualmachineinstances", kubevirt_views())
     }
 }
 
@@ -223,7 +220,7 @@ fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
              prohibited",
         );
     }
-    keeps_finalizer(old, new, FINALIZER)
+    keeps_finalizer(old, new, (KIND, FINALIZER))
 }
 
 #[cfg(test)]

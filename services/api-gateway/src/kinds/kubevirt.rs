@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use godwit_apimachinery::object::name;
 use godwit_apimachinery::{Admission, Cause, Column, ColumnType, Kind, RequestContext, Status};
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::{KUBEVIRT, instance, kubevirt_views, schema};
 
@@ -32,10 +33,12 @@ struct Rules;
 impl Admission for Rules {
     async fn on_create(
         &self,
-        _ctx: &RequestContext,
+        ctx: &RequestContext,
         object: &mut Value,
     ) -> Result<Vec<String>, Status> {
-        check(object)
+        let warnings = check(object)?;
+        object["status"] = deployed(ctx.now);
+        Ok(warnings)
     }
 
     async fn on_update(
@@ -49,6 +52,18 @@ impl Admission for Rules {
             _ => Ok(Vec::new()),
         }
     }
+}
+
+/// What installers wait for. There is nothing to deploy: who can write this object is served.
+fn deployed(now: Timestamp) -> Value {
+    let since = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = |kind: &str| {
+        json!({
+            "type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": since,
+            "reason": "AllComponentsReady", "message": "All components are ready.",
+        })
+    };
+    json!({"phase": "Deployed", "conditions": [condition("Available"), condition("Created")]})
 }
 
 /// Numbers of `spec.configuration.migrations` that can't be less than this.
@@ -107,7 +122,6 @@ fn warnings(migrations: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_setting_without_effect_is_kept_with_a_warning() {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::facts::Facts;
 
+const KIND: &str = "VirtualMachineInstanceMigration";
 /// Holds the object until the migration has ended.
 pub(crate) const FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
 /// Names the machine, for selectors.
@@ -51,11 +52,7 @@ pub(crate) fn kind(facts: &Facts) -> Kind {
         admission: Arc::new(Rules {
             facts: facts.clone(),
         }),
-        ..Kind::custom(
-            "VirtualMachineInstanceMigration",
-            "virtualmachineinstancemigrations",
-            kubevirt_views(),
-        )
+        ..Kind::custom(KIND, "virtualmachineinstancemigrations", kubevirt_views())
     }
 }
 
@@ -188,7 +185,7 @@ fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
         (Some(before), Some(after)) if before != after => {
             refused("selector label can't be modified on an in-flight migration")
         }
-        _ => keeps_finalizer(old, new, FINALIZER),
+        _ => keeps_finalizer(old, new, (KIND, FINALIZER)),
     }
 }
 

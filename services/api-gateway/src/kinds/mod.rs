@@ -27,8 +27,10 @@ pub(crate) use migration::{
     FINALIZER as MIGRATION_FINALIZER, in_flight, machine_name as migration_machine, no_instance,
 };
 pub(crate) use namespace::{
-    Lifecycle, PREDEFINED as PREDEFINED_NAMESPACES, complete as complete_namespace,
+    Lifecycle, PREDEFINED as PREDEFINED_NAMESPACES, check_delete as check_namespace_delete,
+    complete as complete_namespace,
 };
+pub(crate) use node_maintenance::duplicate as duplicate_maintenance;
 
 /// Resource keys, as the ledger knows them.
 pub(crate) mod resource {
@@ -125,13 +127,15 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 }
 
 /// Refuses to let users take away what keeps an object until the control plane is done with it.
-fn keeps_finalizer(old: &Value, new: &Value, finalizer: &str) -> Result<(), Status> {
+/// `what` is the kind and its finalizer.
+fn keeps_finalizer(old: &Value, new: &Value, what: (&str, &str)) -> Result<(), Status> {
     use godwit_apimachinery::object::finalizers;
+    let (kind, finalizer) = what;
     if finalizers(old).contains(&finalizer) && !finalizers(new).contains(&finalizer) {
         let why = format!("finalizer {finalizer} is removed by the control plane alone");
         let cause = Cause::forbidden("metadata.finalizers", &why);
         let name = godwit_apimachinery::object::name(old);
-        return Err(Status::invalid("", "object", name, vec![cause]));
+        return Err(Status::invalid(KUBEVIRT, kind, name, vec![cause]));
     }
     Ok(())
 }

@@ -83,7 +83,8 @@ impl Admission for Rules {
     }
 }
 
-fn check_delete(name: &str, content: Option<&str>) -> Result<(), Status> {
+/// Refuses to remove a namespace that the API needs, or that holds `content`.
+pub(crate) fn check_delete(name: &str, content: Option<&str>) -> Result<(), Status> {
     if PREDEFINED.contains(&name) {
         let why = "this namespace may not be deleted";
         return Err(super::forbidden(resource::NAMESPACES, name, why));
@@ -97,7 +98,7 @@ fn check_delete(name: &str, content: Option<&str>) -> Result<(), Status> {
     }
 }
 
-/// Runs before the rules of each kind: no object without its namespace.
+/// Runs before the rules of each kind: no object without its namespace, no foreign status.
 pub(crate) struct Lifecycle {
     pub(crate) facts: Facts,
 }
@@ -116,6 +117,33 @@ impl Admission for Lifecycle {
         check_namespace(ctx, space.as_deref().map(Stored::object))?;
         Ok(Vec::new())
     }
+
+    async fn on_update(
+        &self,
+        ctx: &RequestContext,
+        _old: &Value,
+        _new: &mut Value,
+    ) -> Result<Vec<String>, Status> {
+        check_status_writer(ctx)?;
+        Ok(Vec::new())
+    }
+}
+
+/// Resources whose status says what the control plane knows.
+const TOLD_STATUS: [&str; 4] = [
+    "nodes",
+    "nodemaintenances",
+    "virtualmachines",
+    "virtualmachineinstancemigrations",
+];
+
+/// One writer for each fact: users ask in `spec`, the services tell in `status`.
+fn check_status_writer(ctx: &RequestContext) -> Result<(), Status> {
+    if ctx.subresource == "status" && TOLD_STATUS.contains(&ctx.resource.as_str()) {
+        let why = "its status is written by the control plane alone";
+        return Err(super::forbidden(&ctx.resource, &ctx.name, why));
+    }
+    Ok(())
 }
 
 fn check_namespace(ctx: &RequestContext, space: Option<&Value>) -> Result<(), Status> {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{KUBEVIRT, add_finalizer, keeps_finalizer, resource, schema};
 use crate::facts::Facts;
 
+const KIND: &str = "NodeMaintenance";
 /// Holds the object until its node is open again.
 const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
 const WEBHOOK: &str = "vnodemaintenance.kb.io";
@@ -44,7 +45,7 @@ fn declare(facts: &Facts, views: Vec<View>) -> Kind {
         admission: Arc::new(Rules {
             facts: facts.clone(),
         }),
-        ..Kind::custom("NodeMaintenance", "nodemaintenances", views)
+        ..Kind::custom(KIND, "nodemaintenances", views)
     }
 }
 
@@ -87,18 +88,23 @@ fn check_create(node: &str, exists: bool, others: &[Arc<Stored>]) -> Result<(), 
         )));
     }
     if others.iter().any(|other| node_name(other.object()) == node) {
-        return Err(denied(&format!(
-            "invalid nodeName, a NodeMaintenance for node {node} already exists"
-        )));
+        return Err(duplicate(node));
     }
     Ok(())
+}
+
+/// The refusal of a second maintenance of a node; the ledger's order has the last word on it.
+pub(crate) fn duplicate(node: &str) -> Status {
+    denied(&format!(
+        "invalid nodeName, a NodeMaintenance for node {node} already exists"
+    ))
 }
 
 fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
     if node_name(old) != node_name(new) {
         return Err(denied("updating spec.NodeName isn't allowed"));
     }
-    keeps_finalizer(old, new, FINALIZER)
+    keeps_finalizer(old, new, (KIND, FINALIZER))
 }
 
 fn node_name(object: &Value) -> &str {
