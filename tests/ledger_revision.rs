@@ -64,6 +64,26 @@ async fn even_a_writer_without_the_lock_cannot_commit_out_of_order() {
 }
 
 #[tokio::test]
+async fn writers_that_wait_leave_connections_to_readers() {
+    let setup = Setup::new().await;
+    let mut tx = setup.ledger.begin().await.unwrap();
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let ledger = setup.ledger.clone();
+            tokio::spawn(async move { ledger.begin().await.unwrap().commit().await })
+        })
+        .collect();
+    sleep(DELAY).await;
+    let read = timeout(DELAY * 10, setup.ledger.list("configmaps")).await;
+    assert_eq!(read.expect("no connection left").unwrap(), []);
+    tx.create(config_map("one")).await.unwrap();
+    tx.commit().await.unwrap();
+    for writer in waiting {
+        writer.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_follows_the_log_sees_every_change_of_many_writers() {
     const WRITERS: usize = 6;
     const EACH: usize = 20;

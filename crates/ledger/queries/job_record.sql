@@ -4,8 +4,8 @@ WITH moved AS (
     UPDATE migration
     SET
         state = $3,
-        state_since = CASE WHEN $2 = $3 THEN state_since ELSE clock_timestamp() END,
-        finished_at = CASE WHEN $11 THEN clock_timestamp() ELSE finished_at END,
+        state_since = CASE WHEN $2 = $3 THEN state_since ELSE clock.now END,
+        finished_at = CASE WHEN $11 THEN clock.now ELSE finished_at END,
         -- The machine may have been placed, or placed anew, while the job waited for its turn.
         source = CASE
             WHEN state = 'Pending'
@@ -23,6 +23,7 @@ WITH moved AS (
         switch_allowed = switch_allowed OR $3 = 'SwitchAllowed',
         owner = CASE WHEN $11 THEN NULL ELSE owner END,
         lease_expires_at = CASE WHEN $11 THEN NULL ELSE lease_expires_at END
+    FROM (SELECT clock_timestamp() AS now) AS clock
     WHERE id = $1 AND state = $2 AND epoch = $4
     RETURNING id, state_since
 ),

@@ -11,13 +11,20 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Row};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
 /// Longest wait for a connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for other writers of this process.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that was idle this long is tried before use: it may have died unseen.
 const IDLE_UNTRIED_MAX: Duration = Duration::from_secs(1);
+/// Transactions of this process that may have a connection at once: one writes, and the next waits
+/// at the database already. More would only keep connections from readers.
+const WRITERS_MAX: usize = 2;
 /// Settings of each session. Whoever hangs in a transaction holds the revision lock, and with it
 /// every writer, so the database ends such a transaction by itself. Plans don't depend on the
 /// arguments: every statement goes by a key or by a partial index, so one planning is enough.
@@ -42,6 +49,7 @@ pub struct LedgerConfig {
 pub struct Ledger {
     pool: PgPool,
     options: PgConnectOptions,
+    writers: Arc<Semaphore>,
     notifier: Notifier,
     listener: Arc<OnceLock<Arc<Listener>>>,
 }
@@ -72,6 +80,7 @@ impl Ledger {
             notifier: Notifier::start(pool.clone()),
             pool,
             options,
+            writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             listener: Arc::default(),
         })
     }
@@ -94,12 +103,18 @@ impl Ledger {
 
     /// Begins a write transaction and takes the cluster-wide revision lock.
     ///
-    /// Never hold it across a call to another process. Dropping it rolls back.
+    /// Never hold it across a call to another process. Inside it ask the transaction, not the
+    /// ledger. Dropping it rolls back.
     ///
     /// # Errors
     /// `Unavailable` when no connection or lock was had in time.
     pub async fn begin(&self) -> Result<Tx, LedgerError> {
-        Tx::begin(&self.pool, self.notifier.clone()).await
+        let turn = Arc::clone(&self.writers).acquire_owned();
+        let turn = timeout(WRITE_TIMEOUT, turn).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(LedgerError::Unavailable(sqlx::Error::PoolTimedOut));
+        };
+        Tx::begin(&self.pool, turn, self.notifier.clone()).await
     }
 
     /// Wake-ups after commits of any process. Call it inside a tokio runtime.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgPool, Postgres, Row, Transaction};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A statement with its arguments.
 pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
@@ -19,6 +20,7 @@ pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 #[derive(Debug)]
 pub struct Tx {
     inner: Transaction<'static, Postgres>,
+    _turn: OwnedSemaphorePermit,
     notifier: Notifier,
     now: Timestamp,
     revision: Revision,
@@ -29,13 +31,18 @@ pub struct Tx {
 }
 
 impl Tx {
-    pub(crate) async fn begin(pool: &PgPool, notifier: Notifier) -> Result<Self, LedgerError> {
+    pub(crate) async fn begin(
+        pool: &PgPool,
+        turn: OwnedSemaphorePermit,
+        notifier: Notifier,
+    ) -> Result<Self, LedgerError> {
         let mut inner = pool.begin().await?;
         let row = sqlx::query("SELECT revision, locked_at FROM revision_lock()")
             .fetch_one(&mut *inner)
             .await?;
         Ok(Self {
             inner,
+            _turn: turn,
             notifier,
             now: row.try_get::<At, _>("locked_at")?.0,
             revision: Revision(crate::convert::count(&row, "revision")?),

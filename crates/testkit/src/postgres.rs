@@ -46,7 +46,7 @@ pub struct Postgres {
     socket_dir: PathBuf,
     server: Server,
     watchdog: Option<Child>,
-    /// Removed when the server is stopped; `None` when the folder is the caller's.
+    /// Removed when the server has stopped; `None` when the folder is the caller's.
     scratch: Option<TempDir>,
 }
 
@@ -119,7 +119,7 @@ impl Postgres {
     }
 
     /// Starts a server on a copy of a cached, migrated data folder in the temporary folder. It is
-    /// stopped, and its data removed, on drop.
+    /// stopped, and its data removed, soon after drop, also when this process is killed.
     ///
     /// # Errors
     /// When Postgres isn't installed, or the temporary folder can't be used; says why.
@@ -212,9 +212,13 @@ impl Drop for Postgres {
             return;
         };
         drop(watchdog.stdin.take());
-        // The watchdog waits for its only child, which was told to end.
-        watchdog.wait().ok();
-        drop(self.scratch.take());
+        match self.scratch.take() {
+            // Left to the watchdog: a half-open connection of ours would keep the server from
+            // ending as long as we wait for it.
+            Some(scratch) => drop(scratch.keep()),
+            // The watchdog waits for its only child, which was told to end.
+            None => drop(watchdog.wait()),
+        }
     }
 }
 
@@ -270,6 +274,7 @@ impl Server {
              unix_socket_directories = '{}'\n\
              unix_socket_permissions = 0700\n\
              fsync = on\n\
+             authentication_timeout = 10s\n\
              max_connections = 200\n\
              shared_buffers = 64MB\n\
              max_wal_size = 256MB\n",
@@ -306,7 +311,8 @@ impl Server {
                     .map_or_else(|| Path::new(""), TempDir::path),
             )
             .stdin(Stdio::piped())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let postgres = Postgres {
             socket_dir: self.socket_dir()?,
             watchdog: Some(command.spawn().context("start postgres")?),
