@@ -1,3 +1,131 @@
 //! The godwit command, also installed as kubectl-godwit.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use godwit_cli::issue::{Certificates, issue};
+use godwit_cli::kubeconfig::Kubeconfig;
+use godwit_cli::version::{ServerVersion, of_server};
+use godwit_runtime::build;
+use serde_json::json;
+
+/// Live migration of QEMU machines between plain Linux hosts.
+///
+/// The API is Kubernetes': use kubectl, oc or virtctl for machines, migrations and maintenance.
+/// This command is for what they can't do.
+///
+/// Under the name kubectl-godwit anywhere on the PATH it is also a plugin of kubectl:
+///
+///     ln -s "$(command -v godwit)" /usr/local/bin/kubectl-godwit
+///     kubectl godwit version
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version = build::FULL, verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show which build this is, and which one serves the API.
+    Version(Version),
+    /// Issue certificates for every service, host and an administrator.
+    ///
+    /// For whoever has no certificate authority of their own. Writes ca.crt, a NAME.crt and a
+    /// NAME.key for each service, node and `admin`, and a kubeconfig. An authority that is there
+    /// already is used again, so that hosts can be added later. Keep ca.key to yourself.
+    #[command(after_help = "Example:\n  godwit certificates --dir /etc/godwit/tls \
+        --node worker1=10.0.0.11 --node worker2=10.0.0.12 \\\n      \
+        --service api-gateway=godwit.example.com --server https://godwit.example.com:6443")]
+    Certificates(Certificates),
+}
+
+#[derive(Debug, Args)]
+struct Version {
+    /// This build only; ask no server.
+    #[arg(long)]
+    client: bool,
+    /// File that says where the API is [default: KUBECONFIG, then ~/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: the current one].
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Form of the output.
+    #[arg(long, short, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Version(wanted) => version(&wanted),
+        Command::Certificates(wanted) => certificates(&wanted),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn version(wanted: &Version) -> anyhow::Result<()> {
+    let server = if wanted.client {
+        None
+    } else {
+        Some(server_version(wanted).context("ask the server"))
+    };
+    // What is known is shown, even when the server can't be asked.
+    let known = server.as_ref().and_then(|server| server.as_ref().ok());
+    match wanted.output {
+        Output::Json => {
+            let client = json!({"version": build::VERSION, "commit": build::COMMIT});
+            let mut all = json!({"clientVersion": client});
+            if let Some(server) = known {
+                all["serverVersion"] = serde_json::to_value(server)?;
+            }
+            print(&serde_json::to_string_pretty(&all)?);
+        }
+        Output::Text => {
+            print(&format!("Client Version: {}", build::FULL));
+            if let Some(server) = known {
+                print(&format!("Server Version: {}", server.git_version));
+            }
+        }
+    }
+    server.transpose().map(drop)
+}
+
+fn server_version(wanted: &Version) -> anyhow::Result<ServerVersion> {
+    let config = Kubeconfig::load(wanted.kubeconfig.as_deref())?;
+    let access = config.access(wanted.context.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(of_server(&access))
+}
+
+fn certificates(wanted: &Certificates) -> anyhow::Result<()> {
+    let files = issue(wanted)?;
+    print(&format!("{}: {}", wanted.dir.display(), files.join(", ")));
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what the user asked for")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "for the shell")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("godwit: {error:#}");
+}

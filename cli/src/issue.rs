@@ -1,0 +1,211 @@
+//! `godwit certificates`: a directory with everything that TLS needs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use serde_json::json;
+
+use crate::certificates::{Ca, Subject, write_private};
+
+/// Every service but the agents, by role.
+const SERVICES: [&str; 4] = [
+    "api-gateway",
+    "scheduler",
+    "migration-coordinator",
+    "maintenance-service",
+];
+/// The group that may do everything.
+const ADMINS: &str = "system:masters";
+/// The user that the kubeconfig is for.
+const ADMIN: &str = "admin";
+
+/// What to issue.
+#[derive(Debug, Args)]
+pub struct Certificates {
+    /// Directory to write to; an authority that is there already is used again.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A host: the name of its node and what its agent is reached by. May be repeated.
+    #[arg(long = "node", value_name = "NAME=ADDRESS[,ADDRESS...]", value_parser = named)]
+    pub nodes: Vec<Named>,
+    /// What else a service is reached by, beside its role's name and loopback. May be repeated.
+    #[arg(long = "service", value_name = "ROLE=ADDRESS[,ADDRESS...]", value_parser = named)]
+    pub services: Vec<Named>,
+    /// URL of the API in the administrator's kubeconfig.
+    #[arg(long, value_name = "URL", default_value = "https://localhost:6443")]
+    pub server: String,
+}
+
+/// A name and the addresses that belong to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// A role or a node.
+    pub name: String,
+    /// DNS names and IP addresses.
+    pub addresses: Vec<String>,
+}
+
+fn named(text: &str) -> Result<Named, String> {
+    let (name, addresses) = text
+        .split_once('=')
+        .ok_or("not NAME=ADDRESS[,ADDRESS...]")?;
+    // The name becomes the name of a file.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(format!("{name:?} is no name of a node or a service"));
+    }
+    let addresses: Vec<String> = addresses.split(',').map(str::to_owned).collect();
+    if addresses.iter().any(String::is_empty) {
+        return Err(format!("{name} has an empty address"));
+    }
+    Ok(Named {
+        name: name.to_owned(),
+        addresses,
+    })
+}
+
+/// Issues a certificate for each service, each node and the administrator.
+///
+/// Returns what was issued for, in the order of writing.
+///
+/// # Errors
+/// When a service is unknown, a name can't stand in a certificate, or a file can't be written.
+pub fn issue(wanted: &Certificates) -> anyhow::Result<Vec<String>> {
+    if let Some(unknown) = wanted
+        .services
+        .iter()
+        .find(|s| !SERVICES.contains(&s.name.as_str()))
+    {
+        anyhow::bail!(
+            "{:?} is no service, but {} are",
+            unknown.name,
+            SERVICES.join(", ")
+        );
+    }
+    if let Some(taken) = wanted.nodes.iter().find(|node| is_taken(&node.name)) {
+        anyhow::bail!(
+            "a node can't be called {:?} here: its file is taken",
+            taken.name
+        );
+    }
+    let ca = Ca::load_or_create(&wanted.dir)?;
+    let mut files = vec!["ca".to_owned()];
+    for role in SERVICES {
+        let more = wanted
+            .services
+            .iter()
+            .filter(|service| service.name == role);
+        let mut served_as = vec![role.to_owned(), "localhost".into(), "127.0.0.1".into()];
+        served_as.extend(more.flat_map(|service| service.addresses.clone()));
+        ca.issue_files(role, subject(role, &[role], &served_as))?;
+        files.push(role.to_owned());
+    }
+    for node in &wanted.nodes {
+        let subject = subject(&node.name, &["node-agent"], &node.addresses);
+        ca.issue_files(&node.name, subject)?;
+        files.push(node.name.clone());
+    }
+    ca.issue_files(ADMIN, subject(ADMIN, &[ADMINS], &[]))?;
+    files.push(ADMIN.to_owned());
+    write_kubeconfig(&ca, &wanted.dir, &wanted.server)?;
+    files.push("kubeconfig".to_owned());
+    Ok(files)
+}
+
+fn is_taken(name: &str) -> bool {
+    SERVICES.contains(&name) || ["ca", ADMIN].contains(&name)
+}
+
+fn subject<'a>(
+    name: &'a str,
+    organizations: &'a [&'a str],
+    served_as: &'a [String],
+) -> Subject<'a> {
+    Subject {
+        name,
+        organizations,
+        served_as,
+    }
+}
+
+fn write_kubeconfig(ca: &Ca, dir: &Path, server: &str) -> anyhow::Result<()> {
+    let read = |extension: &str| -> anyhow::Result<String> {
+        let path = dir.join(format!("{ADMIN}.{extension}"));
+        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(STANDARD.encode(bytes))
+    };
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "godwit",
+        "clusters": [{"name": "godwit", "cluster": {
+            "server": server,
+            "certificate-authority-data": STANDARD.encode(ca.cert()),
+        }}],
+        "users": [{"name": ADMIN, "user": {
+            "client-certificate-data": read("crt")?,
+            "client-key-data": read("key")?,
+        }}],
+        "contexts": [{"name": "godwit", "context": {
+            "cluster": "godwit", "user": ADMIN, "namespace": "default",
+        }}],
+    });
+    // A kubeconfig is YAML, and people look into it.
+    write_private(&dir.join("kubeconfig"), &serde_yaml_ng::to_string(&config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubeconfig::Kubeconfig;
+
+    fn wanted(dir: &Path) -> Certificates {
+        Certificates {
+            dir: dir.to_owned(),
+            nodes: vec![named("worker1=10.0.0.11,agent1").unwrap()],
+            services: vec![named("api-gateway=godwit.example.com").unwrap()],
+            server: "https://godwit.example.com:6443".into(),
+        }
+    }
+
+    #[test]
+    fn every_part_gets_its_files_and_the_kubeconfig_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = issue(&wanted(dir.path())).unwrap();
+        for name in files.iter().filter(|name| *name != "kubeconfig") {
+            for extension in ["crt", "key"] {
+                assert!(
+                    dir.path().join(format!("{name}.{extension}")).exists(),
+                    "{name}"
+                );
+            }
+        }
+        let text = std::fs::read_to_string(dir.path().join("kubeconfig")).unwrap();
+        let access = Kubeconfig::parse(&text).unwrap().access(None).unwrap();
+        assert_eq!(access.server, "https://godwit.example.com:6443");
+    }
+
+    #[test]
+    fn names_that_would_hurt_are_refused() {
+        for bad in [
+            "worker1",
+            "=10.0.0.1",
+            "../ca=10.0.0.1",
+            "a/b=x",
+            ".=x",
+            "worker1=a,,b",
+        ] {
+            assert!(named(bad).is_err(), "{bad}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut clash = wanted(dir.path());
+        clash.nodes.push(named("ca=10.0.0.1").unwrap());
+        assert!(issue(&clash).is_err());
+        let mut unknown = wanted(dir.path());
+        unknown.services.push(named("gateway=10.0.0.1").unwrap());
+        assert!(issue(&unknown).is_err());
+    }
+}

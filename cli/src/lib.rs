@@ -1,0 +1,6 @@
+//! The godwit command: what it does, apart from reading its arguments.
+
+pub mod certificates;
+pub mod issue;
+pub mod kubeconfig;
+pub mod version;
