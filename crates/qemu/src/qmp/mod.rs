@@ -275,13 +275,20 @@ fn no_greeting() -> QmpError {
     ))
 }
 
+/// The greeting. A QEMU that is just starting may let an event out before it (seen with 7.2).
 async fn greeting(lines: &mut Lines) -> Result<Version, QmpError> {
-    let line = match lines.next().await {
-        Some(Ok(line)) => line,
-        Some(Err(error)) => return Err(QmpError::Connect(std::io::Error::other(error))),
-        None => return Err(QmpError::Closed),
-    };
-    types::parse_greeting(&line).map_err(|error| QmpError::Connect(std::io::Error::other(error)))
+    loop {
+        let line = match lines.next().await {
+            Some(Ok(line)) => line,
+            Some(Err(error)) => return Err(QmpError::Connect(std::io::Error::other(error))),
+            None => return Err(QmpError::Closed),
+        };
+        match types::parse_greeting(&line) {
+            Ok(version) => return Ok(version),
+            Err(_) if line.contains("\"event\"") => {}
+            Err(error) => return Err(QmpError::Connect(std::io::Error::other(error))),
+        }
+    }
 }
 
 async fn write_requests(mut writer: OwnedWriteHalf, mut requests: mpsc::Receiver<String>) {
