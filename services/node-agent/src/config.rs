@@ -96,6 +96,13 @@ impl ServiceConfig for Config {
     fn common(&self) -> &Common {
         &self.common
     }
+
+    fn validate(&self) -> Result<(), String> {
+        self.clone()
+            .settings()
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// The configuration in force: checked, with nothing left open.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use godwit_model::machine::MachineSpec;
@@ -33,6 +34,14 @@ const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// A job on one machine.
 type JobKey = (MachineId, JobId);
 
+/// What a host is made of beside its configuration and its store.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) facts: probe::Host,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: CancellationToken,
+}
+
 /// This host. Shared by all tasks.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -46,6 +55,8 @@ pub(crate) struct Host {
     pub(crate) addresses: Addresses,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// Cancelled when the agent must end. Tasks end between two events, machines go on.
+    pub(crate) shutdown: CancellationToken,
     /// When this agent started.
     pub(crate) started_at: Timestamp,
     began: Instant,
@@ -59,18 +70,19 @@ pub(crate) struct Host {
 
 impl Host {
     /// A host with nothing on it.
-    pub(crate) fn new(
-        config: Settings,
-        facts: probe::Host,
-        store: Store,
-        metrics: Metrics,
-    ) -> Arc<Self> {
+    pub(crate) fn new(config: Settings, store: Store, parts: Parts) -> Arc<Self> {
+        let Parts {
+            facts,
+            metrics,
+            shutdown,
+        } = parts;
         Arc::new(Self {
             config,
             facts,
             store,
             addresses: Addresses::default(),
             metrics,
+            shutdown,
             started_at: Timestamp::now(),
             began: Instant::now(),
             machines: Mutex::default(),
@@ -266,8 +278,11 @@ impl Host {
     /// Opens a half again after a while: its log failed it.
     pub(crate) fn reopen(self: &Arc<Self>, machine: MachineId, job: JobId, side: Side) {
         let host = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(REOPEN_AFTER).await;
+        godwit_runtime::spawn("reopen", async move {
+            tokio::select! {
+                () = host.shutdown.cancelled() => return,
+                () = tokio::time::sleep(REOPEN_AFTER) => {}
+            }
             let opened = match side {
                 Side::Source => host.source(&machine, &job).await.map(drop),
                 Side::Target => host.target(&machine, &job).await.map(drop),

@@ -31,7 +31,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use godwit_qemu::probe;
@@ -39,7 +38,7 @@ use godwit_rpc::server::{ServerParts, serve};
 use godwit_runtime::Context;
 
 use crate::config::Config;
-use crate::host::Host;
+use crate::host::{Host, Parts};
 
 /// Runs the agent until shutdown. The machines go on without it.
 ///
@@ -71,31 +70,27 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         why = facts.reason,
         "host probed"
     );
-    let host = Host::new(
-        settings,
+    let parts = Parts {
         facts,
-        store,
-        metrics.registry(metrics::Metrics::new),
-    );
+        metrics: metrics.registry(metrics::Metrics::new),
+        shutdown,
+    };
+    let host = Host::new(settings, store, parts);
     adopt::adopt(&host).await.context("adopt machines")?;
     readiness.set("adopted", true);
     learn_addresses(&host);
     for scheduler in host.config.schedulers.clone() {
-        tokio::spawn(report::report(
-            Arc::clone(&host),
-            scheduler,
-            shutdown.clone(),
-        ));
+        godwit_runtime::spawn("report", report::report(Arc::clone(&host), scheduler));
     }
-    listen(host, shutdown).await
+    listen(host).await
 }
 
-async fn listen(host: Arc<Host>, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn listen(host: Arc<Host>) -> anyhow::Result<()> {
     let parts = ServerParts {
         bind: host.config.bind,
         identity: host.config.identity.clone(),
-        routes: server::Server::routes(host, shutdown.clone()),
-        shutdown,
+        shutdown: host.shutdown.clone(),
+        routes: server::Server::routes(host),
     };
     Ok(serve(parts).await?)
 }
@@ -105,10 +100,15 @@ fn learn_addresses(host: &Arc<Host>) {
         return;
     }
     let host = Arc::clone(host);
-    tokio::spawn(async move {
+    godwit_runtime::spawn("addresses", async move {
         let changed = || host.changed();
-        if let Err(error) = addresses::listen(host.addresses.clone(), changed).await {
-            warn!(%error, "guests' addresses are not learned");
+        tokio::select! {
+            () = host.shutdown.cancelled() => {}
+            ended = addresses::listen(host.addresses.clone(), changed) => {
+                if let Err(error) = ended {
+                    warn!(%error, "guests' addresses are not learned");
+                }
+            }
         }
     });
 }

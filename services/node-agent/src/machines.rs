@@ -197,8 +197,8 @@ impl Machine {
     /// The machine of `record`, and the task that owns it. `vm` is its QEMU, if one runs.
     pub(crate) fn spawn(host: Arc<Host>, record: Record, vm: Option<Arc<Vm>>) -> Self {
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
-        let (view, seen) = Owner::new(host, record, vm);
-        tokio::spawn(view.run(inbox));
+        let (owner, seen) = Owner::new(host, record, vm);
+        godwit_runtime::spawn("machine", owner.run(inbox));
         Self { orders, view: seen }
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use godwit_model::MachineId;
@@ -30,7 +29,8 @@ const SETTLE: Duration = Duration::from_millis(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Reports to the scheduler at `address` until shutdown.
-pub(crate) async fn report(host: Arc<Host>, address: String, shutdown: CancellationToken) {
+pub(crate) async fn report(host: Arc<Host>, address: String) {
+    let shutdown = host.shutdown.clone();
     let inventory = inventory(&host);
     let mut changes = host.changes();
     let mut heard = true;

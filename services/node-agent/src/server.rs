@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 
 use godwit_model::machine::MachineSpec;
 use godwit_model::migration::fact::{SourceFact, TargetFact};
@@ -42,13 +41,12 @@ const GRACE_MAX: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Server {
     host: Arc<Host>,
-    shutdown: CancellationToken,
 }
 
 impl Server {
-    /// The service as routes. Streams end at `shutdown`.
-    pub(crate) fn routes(host: Arc<Host>, shutdown: CancellationToken) -> Routes {
-        Routes::new(AgentServer::new(Self { host, shutdown }))
+    /// The service as routes. Streams end with the agent.
+    pub(crate) fn routes(host: Arc<Host>) -> Routes {
+        Routes::new(AgentServer::new(Self { host }))
     }
 
     fn machine(&self, id: &MachineId) -> Result<Machine, Status> {
@@ -313,7 +311,7 @@ impl Agent for Server {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         peer::require(&request, &[Role::MigrationCoordinator, Role::Admin])?;
         let job = JobRef::try_from(request.into_inner())?;
-        let facts = watch::watch(Arc::clone(&self.host), job, self.shutdown.clone());
+        let facts = watch::watch(Arc::clone(&self.host), job);
         Ok(Response::new(ReceiverStream::new(facts)))
     }
 }

@@ -142,7 +142,7 @@ pub(crate) fn open(
         retry: None,
         facts,
     };
-    tokio::spawn(owner.run(commands, notes_in, adopting));
+    godwit_runtime::spawn("source", owner.run(commands, notes_in, adopting));
     Ok(handle)
 }
 
@@ -182,6 +182,7 @@ impl Owner {
             let idle = self.is_over().then(|| Instant::now() + half::LINGER);
             tokio::select! {
                 biased;
+                () = self.host.shutdown.cancelled() => return Ok(()),
                 event = half::next_event(&mut self.events) => self.event(event).await?,
                 () = half::exited(vm.as_deref()) => self.exited().await?,
                 command = commands.recv() => match command {

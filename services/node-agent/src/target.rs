@@ -109,7 +109,7 @@ pub(crate) fn open(
         trouble: String::new(),
         facts,
     };
-    tokio::spawn(owner.run(commands, notes_in, adopting));
+    godwit_runtime::spawn("target", owner.run(commands, notes_in, adopting));
     Ok(handle)
 }
 
@@ -146,6 +146,7 @@ impl Owner {
             let idle = self.is_over().then(|| Instant::now() + half::LINGER);
             tokio::select! {
                 biased;
+                () = self.host.shutdown.cancelled() => return Ok(()),
                 event = half::next_event(&mut self.events) => self.event(event).await?,
                 command = commands.recv() => match command {
                     Some(command) => self.command(command).await?,

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_rpc::Status;
@@ -107,15 +106,11 @@ async fn next<F>(facts: Option<&mut watch::Receiver<F>>) -> bool {
 }
 
 /// Follows `job` until the reader goes or the agent ends.
-pub(crate) fn watch(
-    host: Arc<Host>,
-    job: JobRef,
-    shutdown: CancellationToken,
-) -> mpsc::Receiver<Result<JobFacts, Status>> {
+pub(crate) fn watch(host: Arc<Host>, job: JobRef) -> mpsc::Receiver<Result<JobFacts, Status>> {
     let (facts, reader) = mpsc::channel(FACTS_MAX);
-    tokio::spawn(async move {
+    godwit_runtime::spawn("watch", async move {
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            () = host.shutdown.cancelled() => {}
             () = facts.closed() => {}
             ended = follow(&host, &job, &facts) => {
                 if let Err(error) = ended {

@@ -199,6 +199,14 @@ async fn a_machine_moves_and_its_guest_goes_on_counting() {
     for line in metrics.lines().filter(|line| line.contains("_seconds_sum")) {
         println!("{line}");
     }
+    for agent in [&lab.source, &lab.target] {
+        let log = agent.log();
+        println!("{log}");
+        assert!(
+            !log.contains(" WARN ") && !log.contains(" ERROR "),
+            "unannounced"
+        );
+    }
     println!(
         "resident: {} KiB, {} KiB",
         lab.source.resident() >> 10,

@@ -94,7 +94,10 @@ impl Owner {
             let vm = self.vm.clone();
             tokio::select! {
                 biased;
-                event = half::next_event(&mut self.events) => self.event(event.map(|stamped| stamped.event)).await,
+                () = self.host.shutdown.cancelled() => return,
+                event = half::next_event(&mut self.events) => {
+                    self.event(event.map(|stamped| stamped.event)).await;
+                }
                 () = half::exited(vm.as_deref()) => self.exited().await,
                 order = inbox.recv() => {
                     let Some(order) = order else { return };

@@ -107,6 +107,10 @@ impl Agent {
             .collect()
     }
 
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+
     pub fn metrics(&self) -> String {
         use std::io::{Read, Write};
         let mut stream =
@@ -154,8 +158,7 @@ impl Drop for Agent {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
-            eprintln!("--- {}\n{log}", self.node);
+            eprintln!("--- {}\n{}", self.node, self.log());
         }
     }
 }
