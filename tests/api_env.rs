@@ -46,7 +46,12 @@ impl Api {
         let postgres = Arc::new(postgres);
         let url = {
             let postgres = Arc::clone(&postgres);
-            tokio::task::spawn_blocking(move || postgres.create_database()).await??
+            tokio::task::spawn_blocking(move || {
+                let url = postgres.create_database()?;
+                postgres.open_service_logins()?;
+                anyhow::Ok(url)
+            })
+            .await??
         };
         let ca = Ca::load_or_create(&dir.path().join("ca"))?;
         let served_as = ["127.0.0.1".to_owned(), "localhost".to_owned()];
@@ -62,7 +67,8 @@ impl Api {
             bind: "127.0.0.1:0".parse()?,
             tls: Some(identity),
             token_file: Some(tokens),
-            database_url: url.clone(),
+            // With the rights that it has in production, and no more.
+            database_url: url.replace("//postgres@", "//godwit_gateway@"),
             peers: PeerAddresses {
                 scheduler: vec![],
                 coordinator: vec![],
