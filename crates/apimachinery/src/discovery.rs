@@ -191,9 +191,10 @@ fn aggregated_resources(version: &Version) -> Vec<Value> {
             "responseKind": kind,
             "verbs": words(&extra.verbs),
         });
-        match &mut out[at]["subresources"] {
-            Value::Array(list) => list.push(child),
-            empty => *empty = json!([child]),
+        let subresources = &mut out[at]["subresources"];
+        match subresources.as_array_mut() {
+            Some(list) => list.push(child),
+            None => *subresources = json!([child]),
         }
     }
     out

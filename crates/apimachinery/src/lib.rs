@@ -14,6 +14,7 @@ mod context;
 mod discovery;
 mod documents;
 mod handler;
+mod json_patches;
 mod kind;
 mod negotiate;
 pub mod object;

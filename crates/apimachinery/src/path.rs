@@ -119,10 +119,10 @@ mod tests {
     use super::*;
 
     fn path(text: &str) -> ResourcePath {
-        match parse(text) {
-            Target::Resource(path) => path,
-            other => panic!("{text} is no resource path: {other:?}"),
-        }
+        let Target::Resource(path) = parse(text) else {
+            panic!("{text} is no resource path");
+        };
+        path
     }
 
     #[test]

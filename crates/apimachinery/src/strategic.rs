@@ -57,10 +57,10 @@ fn merge_map(
         }
     }
     for (key, order) in patch {
-        if let (Some(field), Value::Array(order)) = (key.strip_prefix(SET_ORDER), order) {
-            if let Some(Value::Array(list)) = map.get_mut(field) {
-                put_in_order(list, order, &schema.field(field).patch);
-            }
+        if let (Some(field), Value::Array(order)) = (key.strip_prefix(SET_ORDER), order)
+            && let Some(Value::Array(list)) = map.get_mut(field)
+        {
+            put_in_order(list, order, &schema.field(field).patch);
         }
     }
     Ok(())
@@ -80,18 +80,18 @@ fn merge_field(
             let into = map
                 .entry(key.clone())
                 .or_insert_with(|| Value::Object(Map::new()));
-            match into {
-                Value::Object(into) => merge_map(into, patch, schema)?,
-                other => *other = Value::Object(without_directives(patch)),
+            match into.as_object_mut() {
+                Some(into) => merge_map(into, patch, schema)?,
+                None => *into = Value::Object(without_directives(patch)),
             }
         }
         Value::Array(patch) => {
             let into = map
                 .entry(key.clone())
                 .or_insert_with(|| Value::Array(Vec::new()));
-            match into {
-                Value::Array(into) => merge_list(into, patch, schema)?,
-                other => *other = value.clone(),
+            match into.as_array_mut() {
+                Some(into) => merge_list(into, patch, schema)?,
+                None => *into = value.clone(),
             }
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) => {

@@ -1,7 +1,9 @@
 //! Real kubectl binaries against toy kinds on a loopback socket.
 //!
-//! Uses every `kubectl` and `kubectl.1.*` beside the one in `PATH`, and those listed in
-//! `KUBECTL_EXTRA` (separated by colons). Without any it says so and passes.
+//! Uses the oldest and the newest `kubectl.1.*` beside the `kubectl` in `PATH`, and those listed
+//! in `KUBECTL_EXTRA` (separated by colons). Without any it says so and passes.
+
+#![allow(clippy::print_stdout, reason = "says what was tried")]
 
 mod support;
 
@@ -28,13 +30,17 @@ async fn the_daily_commands_work_with_every_kubectl() {
     for binary in binaries {
         println!("kubectl: {}", binary.display());
         let home = tempdir(&binary);
+        let router = support::server(&MemoryStore::new(), Arc::new(AllowAll));
+        let server = listen(router.clone()).await;
         let kubectl = Kubectl {
             binary,
-            server: listen().await,
+            server,
             home,
+            router,
         };
         daily(&kubectl).await;
         waiting(&kubectl).await;
+        interactive(&kubectl).await;
         built_in(&kubectl).await;
         std::fs::remove_dir_all(&kubectl.home).expect("remove the cache");
     }
@@ -81,7 +87,10 @@ async fn daily(kubectl: &Kubectl) {
         kubectl.ok("get wd a -o jsonpath={.spec}").await,
         "{\"size\":4}"
     );
-    assert_eq!(kubectl.ok("get all -o name").await, "widget.toy.example.com/a\n");
+    assert_eq!(
+        kubectl.ok("get all -o name").await,
+        "widget.toy.example.com/a\n"
+    );
     let described = kubectl.ok("describe wd a").await;
     assert!(
         described.contains("Size:  4") && described.contains("Events:"),
@@ -104,7 +113,12 @@ async fn daily(kubectl: &Kubectl) {
         "widget.toy.example.com/a labeled\n"
     );
     // Some versions say "annotate".
-    assert!(kubectl.ok("annotate wd a note=1").await.contains("/a annotate"));
+    assert!(
+        kubectl
+            .ok("annotate wd a note=1")
+            .await
+            .contains("/a annotate")
+    );
     let edited = kubectl
         .ok("get wd a -o yaml")
         .await
@@ -189,6 +203,55 @@ async fn waiting(kubectl: &Kubectl) {
     );
 }
 
+/// What waits for a status, shows differences, or opens an editor.
+async fn interactive(kubectl: &Kubectl) {
+    kubectl
+        .fed("create -f -", &WIDGET.replace("name: a", "name: i"))
+        .await;
+    let larger = WIDGET
+        .replace("name: a", "name: i")
+        .replace("size: 3", "size: 4");
+    let diff = kubectl.run("diff -f -", &larger).await;
+    assert_eq!(
+        diff.status.code(),
+        Some(1),
+        "{}",
+        String::from_utf8_lossy(&diff.stderr)
+    );
+    assert!(String::from_utf8_lossy(&diff.stdout).contains("+  size: 4"));
+    let mut edit = kubectl.command("edit wd i");
+    edit.env("KUBE_EDITOR", "sed -i s/size:.3/size:\\ 9/");
+    let edited = edit.output().await.expect("edit");
+    assert!(
+        edited.status.success(),
+        "{}",
+        String::from_utf8_lossy(&edited.stderr)
+    );
+    assert_eq!(kubectl.ok("get wd i -o jsonpath={.spec.size}").await, "9");
+
+    let ready = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let body = "{\"status\":{\"conditions\":[{\"type\":\"Ready\",\"status\":\"True\"}]}}";
+        kubectl.status("i", body).await;
+    };
+    let wait = kubectl.ok("wait --for=condition=Ready wd/i --timeout=20s");
+    let (waited, ()) = tokio::join!(wait, ready);
+    assert_eq!(waited, "widget.toy.example.com/i condition met\n");
+    assert_eq!(
+        kubectl
+            .ok("wait --for=condition=Ready wd --all --timeout=20s")
+            .await,
+        waited
+    );
+    kubectl.fed("replace --force -f -", &larger).await;
+    assert!(
+        kubectl
+            .ok("delete wd --all")
+            .await
+            .contains("\"i\" deleted")
+    );
+}
+
 async fn built_in(kubectl: &Kubectl) {
     assert_eq!(
         kubectl.ok("create namespace lab").await,
@@ -228,6 +291,7 @@ struct Kubectl {
     binary: PathBuf,
     server: SocketAddr,
     home: PathBuf,
+    router: axum::Router,
 }
 
 impl Kubectl {
@@ -242,6 +306,18 @@ impl Kubectl {
             .stderr(Stdio::piped())
             .stdout(Stdio::piped());
         command
+    }
+
+    /// Writes a status as a controller would.
+    async fn status(&self, name: &str, body: &str) {
+        let path = format!("{}/{name}/status", support::WIDGETS);
+        let patch = "PATCH merge-patch+json";
+        let client = support::Client {
+            router: self.router.clone(),
+            store: MemoryStore::new(),
+        };
+        let answer = client.call(patch, &path, body.to_owned()).await;
+        assert!(answer.code.is_success(), "{}", answer.text);
     }
 
     async fn run(&self, words: &str, input: &str) -> std::process::Output {
@@ -282,12 +358,11 @@ impl Kubectl {
     }
 }
 
-async fn listen() -> SocketAddr {
+async fn listen(router: axum::Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("bind");
     let address = listener.local_addr().expect("address");
-    let router = support::server(&MemoryStore::new(), Arc::new(AllowAll));
     tokio::spawn(async move { axum::serve(listener, router).await });
     address
 }
@@ -325,10 +400,13 @@ fn kubectls() -> Vec<PathBuf> {
             .into_owned();
         name.starts_with("kubectl.1.")
     });
-    let mut all: Vec<PathBuf> = named.collect();
-    if all.is_empty() {
-        all.extend(first);
-    }
+    let mut named: Vec<PathBuf> = named.collect();
+    named.sort();
+    let mut all: Vec<PathBuf> = match named.as_slice() {
+        [] => first.into_iter().collect(),
+        [oldest, .., newest] => vec![oldest.clone(), newest.clone()],
+        [only] => vec![only.clone()],
+    };
     let extra = std::env::var_os("KUBECTL_EXTRA").unwrap_or_default();
     all.extend(std::env::split_paths(&extra).filter(|path| path.exists()));
     all.sort();

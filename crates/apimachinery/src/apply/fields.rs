@@ -47,10 +47,14 @@ impl FieldSet {
         self.children.get_mut(element)
     }
 
-    pub(super) fn put(&mut self, element: String, child: Self) {
-        if !child.is_empty() {
-            self.children.entry(element).or_default().union(&child);
+    pub(super) fn put(&mut self, element: String, mut child: Self) {
+        if child.is_empty() {
+            return;
         }
+        if let Some(known) = self.children.remove(&element) {
+            child.union(&known);
+        }
+        self.children.insert(element, child);
     }
 
     pub(super) fn remove(&mut self, element: &str) {
@@ -189,7 +193,12 @@ pub(super) fn of(value: &Value, schema: &Schema) -> FieldSet {
                 set.put(element_of(item, schema), child);
             }
         }
-        _ => set.own = true,
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => set.own = true,
     }
     set
 }

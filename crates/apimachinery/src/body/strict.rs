@@ -15,37 +15,45 @@ pub(crate) struct Decoded {
     pub(crate) duplicates: Vec<String>,
 }
 
+/// Most values in one body; YAML aliases can make many out of few bytes.
+const VALUES_MAX: usize = 500_000;
 /// Deepest nesting that is read; serde_json has the same limit of its own.
 const DEPTH_MAX: usize = 128;
 
 pub(crate) fn from_json(bytes: &[u8]) -> Result<Decoded, Status> {
-    let mut duplicates = Vec::new();
+    let mut notes = Notes::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed {
         path: String::new(),
         depth: 0,
-        duplicates: &mut duplicates,
+        notes: &mut notes,
     };
     let value = seed.deserialize(&mut deserializer).and_then(|value| {
         deserializer.end()?;
         Ok(value)
     });
     let value = value.map_err(|error| unreadable(&error))?;
-    Ok(Decoded { value, duplicates })
+    Ok(Decoded {
+        value,
+        duplicates: notes.duplicates,
+    })
 }
 
 pub(crate) fn from_yaml(bytes: &[u8]) -> Result<Decoded, Status> {
-    let mut duplicates = Vec::new();
+    let mut notes = Notes::default();
     let seed = Seed {
         path: String::new(),
         depth: 0,
-        duplicates: &mut duplicates,
+        notes: &mut notes,
     };
     let deserializer = serde_yaml_ng::Deserializer::from_slice(bytes);
     let value = seed
         .deserialize(deserializer)
         .map_err(|error| unreadable(&error))?;
-    Ok(Decoded { value, duplicates })
+    Ok(Decoded {
+        value,
+        duplicates: notes.duplicates,
+    })
 }
 
 fn unreadable(error: &dyn fmt::Display) -> Status {
@@ -55,7 +63,14 @@ fn unreadable(error: &dyn fmt::Display) -> Status {
 struct Seed<'a> {
     path: String,
     depth: usize,
-    duplicates: &'a mut Vec<String>,
+    notes: &'a mut Notes,
+}
+
+/// What is learned on the way.
+#[derive(Default)]
+struct Notes {
+    duplicates: Vec<String>,
+    values: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -64,6 +79,10 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
     fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
         if self.depth > DEPTH_MAX {
             return Err(D::Error::custom("nested too deeply"));
+        }
+        self.notes.values += 1;
+        if self.notes.values > VALUES_MAX {
+            return Err(D::Error::custom("holds too many values"));
         }
         from.deserialize_any(self)
     }
@@ -115,7 +134,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let seed = Seed {
                 path,
                 depth: self.depth + 1,
-                duplicates: &mut *self.duplicates,
+                notes: &mut *self.notes,
             };
             match seq.next_element_seed(seed)? {
                 Some(value) => list.push(value),
@@ -132,12 +151,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 above => format!("{above}.{key}"),
             };
             if out.contains_key(&key) {
-                self.duplicates.push(path.clone());
+                self.notes.duplicates.push(path.clone());
             }
             let seed = Seed {
                 path,
                 depth: self.depth + 1,
-                duplicates: &mut *self.duplicates,
+                notes: &mut *self.notes,
             };
             let value = map.next_value_seed(seed)?;
             out.insert(key, value);
@@ -213,5 +232,11 @@ mod tests {
         assert!(from_json(b"{\"a\":1} x").is_err());
         assert!(from_json("[".repeat(500).as_bytes()).is_err());
         assert!(from_yaml("[".repeat(500).as_bytes()).is_err());
+        let mut bomb = "a: &a [1,2,3,4,5,6,7,8,9]\n".to_owned();
+        for (from, to) in ["ab", "bc", "cd", "de", "ef", "fg"].map(|p| p.split_at(1)) {
+            let items = vec![format!("*{from}"); 9].join(",");
+            bomb.push_str(&format!("{to}: &{to} [{items}]\n"));
+        }
+        assert!(from_yaml(bomb.as_bytes()).is_err());
     }
 }

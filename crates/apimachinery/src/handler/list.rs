@@ -54,12 +54,11 @@ async fn snapshot(call: &Call, revision: u64) -> Result<Listed, Status> {
     if let Some(listed) = call.server.snapshots.find(resource, namespace, revision) {
         return Ok(listed);
     }
-    fetch(call, ListAt::Exact(revision))
-        .await
-        .map_err(|error| match error {
-            StoreError::Expired { .. } => Status::expired(TOO_OLD),
-            other => call.store_error(other, ""),
-        })
+    let found = fetch(call, ListAt::Exact(revision)).await;
+    if let Err(StoreError::Expired { .. }) = found {
+        return Err(Status::expired(TOO_OLD));
+    }
+    found.map_err(|error| call.store_error(error, ""))
 }
 
 fn list_at(call: &Call) -> ListAt {
@@ -142,30 +141,36 @@ fn answer(call: &Call, listed: &Listed, page: &Page) -> Result<Response, Status>
                 &call.resource.kind.list_kind,
                 &call.resource.api_version,
                 &metadata,
-                items,
+                &items,
             )
         }
         Shape::Partial(version) => {
             let partial = |stored: &Arc<Stored>| table::partial(stored.object(), version);
             let items: Vec<Value> = page.items.iter().map(partial).collect();
             let api_version = format!("meta.k8s.io/{version}");
-            list_of("PartialObjectMetadataList", &api_version, &metadata, items)
+            list_of("PartialObjectMetadataList", &api_version, &metadata, &items)
         }
         Shape::Table(version) => {
-            let row = |stored: &Arc<Stored>| call.row(stored.object(), version);
+            let row = |stored: &Arc<Stored>| {
+                call.resource.row(
+                    stored.object(),
+                    version,
+                    (call.query.include, call.context.now),
+                )
+            };
             let rows: Vec<Value> = page.items.iter().map(row).collect();
             table::table(
                 version,
                 &metadata,
                 call.resource.columns.definitions(),
-                rows,
+                &rows,
             )
         }
     };
     call.answer(StatusCode::OK, &body)
 }
 
-fn list_of(kind: &str, api_version: &str, metadata: &Value, items: Vec<Value>) -> Value {
+fn list_of(kind: &str, api_version: &str, metadata: &Value, items: &[Value]) -> Value {
     json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items })
 }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, header};
 use jiff::Timestamp;
@@ -34,9 +35,10 @@ use call::Call;
 pub(crate) async fn serve(server: Arc<ApiServer>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let target = path::parse(parts.uri.path());
-    let answer = match target {
-        Target::Resource(path) => resource(&server, path, parts, body).await,
-        document => fixed(&server, &document, &parts).await,
+    let answer = if let Target::Resource(path) = target {
+        resource(&server, path, parts, body).await
+    } else {
+        fixed(&server, &target, &parts).await
     };
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
     let headers = response.headers_mut();
@@ -61,9 +63,9 @@ async fn fixed(server: &ApiServer, target: &Target, parts: &Parts) -> Result<Res
     };
     authorize(server, &user(parts), &access).await?;
     if parts.method != Method::GET && parts.method != Method::HEAD {
-        return Err(match target {
-            Target::Nothing => Status::no_such_path(),
-            _ => Status::method_not_allowed(),
+        return Err(match *target == Target::Nothing {
+            true => Status::no_such_path(),
+            false => Status::method_not_allowed(),
         });
     }
     let (documents, headers) = (&server.documents, &parts.headers);
@@ -124,21 +126,20 @@ async fn resource(
 }
 
 async fn dispatch(call: &mut Call, headers: &HeaderMap, body: Body) -> Result<Response, Status> {
-    if matches!(call.context.verb, Verb::Get | Verb::List | Verb::Watch) {
-        return match call.context.verb {
-            Verb::Get => call.get().await,
-            Verb::List => list::serve(call).await,
-            _ => watch::serve(call).await,
-        };
-    }
-    let bytes = crate::body::read(body, call.server.limits.body_bytes).await?;
+    let reads = Verb::READ.contains(&call.context.verb);
+    let bytes = match reads {
+        true => Bytes::new(),
+        false => crate::body::read(body, call.server.limits.body_bytes).await?,
+    };
     match call.context.verb {
+        Verb::Get => call.get().await,
+        Verb::List => list::serve(call).await,
+        Verb::Watch => watch::serve(call).await,
         Verb::Create => create::serve(call, headers, &bytes).await,
         Verb::Update => update::serve(call, headers, &bytes).await,
         Verb::Patch => patch::serve(call, headers, &bytes).await,
         Verb::Delete => delete::one(call, headers, &bytes).await,
         Verb::DeleteCollection => delete::many(call, headers, &bytes).await,
-        Verb::Get | Verb::List | Verb::Watch => Err(Status::internal("read after reads")),
     }
 }
 

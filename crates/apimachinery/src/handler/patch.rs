@@ -11,14 +11,13 @@ use super::create;
 use super::write::{Failure, Ownership, Wish};
 use crate::apply;
 use crate::body::{self, Decoded, Media};
+use crate::json_patches;
 use crate::object::{self, Stored};
 use crate::status::Status;
 use crate::strategic;
 
 /// How often a patch is made again for an object that changed in between.
 const TRIES: usize = 5;
-/// Most operations in one JSON patch; as in kube-apiserver.
-const JSON_PATCH_MAX: usize = 10_000;
 
 /// A patch, read but not applied.
 enum Patch {
@@ -64,7 +63,7 @@ fn read(call: &Call, headers: &HeaderMap, bytes: &[u8]) -> Result<(Patch, Vec<St
         }
     };
     match content_type.as_str() {
-        "application/json-patch+json" => Ok((Patch::Json(json_patch(bytes)?), Vec::new())),
+        "application/json-patch+json" => Ok((Patch::Json(json_patches::parse(bytes)?), Vec::new())),
         "application/merge-patch+json" => {
             let decoded = object(Media::Json)?;
             Ok((Patch::Merge(decoded.value), decoded.duplicates))
@@ -92,18 +91,6 @@ fn read(call: &Call, headers: &HeaderMap, bytes: &[u8]) -> Result<(Patch, Vec<St
     }
 }
 
-fn json_patch(bytes: &[u8]) -> Result<json_patch::Patch, Status> {
-    let patch: json_patch::Patch = serde_json::from_slice(bytes)
-        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-    if patch.0.len() > JSON_PATCH_MAX {
-        return Err(Status::too_large(format!(
-            "the allowed maximum operations in a JSON patch is {JSON_PATCH_MAX}, got {}",
-            patch.0.len()
-        )));
-    }
-    Ok(patch)
-}
-
 fn check_apply(call: &Call, config: &Value) -> Result<(), Status> {
     if call.query.field_manager.is_empty() {
         return Err(Status::bad_request(
@@ -128,12 +115,7 @@ fn patched(call: &Call, old: &Arc<Stored>, patch: &Patch) -> Result<Wish, Status
     let mut object = call.resource.show(old.object());
     let mut ownership = Ownership::Track;
     match patch {
-        Patch::Json(patch) => json_patch::patch(&mut object, patch).map_err(|error| {
-            let code = StatusCode::UNPROCESSABLE_ENTITY;
-            let message =
-                format!("the server rejected our request due to an error in our request: {error}");
-            Status::new(code, "Invalid", message)
-        })?,
+        Patch::Json(patch) => json_patches::apply(&mut object, patch)?,
         Patch::Merge(patch) => json_patch::merge(&mut object, patch),
         Patch::Strategic(patch) => strategic::apply(&mut object, patch, &call.resource.schema)?,
         Patch::Apply(config) => {

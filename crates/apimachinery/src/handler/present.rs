@@ -4,11 +4,13 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{StatusCode, header};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::Call;
 use crate::negotiate::Shape;
 use crate::object::{Stored, meta_str};
+use crate::query::Include;
 use crate::registry::Resource;
 use crate::status::Status;
 use crate::table;
@@ -38,6 +40,17 @@ impl Resource {
         out.put_slice(head.as_bytes());
         out.put_slice(stored.tail());
     }
+
+    /// One row of a table of this version, with ages as of `how.1`.
+    pub(crate) fn row(&self, object: &Value, version: &str, how: (Include, Timestamp)) -> Value {
+        let (include, now) = how;
+        let shown = match include {
+            Include::Object => self.show(object),
+            Include::Metadata => table::partial(object, version),
+            Include::None => Value::Null,
+        };
+        self.columns.row(object, shown, now)
+    }
 }
 
 impl Call {
@@ -53,20 +66,12 @@ impl Call {
             Shape::Table(version) => {
                 let metadata = json!({ "resourceVersion": meta_str(object, "resourceVersion") });
                 let columns = &self.resource.columns;
-                let row = self.row(object, version);
-                table::table(version, &metadata, columns.definitions(), vec![row])
+                let how = (self.query.include, self.context.now);
+                let row = self.resource.row(object, version, how);
+                table::table(version, &metadata, columns.definitions(), &[row])
             }
         };
         self.answer(code, &body)
-    }
-
-    /// One row of a table.
-    pub(super) fn row(&self, object: &Value, version: &str) -> Value {
-        let shown = match self.query.include {
-            crate::query::Include::Object => self.resource.show(object),
-            include => table::shown(include, object, version),
-        };
-        self.resource.columns.row(object, shown, self.context.now)
     }
 
     /// Answers any value as JSON or YAML.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use http::header;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -86,20 +87,24 @@ fn lines(live: WatchStream, encoder: Encoder) -> impl Stream<Item = Bytes> {
                         return Some((line, Some((live, encoder))));
                     }
                 }
-                Err(error) => return Some((failure(error), None)),
+                Err(error) => return Some((failure(&error), None)),
             }
         }
     })
 }
 
-fn failure(error: StoreError) -> Bytes {
+fn failure(error: &StoreError) -> Bytes {
     let status = match error {
         StoreError::Expired { oldest } => Status::expired(format!(
             "too old resource version; the oldest kept is {oldest}"
         )),
-        StoreError::Refused(status) => status,
-        other => {
-            tracing::warn!(error = %other, "watch ended");
+        StoreError::Refused(status) => status.clone(),
+        StoreError::TooNew { asked, current } => Status::revision_too_new(*asked, *current),
+        StoreError::AlreadyExists
+        | StoreError::NotFound
+        | StoreError::Conflict
+        | StoreError::Unavailable(_) => {
+            tracing::warn!(%error, "watch interrupted");
             Status::unavailable("the watch was interrupted")
         }
     };
@@ -185,29 +190,18 @@ impl Encoder {
                     .as_bytes(),
             ),
             Shape::Table(version) => {
-                let row = self.row(stored.object(), version);
+                let how = (self.include, Timestamp::now());
+                let row = self.resource.row(stored.object(), version, how);
                 let revision = stored.revision();
                 line(
                     kind,
-                    self.table(version, revision, vec![row])
-                        .to_string()
-                        .as_bytes(),
+                    self.table(version, revision, &[row]).to_string().as_bytes(),
                 )
             }
         }
     }
 
-    fn row(&self, object: &Value, version: &str) -> Value {
-        let shown = match self.include {
-            Include::Object => self.resource.show(object),
-            include => table::shown(include, object, version),
-        };
-        self.resource
-            .columns
-            .row(object, shown, jiff::Timestamp::now())
-    }
-
-    fn table(&mut self, version: &str, revision: u64, rows: Vec<Value>) -> Value {
+    fn table(&mut self, version: &str, revision: u64, rows: &[Value]) -> Value {
         let metadata = json!({ "resourceVersion": revision.to_string() });
         let definitions = match self.headers_sent {
             true => &Value::Null,
@@ -236,7 +230,7 @@ impl Encoder {
             Shape::Partial(version) => table::partial(&object, version),
             Shape::Table(version) => {
                 let row = json!({ "cells": [], "object": table::partial(&object, version) });
-                self.table(version, revision, vec![row])
+                self.table(version, revision, &[row])
             }
         };
         Some(line("BOOKMARK", shown.to_string().as_bytes()))

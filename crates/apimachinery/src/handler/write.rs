@@ -163,10 +163,10 @@ impl Call {
             .store
             .update(&self.context, resource, update)
             .await;
-        written.map_err(|error| match error {
-            StoreError::Conflict => Failure::Raced,
-            other => Failure::Refused(self.store_error(other, &name)),
-        })
+        if let Err(StoreError::Conflict) = written {
+            return Err(Failure::Raced);
+        }
+        written.map_err(|error| Failure::Refused(self.store_error(error, &name)))
     }
 
     /// Who writes, for the record of owners.

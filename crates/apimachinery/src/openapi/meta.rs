@@ -39,7 +39,7 @@ fn inline(schema: &Value) -> Value {
             )
         }
         Value::Array(list) => Value::Array(list.iter().map(inline).collect()),
-        scalar => scalar.clone(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => schema.clone(),
     }
 }
 

@@ -119,13 +119,12 @@ fn simplify(schema: &Value) -> Value {
     let mut out = Map::new();
     for (key, value) in map {
         let value = match key.as_str() {
-            "properties" => match value {
-                Value::Object(fields) => fields
-                    .iter()
+            "properties" => {
+                let fields = value.as_object().into_iter().flatten();
+                fields
                     .map(|(name, field)| (name.clone(), simplify(field)))
-                    .collect(),
-                other => other.clone(),
-            },
+                    .collect()
+            }
             "items" | "additionalProperties" => simplify(value),
             "oneOf" | "anyOf" | "allOf" | "not" | "nullable" => continue,
             _ => value.clone(),

@@ -119,6 +119,6 @@ fn rewrite(schema: &Value) -> Value {
             Value::Object(out)
         }
         Value::Array(list) => Value::Array(list.iter().map(rewrite).collect()),
-        scalar => scalar.clone(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => schema.clone(),
     }
 }

@@ -60,7 +60,7 @@ impl Schema {
             let declared = self.properties.get(key).or(self.additional.as_deref());
             match declared {
                 // As when Go decodes it: null is the same as not saying anything.
-                Some(schema) => !(value.is_null() && !schema.nullable),
+                Some(schema) => !value.is_null() || schema.nullable,
                 None if open => true,
                 None => {
                     findings.unknown.push(join(path, key));

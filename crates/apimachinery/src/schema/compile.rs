@@ -44,12 +44,11 @@ fn node(schema: &Value, path: &str, depth: usize) -> Result<Schema, String> {
         let child = node(child, &format!("{path}.{key}"), depth + 1)?;
         out.properties.insert(key.clone(), child);
     }
-    match &schema["additionalProperties"] {
-        Value::Bool(true) => out.additional = Some(Box::new(Schema::any().clone())),
-        child @ Value::Object(_) => {
-            out.additional = Some(Box::new(node(child, &format!("{path}.*"), depth + 1)?));
-        }
-        _ => {}
+    let additional = &schema["additionalProperties"];
+    if additional == true {
+        out.additional = Some(Box::new(Schema::any().clone()));
+    } else if additional.is_object() {
+        out.additional = Some(Box::new(node(additional, &format!("{path}.*"), depth + 1)?));
     }
     if let Some(items) = schema.get("items") {
         out.items = Some(Box::new(node(items, &format!("{path}[]"), depth + 1)?));

@@ -11,7 +11,6 @@ pub use age::human_age;
 pub(crate) use path::Path;
 
 use crate::kind::{Column, ColumnType, Source};
-use crate::query::Include;
 
 /// The columns of a view, with their paths parsed.
 pub(crate) struct Columns {
@@ -117,12 +116,7 @@ pub(crate) fn partial(object: &Value, version: &str) -> Value {
 }
 
 /// A whole table.
-pub(crate) fn table(
-    version: &str,
-    metadata: &Value,
-    definitions: &Value,
-    rows: Vec<Value>,
-) -> Value {
+pub(crate) fn table(version: &str, metadata: &Value, definitions: &Value, rows: &[Value]) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{version}"),
@@ -130,15 +124,6 @@ pub(crate) fn table(
         "columnDefinitions": definitions,
         "rows": rows,
     })
-}
-
-/// What a row carries besides its cells.
-pub(crate) fn shown(include: Include, object: &Value, version: &str) -> Value {
-    match include {
-        Include::Metadata => partial(object, version),
-        Include::Object => object.clone(),
-        Include::None => Value::Null,
-    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ fn holds(found: Option<&Value>, wanted: Option<&str>, negated: bool) -> bool {
         (None, _) => return false,
         (Some(_), None) => true,
         (Some(Value::String(text)), Some(wanted)) => text == wanted,
-        (Some(other), Some(wanted)) => other.to_string() == wanted,
+        (Some(other), Some(wanted)) => format!("{other}") == wanted,
     };
     equal != negated
 }
