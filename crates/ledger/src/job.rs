@@ -3,9 +3,10 @@
 use crate::convert::{self, At, job_uuid, machine_uuid};
 use crate::{Ledger, LedgerError, NewObject, Object, ObjectKey, Tx};
 use godwit_model::migration::job::JobState;
+use godwit_model::migration::view;
 use godwit_model::{Epoch, JobId, MachineId, NodeName, Revision};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -138,7 +139,8 @@ impl Tx {
         &mut self,
         request: MigrationRequest,
     ) -> Result<Object, LedgerError> {
-        let object = request.object.into_object(self.now())?;
+        let mut object = request.object.into_object(self.now())?;
+        object.status = first_status(self.now());
         let statement = sqlx::query(include_str!("../queries/migration_request.sql"));
         let statement = object
             .bind_to(statement)
@@ -175,6 +177,16 @@ impl Tx {
         self.wrote(None);
         Ok(open)
     }
+}
+
+/// What users see of a job that was just requested.
+fn first_status(now: Timestamp) -> Option<Value> {
+    let phase = view::phase(JobState::Pending)?;
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    Some(json!({
+        "phase": phase,
+        "phaseTransitionTimestamps": [{ "phase": phase, "phaseTransitionTimestamp": at }],
+    }))
 }
 
 impl JobRow {
