@@ -1,8 +1,8 @@
 //! Taps: the host's ends of the guests' network interfaces.
 //!
 //! Made before QEMU starts and attached to the network's bridge; removed when the machine leaves.
-//! A persistent tap is made by `ip tuntap` of iproute2: the ioctl behind it has no safe binding, and
-//! the kernel offers it over no netlink.
+//! A persistent tap is made by `ip tuntap` of iproute2: the ioctl behind it has no safe binding,
+//! and the kernel offers it over no netlink.
 
 use std::process::Stdio;
 use std::time::Duration;

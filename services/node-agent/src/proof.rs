@@ -1,4 +1,5 @@
-//! Carrying the proof to the target's agent: again and again, until it is taken or refused for ever.
+//! Carrying the proof to the target's agent: again and again, until it is taken, or refused for
+//! ever.
 
 use std::time::{Duration, Instant};
 

@@ -149,6 +149,7 @@ async fn follow(
         }
         tokio::select! {
             same = halves.changed() => if !same {
+                tokio::time::sleep(NUMBERS_EVERY).await;
                 halves = Halves::find(host, job).await?;
             },
             // A half that isn't here yet may come.

@@ -99,6 +99,35 @@ async fn addressed(agent: &Agent) -> InterfaceReport {
     .await
 }
 
+async fn move_machine(source: &Agent, target: &Agent, spec: Option<MachineSpec>, bridge: &Bridge) {
+    let job = JobRef {
+        machine: MACHINE.to_owned(),
+        job: JOB.to_owned(),
+        epoch: 1,
+    };
+    let request = PrepareTargetRequest {
+        job: Some(job.clone()),
+        spec,
+    };
+    let prepared = target
+        .client()
+        .prepare_target(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(prepared.state(), TargetState::Prepared, "{prepared:?}");
+    assert_eq!(bridge.ports(), 2);
+    let request = StartCopyRequest {
+        job: Some(job.clone()),
+        target_node: target.node.to_owned(),
+        target_uri: prepared.uri,
+        target_agent: target.address.clone(),
+        limits: None,
+    };
+    source.client().start_copy(request).await.unwrap();
+    source.client().allow_switchover(job.clone()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guests_address_is_learned_and_moves_with_it() {
     let Some(bridge) = Bridge::make() else {
@@ -127,27 +156,7 @@ async fn a_guests_address_is_learned_and_moves_with_it() {
         job: JOB.to_owned(),
         epoch: 1,
     };
-    let request = PrepareTargetRequest {
-        job: Some(job.clone()),
-        spec,
-    };
-    let prepared = target
-        .client()
-        .prepare_target(request)
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(prepared.state(), TargetState::Prepared, "{prepared:?}");
-    assert_eq!(bridge.ports(), 2);
-    let request = StartCopyRequest {
-        job: Some(job.clone()),
-        target_node: target.node.to_owned(),
-        target_uri: prepared.uri,
-        target_agent: target.address.clone(),
-        limits: None,
-    };
-    source.client().start_copy(request).await.unwrap();
-    source.client().allow_switchover(job.clone()).await.unwrap();
+    move_machine(&source, &target, spec, &bridge).await;
     let away = addressed(&target).await;
     assert_ne!(away.device, home.device);
     source.client().retire_source(job).await.unwrap();

@@ -600,7 +600,7 @@ async fn a_qemu_that_dies_is_reported_and_the_machine_starts_again() {
     assert_ne!(report.pid.to_string(), pid);
 }
 
-/// Kills one or both agents around the switchover, and says which side the machine is on in the end.
+/// Kills one or both agents around the switchover: in the end there is one guest.
 async fn killed_around_the_switchover(which: (bool, bool), after: Duration) {
     let mut lab = Lab::running().await;
     let prepared = lab.prepare().await.unwrap();

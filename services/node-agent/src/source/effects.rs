@@ -21,6 +21,10 @@ impl Owner {
         &mut self,
         effect: SourceEffect,
     ) -> Result<Option<SourceEvent>, HalfError> {
+        if !matches!(effect, SourceEffect::Journal | SourceEffect::SendProof) {
+            // What was tried before is overtaken.
+            self.retry = None;
+        }
         let outcome = match effect {
             SourceEffect::Journal => {
                 let took = self.log.append(&self.line).await?;

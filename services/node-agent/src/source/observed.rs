@@ -1,6 +1,8 @@
-//! What QEMU says of a copy: events as they come, answers when asked, all after a restart.
+//! What QEMU says of a copy: events as they come, answers when asked, all of it after a restart.
 
-use tokio::time::Instant;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use godwit_model::migration::source::{CopyStatus, SourceEvent, SourceState};
@@ -12,6 +14,9 @@ use crate::half::{self, HalfError};
 use crate::machines::Machine;
 use crate::proof;
 use crate::text::chain;
+
+/// Longest wait for what a QEMU that has ended wrote before.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 impl Owner {
     pub(super) async fn event(&mut self, event: Option<Stamped>) -> Result<(), HalfError> {
@@ -70,6 +75,11 @@ impl Owner {
     }
 
     pub(super) async fn exited(&mut self) -> Result<(), HalfError> {
+        // Its last words first: it may have completed before it died.
+        while let Ok(Some(stamped)) = timeout(LAST_WORDS, half::next_event(&mut self.events)).await
+        {
+            self.event(Some(stamped)).await?;
+        }
         self.vm = None;
         self.events = None;
         self.feed(SourceEvent::Gone).await

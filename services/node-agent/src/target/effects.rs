@@ -100,7 +100,7 @@ impl Owner {
     pub(super) async fn go_on(&mut self) -> Result<(), String> {
         let began = Clock::now();
         let qmp = self.qmp().await?;
-        // QEMU is paused before it says `completed`: who heard that needn't ask again in a blackout.
+        // QEMU is paused before it says `completed`: who heard that needn't ask in a blackout.
         let continued = if self.heard_completed {
             qmp.cont().await.map_err(|error| chain(&error))
         } else {

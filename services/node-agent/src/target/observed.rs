@@ -1,4 +1,5 @@
-//! What QEMU says of an incoming copy: events as they come, answers when asked, all after a restart.
+//! What QEMU says of an incoming copy: events as they come, answers when asked, all of it after a
+//! restart.
 
 use std::sync::Arc;
 
