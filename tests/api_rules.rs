@@ -226,7 +226,10 @@ async fn of_many_who_ask_at_once_one_gets_the_machine_and_one_the_node() -> Resu
             "memory": {"guest": "128Mi"},
             "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
         },
-        "volumes": [{"name": "root", "hostDisk": {"path": "/d.img", "type": "Disk", "shared": true}}],
+        "volumes": [{
+            "name": "root",
+            "hostDisk": {"path": "/d.img", "type": "Disk", "shared": true},
+        }],
     });
     let instance = object("kubevirt.io/v1", "VirtualMachineInstance", &spec);
     let file = api.file("instance.json", &instance.to_string())?;

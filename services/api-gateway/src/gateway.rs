@@ -19,6 +19,7 @@ use godwit_rpc::{Channel, client};
 use godwit_runtime::admin::Readiness;
 use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Context, build};
+use hyper_util::rt::TokioTimer;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tracing::info;
@@ -37,6 +38,8 @@ use crate::store::LedgerStore;
 use crate::tls::{self, Acceptor};
 use crate::watch_cache::WatchCache;
 
+/// How often an HTTP/2 connection is asked whether its other end is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long requests may take to end at a shutdown; watches are cut.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
@@ -97,11 +100,16 @@ impl Gateway {
         };
         let router = router(&config, store, &metrics, readiness.clone())?;
         let handle = Handle::new();
-        let server = axum_server::from_tcp(listener)
+        let mut server = axum_server::from_tcp(listener)
             .context("serve")?
             .acceptor(acceptor)
-            .handle(handle.clone())
-            .serve(router.into_make_service());
+            .handle(handle.clone());
+        // A watcher whose host vanished says nothing; this finds out.
+        let mut http2 = server.http_builder().http2();
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE);
+        let server = server.serve(router.into_make_service());
         let server = tokio::spawn(server);
         tokio::spawn(async move {
             shutdown.cancelled().await;

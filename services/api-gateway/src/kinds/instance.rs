@@ -1,4 +1,4 @@
-//! VirtualMachineInstance: a running machine. Its spec is fixed; its status is in the main resource.
+//! VirtualMachineInstance: a running machine. Its spec is fixed, its status in the main resource.
 
 use std::sync::Arc;
 
