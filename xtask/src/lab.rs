@@ -76,7 +76,7 @@ fn up(lab: &Lab, arguments: &Arguments) -> Result<()> {
     let bar = tools::spinner();
     tools::ensure_packages(&bar)?;
     say(&bar, "building the services");
-    bar.suspend(|| tools::cargo(&["build", "--bins", "--profile", &arguments.profile]))?;
+    bar.suspend(|| tools::build_services(&arguments.profile))?;
     let kubectl = kubectl::on_path_or_fetch(&tools::cache_dir(), &|text| say(&bar, text))?;
     let began = Instant::now();
     lab.up(&|text| say(&bar, text))?;

@@ -1,7 +1,11 @@
 //! Automation: `cargo xtask lab, test, tidy, bench`.
 
 mod lab;
+mod test;
+mod tidy;
 mod tools;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -17,10 +21,26 @@ struct Arguments {
 enum Command {
     /// A running Godwit with real machines on this machine.
     Lab(lab::Arguments),
+    /// Every check there is; with a filter, only the tests that match it.
+    Test {
+        /// Part of a test's name.
+        filter: Option<String>,
+    },
+    /// Who may import what, sizes, words.
+    Tidy,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Tidy => tidy::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

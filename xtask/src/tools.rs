@@ -101,6 +101,25 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The services' packages.
+const SERVICES: [&str; 5] = [
+    "godwit-api-gateway",
+    "godwit-scheduler",
+    "godwit-migration-coordinator",
+    "godwit-maintenance-service",
+    "godwit-node-agent",
+];
+
+/// Builds the services' programs.
+///
+/// # Errors
+/// When cargo fails; what it said is on the terminal.
+pub(crate) fn build_services(profile: &str) -> Result<()> {
+    let mut arguments = vec!["build", "--bins", "--profile", profile];
+    arguments.extend(SERVICES.iter().flat_map(|service| ["--package", service]));
+    cargo(&arguments)
+}
+
 /// Runs cargo, with its own progress on the terminal.
 ///
 /// # Errors

@@ -6,9 +6,11 @@ mod json;
 mod launch;
 mod machines;
 mod node_object;
+mod orders;
 mod place;
 mod server;
 mod status;
+mod told;
 mod vm;
 
 fn main() -> std::process::ExitCode {

@@ -1,0 +1,74 @@
+//! `cargo xtask test`: everything, from a fresh machine, in one command.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use godwit_testkit::kubectl::{self, Release};
+
+use crate::{tidy, tools};
+
+/// Runs every check, or only the tests that match `filter`.
+///
+/// # Errors
+/// With the first check that failed.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let bar = tools::spinner();
+    tools::ensure_packages(&bar)?;
+    for release in Release::ALL {
+        kubectl::program(&tools::cache_dir(), release, &|text| tools::say(&bar, text))?;
+    }
+    bar.finish_and_clear();
+    if filter.is_none() {
+        step("tidy", tidy::run)?;
+        step("format", || tools::cargo(&["fmt", "--all", "--check"]))?;
+        step("lints", lints)?;
+        step("dependencies", dependencies)?;
+    }
+    step("build", || {
+        tools::cargo(&["build", "--workspace", "--all-targets"])
+    })?;
+    step("tests", || tests(filter))
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("==> {name}");
+    let began = Instant::now();
+    work().with_context(|| format!("{name} failed"))?;
+    println!("==> {name}: good after {} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+fn lints() -> Result<()> {
+    tools::cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ])
+}
+
+/// Needs a tool that not every machine has: said, not skipped silently.
+fn dependencies() -> Result<()> {
+    if !has("cargo-deny") {
+        println!("cargo-deny is not installed: the dependency rules of deny.toml were not checked");
+        return Ok(());
+    }
+    tools::cargo(&["deny", "check", "bans", "licenses", "sources"])
+}
+
+fn tests(filter: Option<&str>) -> Result<()> {
+    let mut arguments = if has("cargo-nextest") {
+        vec!["nextest", "run", "--workspace"]
+    } else {
+        vec!["test", "--workspace"]
+    };
+    arguments.extend(filter);
+    tools::cargo(&arguments)
+}
+
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
