@@ -8,6 +8,7 @@ mod units;
 pub mod instance;
 pub mod limits;
 pub mod machine;
+pub mod maintenance;
 pub mod migration;
 pub mod placement;
 pub mod quantity;

@@ -222,7 +222,11 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     if code == Code::Aborted {
         return Ok(Outcome::Lost);
     }
-    let refusals = [Code::FailedPrecondition, Code::ResourceExhausted, Code::InvalidArgument];
+    let refusals = [
+        Code::FailedPrecondition,
+        Code::ResourceExhausted,
+        Code::InvalidArgument,
+    ];
     if command == Command::PrepareTarget && refusals.contains(&code) {
         let why = format!("the target refused: {}", status.message());
         let chapter = chapter(drive, JobState::Aborting, why, (None, None));

@@ -53,7 +53,7 @@ pub(crate) async fn write(
     {
         tx.reservation_release(&job.machine, target).await?;
     }
-    let instance = instance_view(tx, job, chapter, now).await?;
+    let instance = instance_view(tx, job, chapter).await?;
     let migration = migration_view(tx, job, chapter, now).await?;
     announce(tx, job, chapter, (instance.as_ref(), migration.as_ref())).await?;
     Ok(recorded)
@@ -153,7 +153,6 @@ async fn instance_view(
     tx: &mut Tx,
     job: &JobRow,
     chapter: &Chapter,
-    now: &str,
 ) -> Result<Option<Object>, LedgerError> {
     let Some(mut object) = tx.get(&job.vmi).await? else {
         return Ok(None);
@@ -169,6 +168,10 @@ async fn instance_view(
     if chapter.to == JobState::Preparing || shown.is_some() {
         let mut state = take_map(shown);
         merge(&mut state, &chapter.migration_state);
+        if chapter.to == JobState::Preparing {
+            let pods = status.get("activePods").unwrap_or(&Value::Null);
+            name_source(&mut state, pods, &job.vmi.name);
+        }
         status.insert("migrationState".to_owned(), Value::Object(state));
     }
     match chapter.to {
@@ -184,10 +187,21 @@ async fn instance_view(
         | JobState::Aborting
         | JobState::NeedsFencing => {}
     }
-    let _ = now;
     object.status = Some(Value::Object(status));
     tx.put(&object).await?;
     Ok(Some(object))
+}
+
+/// Names the launcher that the machine leaves: the one that its active pod stands for.
+fn name_source(state: &mut Map<String, Value>, active_pods: &Value, instance: &str) {
+    let Some(seed) = active_pods.as_object().and_then(|pods| pods.keys().next()) else {
+        return;
+    };
+    let pod = json!(view::launcher_name(instance, seed));
+    if let Some(Value::Object(side)) = state.get_mut("sourceState") {
+        side.insert("pod".to_owned(), pod.clone());
+    }
+    state.insert("sourcePod".to_owned(), pod);
 }
 
 /// The instance is on its target: what names a node names that one.

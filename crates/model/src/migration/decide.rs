@@ -145,21 +145,21 @@ pub fn decide(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact
 
 fn unplaced(job: &Job, otherwise: Action) -> Action {
     match &job.cancel {
-        Some(why) => record(JobState::Failed, why),
+        Some(why) => record(JobState::Failed, &aborted(why)),
         None => otherwise,
     }
 }
 
 fn or_abort(job: &Job, otherwise: Action) -> Action {
     match &job.cancel {
-        Some(why) => abort(why),
+        Some(why) => abort(&aborted(why)),
         None => otherwise,
     }
 }
 
 fn preparing(job: &Job, target: Option<&TargetFact>) -> Action {
     if let Some(why) = &job.cancel {
-        return abort(why);
+        return abort(&aborted(why));
     }
     let Some(target) = target else {
         return Action::Wait(WaitReason::TargetSilent);
@@ -178,7 +178,7 @@ fn preparing(job: &Job, target: Option<&TargetFact>) -> Action {
 
 fn copying(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) -> Action {
     if let Some(why) = &job.cancel {
-        return abort(why);
+        return abort(&aborted(why));
     }
     if let Some(target) = target.filter(|fact| is_lost(fact.state)) {
         return abort(&target_lost(target));
@@ -219,7 +219,7 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
         }
     }
     if let Some(why) = &job.cancel {
-        return abort(why);
+        return abort(&aborted(why));
     }
     let Some(source) = source else {
         return Action::Wait(WaitReason::SourceSilent);
@@ -352,6 +352,11 @@ fn source_ended(source: &SourceFact) -> String {
     } else {
         source.reason.clone()
     }
+}
+
+/// KubeVirt's words, and why.
+fn aborted(why: &str) -> String {
+    format!("Live migration has been aborted: {why}")
 }
 
 fn record(to: JobState, reason: &str) -> Action {
