@@ -3,4 +3,5 @@
 pub mod certificates;
 pub mod issue;
 pub mod kubeconfig;
+pub mod project;
 pub mod version;

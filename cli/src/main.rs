@@ -1,12 +1,14 @@
 //! The godwit command, also installed as kubectl-godwit.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use godwit_cli::issue::{Certificates, issue};
 use godwit_cli::kubeconfig::Kubeconfig;
+use godwit_cli::project;
 use godwit_cli::version::{ServerVersion, of_server};
 use godwit_runtime::build;
 use serde_json::json;
@@ -40,6 +42,13 @@ enum Command {
         --node worker1=10.0.0.11 --node worker2=10.0.0.12 \\\n      \
         --service api-gateway=godwit.example.com --server https://godwit.example.com:6443")]
     Certificates(Certificates),
+    /// Work in another project (namespace) from now on, as `oc project` does.
+    ///
+    /// Under the name kubectl-project on the PATH, `kubectl project NAME` does the same.
+    Project {
+        /// The project.
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -65,9 +74,10 @@ enum Output {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let outcome = match Cli::parse_from(arguments()).command {
         Command::Version(wanted) => version(&wanted),
         Command::Certificates(wanted) => certificates(&wanted),
+        Command::Project { name } => project::switch(&name).map(|text| print(&text)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,6 +86,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The arguments, with the subcommand that a plugin's name stands for.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name == Some(OsStr::new(project::PLUGIN)) {
+        arguments.insert(1, "project".into());
+    }
+    arguments
 }
 
 fn version(wanted: &Version) -> anyhow::Result<()> {

@@ -76,10 +76,11 @@ fn up(lab: &Lab, arguments: &Arguments) -> Result<()> {
     let bar = tools::spinner();
     tools::ensure_packages(&bar)?;
     say(&bar, "building the services");
-    bar.suspend(|| tools::build_services(&arguments.profile))?;
+    bar.suspend(|| tools::build_programs(&arguments.profile))?;
     let kubectl = kubectl::on_path_or_fetch(&tools::cache_dir(), &|text| say(&bar, text))?;
     let began = Instant::now();
     lab.up(&|text| say(&bar, text))?;
+    link_programs(lab, &kubectl)?;
     if !arguments.no_vm {
         say(&bar, "starting the first machine");
         first_machine(lab, &kubectl)?;
@@ -90,7 +91,34 @@ fn up(lab: &Lab, arguments: &Arguments) -> Result<()> {
         arguments.workers,
         began.elapsed().as_secs_f64()
     );
-    next_steps(lab, &kubectl);
+    next_steps(lab);
+    Ok(())
+}
+
+/// Where the lab's programs are, by the names that its document uses.
+fn programs(lab: &Lab) -> PathBuf {
+    lab.options().dir.join("bin")
+}
+
+/// Links kubectl, an `oc` that is kubectl, and godwit with its names as a plugin of kubectl.
+fn link_programs(lab: &Lab, kubectl: &Path) -> Result<()> {
+    let folder = programs(lab);
+    std::fs::create_dir_all(&folder)?;
+    let godwit = lab.options().bin_dir.join("godwit");
+    let links = [
+        ("kubectl", kubectl),
+        ("oc", kubectl),
+        ("godwit", &godwit),
+        ("kubectl-godwit", &godwit),
+        ("kubectl-project", &godwit),
+    ];
+    for (name, program) in links {
+        let link = folder.join(name);
+        if link.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink(program, &link)
+                .with_context(|| format!("link {}", link.display()))?;
+        }
+    }
     Ok(())
 }
 
@@ -131,20 +159,14 @@ fn manifest(lab: &Lab) -> Result<String> {
     Ok(text.replace("/var/lib/godwit/shared", &lab.disks().display().to_string()))
 }
 
-fn next_steps(lab: &Lab, kubectl: &Path) {
-    let folder = kubectl
-        .parent()
-        .map(|folder| folder.display().to_string())
-        .unwrap_or_default();
+fn next_steps(lab: &Lab) {
     println!("\nNext:");
     println!("  export KUBECONFIG={}", lab.kubeconfig().display());
-    if !folder.starts_with("/usr") {
-        println!("  export PATH={folder}:$PATH");
-    }
-    println!("  kubectl get nodes");
-    println!("  kubectl get vmi");
-    println!("  kubectl apply -f examples/migration-job.yaml");
-    println!("  kubectl get vmim -w");
+    println!("  export PATH={}:$PATH", programs(lab).display());
+    println!("  oc get nodes");
+    println!("  oc get vmi");
+    println!("  oc apply -f examples/migration-job.yaml");
+    println!("  oc get vmim -w");
     println!("  ping {}", lab.network().guest(62));
     println!("  cargo xtask lab status | logs | down");
 }

@@ -66,10 +66,10 @@ pub(crate) fn ensure_packages(bar: &ProgressBar) -> Result<()> {
         .filter(|(shows, _)| !Path::new(shows).exists())
         .map(|(_, package)| *package)
         .collect();
-    if missing.is_empty() {
+    if missing.is_empty() && has_package_lists() {
         return Ok(());
     }
-    say(bar, &format!("installing {}", missing.join(", ")));
+    say(bar, &format!("installing packages: {}", missing.join(", ")));
     apt_get(&["update", "-qq"])?;
     // The package would make and start a cluster of its own; the lab's is private.
     let config = Path::new("/etc/postgresql-common/createcluster.d");
@@ -80,9 +80,23 @@ pub(crate) fn ensure_packages(bar: &ProgressBar) -> Result<()> {
             "create_main_cluster = false\n",
         )?;
     }
+    if missing.is_empty() {
+        return Ok(());
+    }
     let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
     install.extend(missing);
     apt_get(&install)
+}
+
+/// Whether apt knows what there is: the guest and kubectl are unpacked from packages later.
+fn has_package_lists() -> bool {
+    let lists = std::fs::read_dir("/var/lib/apt/lists")
+        .into_iter()
+        .flatten()
+        .flatten();
+    lists
+        .into_iter()
+        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
@@ -101,8 +115,9 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The services' packages.
-const SERVICES: [&str; 5] = [
+/// The packages of what a lab runs.
+const PROGRAMS: [&str; 6] = [
+    "godwit-cli",
     "godwit-api-gateway",
     "godwit-scheduler",
     "godwit-migration-coordinator",
@@ -110,13 +125,13 @@ const SERVICES: [&str; 5] = [
     "godwit-node-agent",
 ];
 
-/// Builds the services' programs.
+/// Builds the services and the godwit command.
 ///
 /// # Errors
 /// When cargo fails; what it said is on the terminal.
-pub(crate) fn build_services(profile: &str) -> Result<()> {
+pub(crate) fn build_programs(profile: &str) -> Result<()> {
     let mut arguments = vec!["build", "--bins", "--profile", profile];
-    arguments.extend(SERVICES.iter().flat_map(|service| ["--package", service]));
+    arguments.extend(PROGRAMS.iter().flat_map(|package| ["--package", package]));
     cargo(&arguments)
 }
 
