@@ -1,3 +1,17 @@
-//! Cordon, drain, and node maintenance.
+//! Closes nodes for maintenance and empties them. Any number of copies may run.
 
-fn main() {}
+mod config;
+mod drain;
+mod json;
+mod look;
+mod node;
+mod plan;
+mod server;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod words;
+
+fn main() -> std::process::ExitCode {
+    godwit_runtime::run("maintenance-service", server::run)
+}

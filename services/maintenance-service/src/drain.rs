@@ -1,0 +1,222 @@
+//! The loop over all maintenances, and the transaction that carries out a plan.
+//!
+//! Level-triggered: each round looks at what is true and takes the step that follows. It looks
+//! without the ledger's lock first, and takes it only when there is something to write; then it
+//! looks again, so two copies of this service never do a thing twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_ledger::{
+    EventKind, EventRecord, Ledger, LedgerError, MigrationRequest, NewObject, ObjectKey,
+    TraceContext, Tx,
+};
+use godwit_runtime::telemetry::trace_context;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, info_span, warn};
+use uuid::Uuid;
+
+use crate::json::reference;
+use crate::look::{
+    INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, MIGRATIONS, Reader, Situation, look,
+};
+use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Plan, plan};
+use crate::telemetry::Telemetry;
+
+/// How often everything is looked at although nothing woke us: pauses after failures end so.
+const POLL: Duration = Duration::from_secs(1);
+/// Shortest time between two rounds: a drain's own commits wake us, too.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Place in the queue of an evacuation: KubeVirt's `system-critical`.
+const PRIORITY: i32 = 100;
+/// Annotation of an evacuation that names the node to leave.
+const NODE_ANNOTATION: &str = "kubevirt.io/evacuationMigration";
+/// Finalizer that keeps a migration until it is over.
+const MIGRATION_FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
+
+/// What the rounds share.
+pub(crate) struct Drains {
+    pub(crate) ledger: Ledger,
+    /// Something about nodes or maintenances changed.
+    pub(crate) changed: Arc<Notify>,
+    /// Tells the coordinator that there are new jobs.
+    pub(crate) requested: Arc<Notify>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Runs rounds until shutdown.
+pub(crate) async fn run(drains: Drains) {
+    let mut wakeups = drains.ledger.wakeups();
+    while !drains.shutdown.is_cancelled() {
+        if let Err(error) = drains.round().await {
+            warn!(%error, "a round over the maintenances was cut short");
+        }
+        tokio::select! {
+            () = drains.shutdown.cancelled() => return,
+            () = drains.changed.notified() => {}
+            _ = wakeups.next(POLL) => {}
+        }
+        tokio::time::sleep(ROUND_PAUSE).await; // debounce
+    }
+}
+
+impl Drains {
+    /// Takes the step that follows for each maintenance.
+    ///
+    /// # Errors
+    /// The ledger's, when the maintenances can't be listed; one that fails doesn't stop others.
+    pub(crate) async fn round(&self) -> Result<(), LedgerError> {
+        let maintenances = self.ledger.list(MAINTENANCES).await?;
+        self.telemetry.keep(&maintenances);
+        for maintenance in maintenances {
+            let span = info_span!("maintenance", name = %maintenance.key.name);
+            if let Err(error) = self.reconcile(&maintenance.key).await {
+                span.in_scope(|| warn!(%error, "a maintenance's step failed"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<(), LedgerError> {
+        let Some(situation) = look(&mut Reader::Ledger(&self.ledger), key).await? else {
+            return Ok(());
+        };
+        let first = plan(&situation);
+        self.telemetry.stands(&situation.node_name, first.standing);
+        if first.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.ledger.begin().await?;
+        let Some(situation) = look(&mut Reader::Tx(&mut tx), key).await? else {
+            return Ok(());
+        };
+        let plan = plan(&situation);
+        let requested = write(&mut tx, &situation, &plan).await?;
+        tx.commit().await?;
+        self.telemetry.stands(&situation.node_name, plan.standing);
+        self.telemetry.requested(requested.len());
+        if !requested.is_empty() || !plan.cancels.is_empty() {
+            self.requested.notify_one();
+        }
+        if plan.more {
+            self.changed.notify_one();
+        }
+        log(&situation, &plan, &requested);
+        Ok(())
+    }
+}
+
+fn log(situation: &Situation, plan: &Plan, requested: &[String]) {
+    let maintenance = &situation.maintenance.key.name;
+    let node = &situation.node_name;
+    for event in &plan.events {
+        let about = &event.regarding.name;
+        info!(%maintenance, %node, %about, reason = %event.reason, "{}", event.note);
+    }
+    for migration in requested {
+        info!(%maintenance, %node, %migration, "evacuation requested");
+    }
+}
+
+/// Writes everything that `plan` says; answers the names of the evacuations that were asked for.
+async fn write(
+    tx: &mut Tx,
+    situation: &Situation,
+    plan: &Plan,
+) -> Result<Vec<String>, LedgerError> {
+    if let Some(node) = &plan.node {
+        tx.put(node).await?;
+    }
+    for instance in &plan.instances {
+        tx.put(instance).await?;
+    }
+    for event in &plan.events {
+        tx.event(event.clone()).await?;
+    }
+    let mut requested = vec![];
+    for evacuation in &plan.requests {
+        requested.extend(request(tx, situation, evacuation).await?);
+    }
+    for job in &plan.cancels {
+        let why = format!(
+            "the maintenance of node {} was removed",
+            situation.node_name
+        );
+        tx.job_cancel(job, &why).await?;
+    }
+    if let Some(maintenance) = &plan.maintenance {
+        tx.put(maintenance).await?;
+    }
+    Ok(requested)
+}
+
+/// Asks for one evacuation and answers its name; `None` when another round has to.
+async fn request(
+    tx: &mut Tx,
+    situation: &Situation,
+    evacuation: &Evacuation,
+) -> Result<Option<String>, LedgerError> {
+    let instance = &evacuation.instance;
+    let (space, vmi) = (&instance.key.namespace, &instance.key.name);
+    let name = format!("kubevirt-evacuation-{}", suffix());
+    // One trace a migration: it begins here.
+    let span = info_span!(
+        parent: None,
+        "evacuation",
+        maintenance = %situation.maintenance.key.name,
+        node = %situation.node_name,
+        machine = %evacuation.machine,
+    );
+    let made = tx
+        .migration_request(MigrationRequest {
+            object: NewObject {
+                key: ObjectKey::new(MIGRATIONS, space, &name),
+                uid: None,
+                metadata: json!({
+                    "labels": { INSTANCE_LABEL: vmi },
+                    "annotations": {
+                        NODE_ANNOTATION: situation.node_name,
+                        MAINTENANCE_ANNOTATION: situation.maintenance.uid,
+                    },
+                    "finalizers": [MIGRATION_FINALIZER],
+                }),
+                body: json!({ "spec": { "vmiName": vmi, "priority": "system-critical" } }),
+                status: None,
+            },
+            machine: evacuation.machine.clone(),
+            vmi: instance.key.clone(),
+            priority: PRIORITY,
+            trace: TraceContext(span.in_scope(trace_context)),
+        })
+        .await;
+    match made {
+        Ok(_) => {}
+        Err(LedgerError::MigrationInProgress { .. } | LedgerError::AlreadyExists) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
+    tx.event(EventRecord {
+        regarding: reference(instance, "kubevirt.io/v1", "VirtualMachineInstance"),
+        reason: "SuccessfulCreate".to_owned(),
+        note: format!("Created Migration {name}"),
+        kind: EventKind::Normal,
+        component: EVACUATION_CONTROLLER.to_owned(),
+        host: String::new(),
+    })
+    .await?;
+    Ok(Some(name))
+}
+
+/// Five letters of Kubernetes' alphabet for generated names.
+fn suffix() -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let random = Uuid::new_v4().into_bytes();
+    random[..5]
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect()
+}
