@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod lab_trace;
 mod ledger_cluster;
 mod ledger_failures;
 mod api_env;
