@@ -12,6 +12,7 @@ pub mod maintenance;
 pub mod migration;
 pub mod placement;
 pub mod quantity;
+pub mod run_strategy;
 pub mod vmi;
 
 pub use ids::{Epoch, InvalidId, JobId, MachineId, NAME_LENGTH_MAX, NodeName, Revision};

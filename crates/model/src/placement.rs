@@ -81,6 +81,8 @@ pub struct Demand<'a> {
     pub tolerations: &'a [Toleration],
     /// Where it is and must leave; `None` for a start.
     pub source: Option<&'a NodeName>,
+    /// The only node that has its local disks; `None` when it has none, or has never run.
+    pub home: Option<&'a NodeName>,
     /// Accelerator that it runs under; `None` for a start.
     pub accelerator: Option<&'a str>,
     /// Most migrations towards one node; 0 is no limit.
@@ -122,6 +124,8 @@ pub enum Obstacle {
     Memory,
     /// Too little CPU.
     Cpu,
+    /// The machine's local disks are on another node.
+    LocalDisks,
     /// A network is missing.
     Network(String),
     /// An image directory is missing.
@@ -146,6 +150,7 @@ impl fmt::Display for Obstacle {
             Self::Selector => f.write_str("node(s) didn't match Pod's node affinity/selector"),
             Self::Memory => f.write_str("Insufficient memory"),
             Self::Cpu => f.write_str("Insufficient cpu"),
+            Self::LocalDisks => f.write_str("node(s) didn't have the machine's local disks"),
             Self::Network(name) => write!(f, "node(s) had no network {name}"),
             Self::Image(name) => write!(f, "node(s) had no image {name}"),
             Self::MachineType(name) => write!(f, "node(s) had no machine type {name}"),
@@ -253,6 +258,9 @@ fn obstacles(demand: Demand<'_>, node: &Candidate) -> Vec<Obstacle> {
             .all(|(key, value)| node.labels.get(key) == Some(value))
     });
     rule(!matches, Obstacle::Selector);
+    // Anywhere else it would find no disk, or be given an empty one.
+    let away = demand.home.is_some_and(|home| *home != node.name);
+    rule(away, Obstacle::LocalDisks);
     rule(node.free_memory < room.memory, Obstacle::Memory);
     rule(node.free_cpu_milli < room.cpu_milli, Obstacle::Cpu);
     for nic in &spec.nics {
@@ -345,6 +353,7 @@ mod tests {
             selectors: [&none, &none],
             tolerations: &[],
             source: source.as_ref(),
+            home: None,
             accelerator: Some("tcg"),
             inbound_max: 2,
         };
@@ -399,5 +408,30 @@ mod tests {
         let placement = placed(&nodes, None);
         assert_eq!(placement.verdicts[0].obstacles, [Obstacle::Accelerator]);
         assert_eq!(placement.verdicts[1].obstacles, [Obstacle::Inbound]);
+    }
+
+    #[test]
+    fn a_machine_with_local_disks_comes_back_to_them_or_waits() {
+        let (spec, none) = (spec(), BTreeMap::new());
+        let home = NodeName::parse("worker1").expect("a name");
+        let demand = Demand {
+            spec: &spec,
+            selectors: [&none, &none],
+            tolerations: &[],
+            source: None,
+            home: Some(&home),
+            accelerator: None,
+            inbound_max: 0,
+        };
+        let mut nodes = [node("worker1", 1024), node("worker2", 4096)];
+        assert_eq!(place(demand, &nodes).chosen.as_ref(), Some(&home));
+        nodes[0].ready = false;
+        let placement = place(demand, &nodes);
+        assert_eq!(placement.chosen, None);
+        assert_eq!(
+            placement.summary(),
+            "0/2 nodes are available: 1 node(s) were not ready, \
+             1 node(s) didn't have the machine's local disks."
+        );
     }
 }

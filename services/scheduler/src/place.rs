@@ -69,6 +69,7 @@ pub(crate) async fn place(tx: &mut Tx, wanted: Wanted<'_>) -> Result<Placement, 
         selectors: [&wanted.vmi.node_selector, wanted.added_selector],
         tolerations: &wanted.vmi.tolerations,
         source,
+        home: None,
         accelerator,
         inbound_max: wanted.inbound_max,
     };
