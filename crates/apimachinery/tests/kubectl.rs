@@ -99,6 +99,11 @@ async fn daily(kubectl: &Kubectl) {
     let explained = kubectl.ok("explain widgets.spec.size").await;
     assert!(explained.contains("How big it is."), "{explained}");
 
+    daily_changes(kubectl, &larger).await;
+    server_side(kubectl).await;
+}
+
+async fn daily_changes(kubectl: &Kubectl, larger: &str) {
     let wrong = kubectl
         .fails("apply -f -", &larger.replace("size: 4", "sise: 4"))
         .await;
@@ -131,6 +136,9 @@ async fn daily(kubectl: &Kubectl) {
         kubectl.ok("get wd -l app=a -o name").await,
         "widget.toy.example.com/a\n"
     );
+}
+
+async fn server_side(kubectl: &Kubectl) {
     let server_side = WIDGET.replace("name: a", "name: s");
     let applied = "widget.toy.example.com/s serverside-applied\n";
     assert_eq!(
@@ -252,7 +260,11 @@ async fn interactive(kubectl: &Kubectl) {
     );
 }
 
+const REVIEW: &str = "apiVersion: authorization.k8s.io/v1\nkind: SelfSubjectAccessReview\n\
+    spec: {resourceAttributes: {verb: get, resource: nodes}}\n";
+
 async fn built_in(kubectl: &Kubectl) {
+    assert!(kubectl.fed("create -f -", REVIEW).await.contains("created"));
     assert_eq!(
         kubectl.ok("create namespace lab").await,
         "namespace/lab created\n"

@@ -483,3 +483,38 @@ async fn handlers_answer_for_resources_without_a_store() {
         .await;
     assert_eq!(evicted.json()["status"]["name"], "a");
 }
+
+#[tokio::test]
+async fn a_view_of_another_shape_is_converted_both_ways() {
+    let client = Client::new();
+    let (old, new) = (
+        "/apis/legacy.example.com/v1/namespaces/default/memos",
+        "/apis/toy.example.com/v1/namespaces/default/memos",
+    );
+    let body = r#"{"metadata":{"name":"m"},"words":"hello"}"#;
+    let made = client
+        .call("POST", &format!("{old}?fieldValidation=Strict"), body)
+        .await;
+    assert_eq!(made.code, StatusCode::CREATED, "{}", made.text);
+    assert_eq!(made.json()["words"], "hello");
+    assert_eq!(client.get(&format!("{new}/m")).await["text"], "hello");
+    let patch = r#"{"words":"bye"}"#;
+    let patched = client
+        .call("PATCH merge-patch+json", &format!("{old}/m"), patch)
+        .await;
+    assert_eq!(patched.json()["words"], "bye");
+    let shown = client.get(new).await;
+    assert_eq!(
+        (&shown["items"][0]["text"], shown["items"][0].get("words")),
+        (&json!("bye"), None)
+    );
+}
+
+#[tokio::test]
+async fn there_are_no_custom_resource_definitions_and_that_is_an_answer() {
+    let client = Client::new();
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(client.get(path).await["items"], json!([]));
+    let one = client.call("GET", &format!("{path}/x"), "").await;
+    assert_eq!(one.json()["details"]["name"], "x");
+}

@@ -244,10 +244,16 @@ async fn discovery_lists_every_group_version_and_resource() {
         .collect();
     assert_eq!(
         names,
-        ["widgets", "widgets/status", "gears", "widgets/eviction"]
+        [
+            "widgets",
+            "widgets/status",
+            "gears",
+            "memos",
+            "widgets/eviction"
+        ]
     );
     assert_eq!(
-        (&resources[3]["group"], &resources[3]["version"]),
+        (&resources[4]["group"], &resources[4]["version"]),
         (&json!("policy"), &json!("v1"))
     );
     assert_eq!(client.get("/api").await["versions"], json!(["v1"]));

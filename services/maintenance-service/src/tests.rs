@@ -396,8 +396,8 @@ async fn a_maintenance_succeeds_when_the_last_machine_has_left() {
     scene.rests().await;
 }
 
-#[tokio::test]
-async fn who_cannot_leave_is_named_with_a_remedy_and_leaves_when_it_is_applied() {
+/// Three machines that can't leave, each for a reason of its own.
+async fn scene_of_the_stuck() -> Scene {
     let scene = Scene::new().await;
     let local = json!({ "name": "root", "hostDisk": { "path": "/a" } });
     scene
@@ -408,7 +408,12 @@ async fn who_cannot_leave_is_named_with_a_remedy_and_leaves_when_it_is_applied()
     scene.machine("unset", json!({})).await;
     scene.maintain().await;
     scene.round().await;
+    scene
+}
 
+#[tokio::test]
+async fn who_cannot_leave_is_named_with_a_remedy() {
+    let scene = scene_of_the_stuck().await;
     let status = scene.status().await;
     let reasons: Vec<_> = (0..3).map(|at| &status["blockers"][at]["reason"]).collect();
     assert_eq!(
@@ -449,7 +454,11 @@ async fn who_cannot_leave_is_named_with_a_remedy_and_leaves_when_it_is_applied()
     );
     assert!(scene.migrations().await.is_empty());
     scene.rests().await;
+}
 
+#[tokio::test]
+async fn who_could_not_leave_leaves_when_the_remedy_is_applied() {
+    let scene = scene_of_the_stuck().await;
     // One is told to move, another gets the cluster's default.
     let template = json!({ "spec": { "evictionStrategy": "LiveMigrate" } });
     let owner = ObjectKey::new(MACHINES, "default", "stays");

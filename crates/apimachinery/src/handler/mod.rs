@@ -1,5 +1,6 @@
 //! From a request to its answer: who, what, may they, and then one handler.
 
+mod absent;
 mod call;
 mod connect;
 mod create;
@@ -104,7 +105,9 @@ async fn resource(
         return connect::serve(server, &Arc::clone(extra), path, (parts, body)).await;
     }
     let found = registry.resource(&path.group, &path.version, &path.resource);
-    let resource = Arc::clone(found.ok_or_else(Status::no_such_path)?);
+    let Some(resource) = found.map(Arc::clone) else {
+        return absent::serve(server, &path, &parts).await;
+    };
     check_place(&resource, &path)?;
     let query = Query::parse(&parts.uri)?;
     let verb = verb(&resource, &path, &parts.method, &query)?;

@@ -40,6 +40,7 @@ pub(crate) fn server(store: &Arc<MemoryStore>, authorizer: Arc<dyn Authorizer>) 
             events(),
             widgets(),
             gears(),
+            memos(),
         ],
         extras: extras(),
         store: Arc::clone(store) as Arc<_>,
@@ -123,6 +124,32 @@ fn gears() -> Kind {
             "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}),
         ..Kind::custom("Gear", "gears", vec![View::new("toy.example.com", "v1")])
     }
+}
+
+/// A kind whose old view calls its one field otherwise.
+fn memos() -> Kind {
+    let schema = |field: &str| json!({"type": "object", "properties": {field: {"type": "string"}}});
+    let mut old = View::new("legacy.example.com", "v1");
+    old.present = Some(|object| rename_field(object, "text", "words"));
+    old.absorb = Some(|object| rename_field(object, "words", "text"));
+    old.schema = Some(schema("words"));
+    Kind {
+        has_status: false,
+        schema: schema("text"),
+        ..Kind::custom(
+            "Memo",
+            "memos",
+            vec![View::new("toy.example.com", "v1"), old],
+        )
+    }
+}
+
+fn rename_field(mut object: Value, from: &str, to: &str) -> Value {
+    let map = object.as_object_mut().expect("an object");
+    if let Some(value) = map.remove(from) {
+        map.insert(to.to_owned(), value);
+    }
+    object
 }
 
 fn nodes() -> Kind {
