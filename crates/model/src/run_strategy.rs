@@ -50,6 +50,16 @@ pub enum Wish {
     Keep,
 }
 
+impl Instance {
+    /// Whether it was there, and is over.
+    pub const fn has_ended(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed => true,
+            Self::Absent | Self::Alive => false,
+        }
+    }
+}
+
 impl RunStrategy {
     /// Reads `spec.runStrategy` and `spec.running`. What says nothing that is known is `Halted`.
     pub fn read(strategy: Option<&str>, running: Option<bool>) -> Self {

@@ -9,7 +9,7 @@ use godwit_model::placement::HostFacts;
 use godwit_model::{Bytes, MachineId, NodeName};
 use godwit_rpc::agent::v1::MachineReport;
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -18,10 +18,15 @@ use crate::node_object;
 /// How often silence is looked for.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a word of another scheduler about a host stands against this one's own silence.
+const OTHERS_WORD: SignedDuration = SignedDuration::from_secs(60);
+
 /// The last word of each host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Inventory {
     heard: Mutex<HashMap<NodeName, Heard>>,
+    /// A host that says nothing for so long is silent.
+    silence: Duration,
     /// Something about machines changed.
     pub(crate) machines_changed: Notify,
 }
@@ -30,11 +35,20 @@ pub(crate) struct Inventory {
 struct Heard {
     report: Arc<HostReport>,
     at: Instant,
-    /// Whether the ledger says that the host is ready.
-    ready: bool,
+    /// When the ledger got this host's facts from here; `None` when it has to get them again.
+    wrote: Option<Timestamp>,
 }
 
 impl Inventory {
+    /// No host yet.
+    pub(crate) fn new(silence: Duration) -> Self {
+        Self {
+            heard: Mutex::default(),
+            silence,
+            machines_changed: Notify::new(),
+        }
+    }
+
     /// Takes a report; writes the ledger when anything but the machines changed.
     ///
     /// # Errors
@@ -45,68 +59,86 @@ impl Inventory {
         node: NodeName,
         report: HostReport,
     ) -> Result<(), LedgerError> {
+        let at = Instant::now();
         let before = self.heard().get(&node).cloned();
-        let known = before
-            .as_ref()
-            .is_some_and(|before| before.ready && same(&before.report, &report));
         let moved = before
             .as_ref()
             .is_none_or(|before| before.report.machines != report.machines);
-        if !known {
+        let mut wrote = before
+            .filter(|before| same(&before.report, &report))
+            .and_then(|before| before.wrote);
+        if wrote.is_none() {
             info!(%node, address = %report.agent_address, "node ready");
             let mut tx = ledger.begin().await?;
-            write_node(&mut tx, &node, &report, true).await?;
+            wrote = Some(tx.now());
+            write_node(&mut tx, &node, &report).await?;
             tx.commit().await?;
         }
-        let heard = Heard {
-            report: Arc::new(report),
-            at: Instant::now(),
-            ready: true,
-        };
-        self.heard().insert(node, heard);
+        let report = Arc::new(report);
+        self.keep(node, Heard { report, at, wrote });
         if moved {
             self.machines_changed.notify_one();
         }
         Ok(())
     }
 
+    /// A report that was under way for long doesn't replace a later one.
+    fn keep(&self, node: NodeName, new: Heard) {
+        let mut heard = self.heard();
+        if heard.get(&node).is_none_or(|old| old.at <= new.at) {
+            heard.insert(node, new);
+        }
+    }
+
+    /// What `node` last said; `None` when it is silent.
+    pub(crate) fn said(&self, node: &NodeName) -> Option<Arc<HostReport>> {
+        let heard = self.heard();
+        let heard = heard.get(node)?;
+        (heard.at.elapsed() < self.silence).then(|| Arc::clone(&heard.report))
+    }
+
     /// What `node` last said of `machine`; `None` when it said nothing, or is silent.
     pub(crate) fn machine(&self, node: &NodeName, machine: &MachineId) -> Option<MachineReport> {
-        let heard = self.heard();
-        let report = &heard.get(node).filter(|heard| heard.ready)?.report;
-        report
-            .machines
-            .iter()
+        let report = self.said(node)?;
+        let mut machines = report.machines.iter();
+        machines
             .find(|report| report.machine == machine.as_str())
             .cloned()
     }
 
-    /// Whether `node` answers.
-    pub(crate) fn answers(&self, node: &NodeName) -> bool {
-        self.heard().get(node).is_some_and(|heard| heard.ready)
+    /// Every host falls silent.
+    #[cfg(test)]
+    pub(crate) fn hush(&self) {
+        for heard in self.heard().values_mut() {
+            heard.at -= self.silence;
+        }
     }
 
     /// How long `node` has been silent; `None` when it never said anything to this process.
-    fn silence(&self, node: &NodeName) -> Option<Duration> {
+    fn silent_for(&self, node: &NodeName) -> Option<Duration> {
         self.heard().get(node).map(|heard| heard.at.elapsed())
+    }
+
+    fn wrote(&self, node: &NodeName) -> Option<Timestamp> {
+        self.heard().get(node)?.wrote
+    }
+
+    /// Has the next report of `node` written whatever it says.
+    fn write_again(&self, node: &NodeName) {
+        if let Some(heard) = self.heard().get_mut(node) {
+            heard.wrote = None;
+        }
     }
 
     fn heard(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, Heard>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn fell_silent(&self, node: &NodeName) {
-        if let Some(heard) = self.heard().get_mut(node) {
-            heard.ready = false;
-        }
-    }
 }
 
-/// Marks hosts that are silent for `limit` as not ready. Nothing is restarted for that.
+/// Marks hosts that are silent as not ready. Nothing is restarted for that.
 pub(crate) async fn watch_silence(
     inventory: Arc<Inventory>,
     ledger: Ledger,
-    limit: Duration,
     shutdown: tokio_util::sync::CancellationToken,
 ) {
     let began = Instant::now();
@@ -115,57 +147,77 @@ pub(crate) async fn watch_silence(
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(WATCH_EVERY) => {} // poll
         }
-        if let Err(error) = mark_silent(&inventory, &ledger, (limit, began.elapsed())).await {
+        if let Err(error) = look_for_silence(&inventory, &ledger, began.elapsed()).await {
             warn!(%error, "silent nodes could not be marked");
         }
     }
 }
 
-async fn mark_silent(
+/// One look at all nodes by a process that has been up for so long.
+///
+/// # Errors
+/// The ledger's; the next look takes it up.
+pub(crate) async fn look_for_silence(
     inventory: &Inventory,
     ledger: &Ledger,
-    (limit, up): (Duration, Duration),
+    up: Duration,
 ) -> Result<(), LedgerError> {
-    for node in ledger.nodes().await?.into_iter().filter(|node| node.ready) {
+    let objects = ledger.list("nodes").await?;
+    for node in ledger.nodes().await? {
         // A host that this process never heard gets as long as one that it did.
-        if inventory.silence(&node.name).unwrap_or(up) < limit {
-            continue;
+        let silent_for = inventory.silent_for(&node.name).unwrap_or(up);
+        if silent_for < inventory.silence {
+            let mut objects = objects.iter();
+            let shown = objects.any(|object| object.key.name == node.name.as_str());
+            if !node.ready || !shown {
+                inventory.write_again(&node.name);
+            }
+        } else if node.ready {
+            mark_silent(inventory, ledger, &node).await?;
         }
-        warn!(node = %node.name, "node is silent");
-        inventory.fell_silent(&node.name);
-        let mut tx = ledger.begin().await?;
-        let name = node.name.clone();
-        tx.node_put(NodeRow {
-            ready: false,
-            ..node
-        })
-        .await?;
-        node_object::mark_silent(&mut tx, &name).await?;
-        tx.commit().await?;
-        inventory.machines_changed.notify_one();
     }
     Ok(())
 }
 
-async fn write_node(
-    tx: &mut Tx,
-    node: &NodeName,
-    report: &HostReport,
-    ready: bool,
+async fn mark_silent(
+    inventory: &Inventory,
+    ledger: &Ledger,
+    node: &NodeRow,
 ) -> Result<(), LedgerError> {
+    let mut tx = ledger.begin().await?;
+    // Another scheduler may have heard it since.
+    let age = tx.now().duration_since(node.heartbeat_at);
+    let ours = inventory.wrote(&node.name) == Some(node.heartbeat_at);
+    if (!ours && age < OTHERS_WORD) || !tx.nodes().await?.contains(node) {
+        return Ok(());
+    }
+    warn!(node = %node.name, "node is silent");
+    inventory.write_again(&node.name);
+    tx.node_put(NodeRow {
+        ready: false,
+        ..node.clone()
+    })
+    .await?;
+    node_object::mark_silent(&mut tx, &node.name).await?;
+    tx.commit().await?;
+    inventory.machines_changed.notify_one();
+    Ok(())
+}
+
+async fn write_node(tx: &mut Tx, node: &NodeName, report: &HostReport) -> Result<(), LedgerError> {
     let inventory = report.inventory.clone().unwrap_or_default();
     let facts = serde_json::to_value(facts(&inventory)).unwrap_or_default();
     tx.node_put(NodeRow {
         name: node.clone(),
         agent_address: report.agent_address.clone(),
         boot_id: report.boot_id.clone(),
-        ready,
+        ready: true,
         capacity: Capacity {
             memory: Bytes(inventory.memory_bytes),
             cpu_milli: inventory.cpu_milli,
         },
         facts,
-        heartbeat_at: Timestamp::now(),
+        heartbeat_at: tx.now(),
     })
     .await?;
     node_object::write(tx, node, &inventory, report).await

@@ -4,9 +4,14 @@ use godwit_ledger::{Object, ObjectRef};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-/// The time for people's eyes, RFC 3339 with seconds, as Kubernetes writes it.
+/// The time for people's eyes.
 pub(crate) fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    seconds(Timestamp::now())
+}
+
+/// A time as Kubernetes writes it: RFC 3339 with whole seconds.
+pub(crate) fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// The object under `key`, made when there is none; `None` when `value` is no object itself.
@@ -83,6 +88,15 @@ pub(crate) fn set_condition(status: &mut Value, condition: &Condition) {
         Some(old) => *old = new,
         None => conditions.push(new),
     }
+}
+
+/// The status of a condition; `None` when there is no such condition.
+pub(crate) fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a str> {
+    let conditions = status["conditions"].as_array()?;
+    let condition = conditions
+        .iter()
+        .find(|condition| condition["type"] == kind)?;
+    condition["status"].as_str()
 }
 
 /// Takes a condition out of `status.conditions`.

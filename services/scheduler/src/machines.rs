@@ -1,39 +1,41 @@
 //! Machines' lives: from an instance that is wanted to a machine that runs, and back.
 //!
-//! Level-triggered: each round looks at every instance and takes one step. Woken by pokes, by
-//! commits, by hosts' reports, and by a slow poll. Only the owner's host is believed, and nothing
-//! is started elsewhere because of silence.
+//! Level-triggered: each round looks at every machine and every instance and takes one step. Woken
+//! by pokes, by commits, by hosts' reports, and by a slow poll. It looks without the ledger's lock,
+//! and takes it only when there is something to write; then it looks again. Only the owner's host
+//! is believed, and nothing is started elsewhere because of silence.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_ledger::{
-    EventKind, InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey, Tx,
+    InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey, ReservationRow, Tx,
 };
 use godwit_model::instance::{HostDefaults, Identity, machine_spec};
 use godwit_model::machine::MachineSpec;
+use godwit_model::placement::Placement;
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{Epoch, MachineId};
-use godwit_rpc::agent::v1::{MachineReport, MachineState};
-use serde_json::json;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::inventory::Inventory;
 use crate::launch::Agents;
+use crate::orders::Orders;
 use crate::place::{self, Wanted};
-use crate::told::{handler_event, refuse, unschedulable};
-use crate::{status, vm};
+use crate::telemetry::Telemetry;
+use crate::told::{refuse, unschedulable};
+use crate::vm::{self, Sight};
+use crate::world::{MACHINES, World, stale};
+use crate::{status, told};
 
-/// Resource of instances.
-pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
-/// Resource of machines.
-pub(crate) const MACHINES: &str = "virtualmachines.kubevirt.io";
 /// How often everything is looked at although nothing woke us.
 const POLL: Duration = Duration::from_secs(1);
+/// Shortest time between two rounds: our own commits wake us, too.
+const ROUND_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the rounds share.
 pub(crate) struct Machines {
@@ -41,10 +43,15 @@ pub(crate) struct Machines {
     pub(crate) ledger: Ledger,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) agents: Agents,
+    pub(crate) telemetry: Telemetry,
     pub(crate) shutdown: CancellationToken,
-    /// Machines with an order under way.
-    pub(crate) busy: Mutex<HashSet<MachineId>>,
-    pub(crate) orders: TaskTracker,
+    pub(crate) orders: Orders,
+}
+
+/// What is to be built for an instance.
+pub(crate) struct Hardware {
+    pub(crate) vmi: VmiSpec,
+    pub(crate) spec: MachineSpec,
 }
 
 /// Runs rounds until shutdown.
@@ -54,43 +61,55 @@ pub(crate) async fn run(machines: Arc<Machines>) {
         if let Err(error) = machines.round().await {
             warn!(%error, "a round over the machines was cut short");
         }
+        tokio::time::sleep(ROUND_PAUSE).await; // debounce
         tokio::select! {
             () = machines.shutdown.cancelled() => break,
             () = machines.inventory.machines_changed.notified() => {}
             _ = wakeups.next(POLL) => {}
         }
     }
-    machines.orders.close();
-    machines.orders.wait().await;
+    machines.orders.end().await;
 }
 
 impl Machines {
-    async fn round(self: &Arc<Self>) -> Result<(), LedgerError> {
-        for machine in self.ledger.list(MACHINES).await? {
-            self.write(async |tx| vm::reconcile(tx, &machine.key).await)
-                .await?;
+    /// Takes the step that follows for each machine and each instance.
+    ///
+    /// # Errors
+    /// The ledger's, when it can't be read; one machine that fails doesn't stop others.
+    pub(crate) async fn round(self: &Arc<Self>) -> Result<(), LedgerError> {
+        let world = World::read(&self.ledger).await?;
+        self.telemetry.stands(&world);
+        for machine in world.machines.values() {
+            if let Err(error) = self.keep(machine, &world).await {
+                self.failed(&machine.uid, &error);
+            }
         }
-        let migrating: HashSet<MachineId> = self
-            .ledger
-            .jobs_open()
-            .await?
-            .into_iter()
-            .map(|job| job.machine)
-            .collect();
-        let rows = self.ledger.instances().await?;
-        for object in self.ledger.list(INSTANCES).await? {
+        for object in &world.instances {
             let Ok(id) = MachineId::parse(object.uid.clone()) else {
                 continue;
             };
-            let row = rows.iter().find(|row| row.uid == id);
-            let step = self
-                .step(&object, (&id, row), migrating.contains(&id))
-                .await;
-            if let Err(error) = step {
-                warn!(machine = %id, %error, "a machine's step failed");
+            if let Err(error) = self.step(object, &id, &world).await {
+                self.failed(id.as_str(), &error);
             }
         }
+        if world.stale_reservations().next().is_some() {
+            self.give_back().await?;
+        }
         Ok(())
+    }
+
+    fn failed(&self, machine: &str, error: &LedgerError) {
+        match error {
+            // Another copy of this service was faster; the next round sees what it did.
+            LedgerError::AlreadyExists | LedgerError::Conflict | LedgerError::NotFound => {
+                debug!(machine, %error, "a machine's step was overtaken");
+            }
+            LedgerError::MigrationInProgress { .. }
+            | LedgerError::Refused(_)
+            | LedgerError::Unavailable(_)
+            | LedgerError::Unknown(_)
+            | LedgerError::Database(_) => warn!(machine, %error, "a machine's step failed"),
+        }
     }
 
     /// One write transaction; nothing is written when nothing changed.
@@ -103,52 +122,79 @@ impl Machines {
         tx.commit().await.map(drop)
     }
 
+    /// Keeps the instance of a virtual machine.
+    async fn keep(&self, machine: &Object, world: &World) -> Result<(), LedgerError> {
+        let eviction_strategy = world.eviction_strategy.as_deref();
+        let first = Sight {
+            vm: machine,
+            namesake: world.instance_of(&machine.key),
+            eviction_strategy,
+            now: Timestamp::now(),
+        };
+        if first.plan().is_empty() {
+            return Ok(());
+        }
+        self.write(async |tx| {
+            let Some(machine) = tx.get(&machine.key).await? else {
+                return Ok(());
+            };
+            let key = ObjectKey::new(
+                crate::world::INSTANCES,
+                &machine.key.namespace,
+                &machine.key.name,
+            );
+            let namesake = tx.get(&key).await?;
+            let sight = Sight {
+                vm: &machine,
+                namesake: namesake.as_ref(),
+                eviction_strategy,
+                now: tx.now(),
+            };
+            sight.plan().write(tx).await
+        })
+        .await
+    }
+
     async fn step(
         self: &Arc<Self>,
         object: &Object,
-        (id, row): (&MachineId, Option<&InstanceRow>),
-        migrating: bool,
+        id: &MachineId,
+        world: &World,
     ) -> Result<(), LedgerError> {
-        let Some(row) = row else {
-            return self.adopt(object, id).await;
-        };
-        if self.is_busy(id) {
+        if self.orders.is_busy(id) {
             return Ok(());
         }
-        let orphan = self.is_orphan(object).await?;
-        if object.deleting() || orphan {
-            return self.end(object, row, migrating).await;
+        let Some(row) = world.rows.get(id) else {
+            return self.adopt(object, id).await;
+        };
+        if object.deleting() {
+            return self.end(object, row, world).await;
+        }
+        if is_orphan(object, world) {
+            return self.leave(object).await;
         }
         match row.state {
-            InstanceState::Unplaced => self.place(object, row).await,
-            InstanceState::Starting => {
-                self.start(object.key.clone(), row.clone());
-                Ok(())
-            }
+            InstanceState::Unplaced => self.place(object, row, world).await,
+            InstanceState::Starting => self.start(object, row, world).await,
             InstanceState::Running | InstanceState::Stopping => {
-                self.observe(object, row, migrating).await
+                self.observe(object, row, world).await
             }
             InstanceState::Stopped | InstanceState::Failed => Ok(()),
         }
     }
 
-    /// Whether the machine that made this instance is gone.
-    async fn is_orphan(&self, object: &Object) -> Result<bool, LedgerError> {
-        let owner = &object.metadata["ownerReferences"][0];
-        if owner["kind"] != "VirtualMachine" {
-            return Ok(false);
-        }
-        let key = ObjectKey::new(MACHINES, &object.key.namespace, &object.key.name);
-        let machine = self.ledger.get(&key).await?;
-        Ok(machine.is_none_or(|machine| owner["uid"] != machine.uid))
-    }
-
-    /// Takes a new instance in.
+    /// Takes a new instance in; one that is deleted before goes at once.
     async fn adopt(&self, object: &Object, id: &MachineId) -> Result<(), LedgerError> {
         self.write(async |tx| {
-            let Some(mut object) = tx.get(&object.key).await? else {
+            let Some(mut object) = same(tx, object).await? else {
                 return Ok(());
             };
+            if tx.instance(id).await?.is_some() {
+                return Ok(());
+            }
+            if object.deleting() {
+                return told::release(tx, object).await;
+            }
             let row = InstanceRow {
                 uid: id.clone(),
                 key: object.key.clone(),
@@ -158,54 +204,97 @@ impl Machines {
                 machine: None,
             };
             tx.instance_create(row).await?;
-            let mut told = object.status.take().unwrap_or_else(|| json!({}));
-            status::set_phase(&mut told, "Scheduling");
-            object.status = Some(told);
+            let told = object.status.get_or_insert_default();
+            status::set_phase(told, "Scheduling");
+            tx.put(&object).await.map(drop)
+        })
+        .await
+    }
+
+    /// The virtual machine that made this instance is gone, and takes it along.
+    async fn leave(&self, object: &Object) -> Result<(), LedgerError> {
+        self.write(async |tx| {
+            let Some(mut object) = same(tx, object).await? else {
+                return Ok(());
+            };
+            let owner = tx.get(&owner_key(&object)).await?;
+            if owner.is_some_and(|owner| vm::owner(&object) == Some(&owner.uid)) {
+                return Ok(());
+            }
+            vm::mark_deleted(&mut object);
             tx.put(&object).await.map(drop)
         })
         .await
     }
 
     /// Finds a node and holds room there.
-    async fn place(&self, object: &Object, row: &InstanceRow) -> Result<(), LedgerError> {
+    async fn place(
+        &self,
+        object: &Object,
+        row: &InstanceRow,
+        world: &World,
+    ) -> Result<(), LedgerError> {
+        let hardware = self.hardware(object, &row.uid);
+        if let Ok(hardware) = &hardware {
+            let owner = world.machines.get(&owner_key(object));
+            let placement = world.floor.choose(wanted(
+                row,
+                hardware,
+                home(hardware, object, owner).as_ref(),
+            ));
+            if placement.chosen.is_none() && told::knows(object, &placement.summary()) {
+                return Ok(());
+            }
+        }
         self.write(async |tx| {
-            let (Some(mut object), Some(mut row)) =
-                (tx.get(&object.key).await?, tx.instance(&row.uid).await?)
+            let (Some(object), Some(row)) = (same(tx, object).await?, tx.instance(&row.uid).await?)
             else {
                 return Ok(());
             };
-            let (vmi, spec) = match self.hardware(&object, &row.uid) {
-                Ok(both) => both,
-                Err(problem) => return refuse(tx, object, &problem).await,
-            };
-            let none = BTreeMap::new();
-            let wanted = Wanted {
-                instance: &row,
-                spec: &spec,
-                vmi: &vmi,
-                job: None,
-                added_selector: &none,
-                inbound_max: 0,
-            };
-            let placement = place::place(tx, wanted).await?;
-            let Some(node) = &placement.chosen else {
-                return unschedulable(tx, object, &placement.summary()).await;
-            };
-            info!(machine = %row.uid, %node, "machine placed");
-            status::bind(&mut object, node, &spec);
-            let told = object.status.get_or_insert_default();
-            status::set_migratable(told, &vmi);
-            status::set_phase(told, "Scheduled");
-            row.node = Some(node.clone());
-            row.state = InstanceState::Starting;
-            row.machine = Some(spec);
-            tx.instance_put(&row).await?;
-            tx.put(&object).await.map(drop)
+            if row.state != InstanceState::Unplaced || object.deleting() {
+                return Ok(());
+            }
+            match hardware {
+                Ok(hardware) => self.bind(tx, (object, row), hardware).await,
+                Err(problem) => refuse(tx, object, &problem).await,
+            }
         })
         .await
     }
 
-    fn hardware(&self, object: &Object, id: &MachineId) -> Result<(VmiSpec, MachineSpec), String> {
+    async fn bind(
+        &self,
+        tx: &mut Tx,
+        (mut object, mut row): (Object, InstanceRow),
+        hardware: Hardware,
+    ) -> Result<(), LedgerError> {
+        let owner = tx.get(&owner_key(&object)).await?;
+        let owner = owner.filter(|owner| vm::owner(&object) == Some(&owner.uid));
+        let home = home(&hardware, &object, owner.as_ref());
+        let placement = place::place(tx, wanted(&row, &hardware, home.as_ref())).await?;
+        self.telemetry.placed(placement.chosen.is_some());
+        let Placement {
+            chosen: Some(node), ..
+        } = &placement
+        else {
+            return unschedulable(tx, object, &placement.summary()).await;
+        };
+        info!(machine = %row.uid, %node, "machine placed");
+        let Hardware { vmi, spec } = hardware;
+        place::settle(tx, (&spec, node), owner).await?;
+        status::bind(&mut object, node, &spec);
+        let told = object.status.get_or_insert_default();
+        status::set_migratable(told, &vmi);
+        status::set_phase(told, "Scheduled");
+        row.node = Some(node.clone());
+        row.state = InstanceState::Starting;
+        row.machine = Some(spec);
+        tx.instance_put(&row).await?;
+        tx.put(&object).await?;
+        told::placed(tx, &object).await
+    }
+
+    fn hardware(&self, object: &Object, id: &MachineId) -> Result<Hardware, String> {
         let vmi: VmiSpec =
             serde_json::from_value(object.spec().clone()).map_err(|error| error.to_string())?;
         let identity = Identity {
@@ -224,129 +313,68 @@ impl Machines {
                 .collect();
             texts.join("; ")
         })?;
-        Ok((vmi, spec))
+        Ok(Hardware { vmi, spec })
     }
 
-    /// Brings the status in line with what the owner's host says.
-    async fn observe(
-        self: &Arc<Self>,
-        object: &Object,
-        row: &InstanceRow,
-        migrating: bool,
-    ) -> Result<(), LedgerError> {
-        let Some(node) = &row.node else { return Ok(()) };
-        if !self.inventory.answers(node) {
-            return self.silent(object, row).await;
-        }
-        let Some(report) = self.inventory.machine(node, &row.uid) else {
-            return Ok(());
-        };
-        match report.state() {
-            MachineState::Running | MachineState::Paused => self.running(object, &report).await,
-            // While a migration is open the coordinator says what became of the machine.
-            MachineState::Stopped | MachineState::Crashed if !migrating => {
-                self.ended(object, row, &report).await
+    /// Gives back the room of migrations that ended before they could do it themselves.
+    async fn give_back(&self) -> Result<(), LedgerError> {
+        self.write(async |tx| {
+            let jobs = tx.jobs_open().await?;
+            let held = tx.reservations().await?;
+            let over: Vec<&ReservationRow> = stale(&held, &jobs).collect();
+            for row in over {
+                info!(machine = %row.machine, node = %row.node, "room of an ended migration");
+                tx.reservation_release(&row.machine, &row.node).await?;
             }
-            MachineState::Unspecified
-            | MachineState::Starting
-            | MachineState::Stopping
-            | MachineState::Stopped
-            | MachineState::Crashed
-            | MachineState::Incoming
-            | MachineState::Migrated => Ok(()),
-        }
-    }
-
-    async fn running(&self, object: &Object, report: &MachineReport) -> Result<(), LedgerError> {
-        let mut told = object.status.clone().unwrap_or_else(|| json!({}));
-        status::observe(&mut told, report);
-        if object.status.as_ref() == Some(&told) {
-            return Ok(());
-        }
-        self.write(async |tx| {
-            let Some(mut object) = tx.get(&object.key).await? else {
-                return Ok(());
-            };
-            let mut told = object.status.take().unwrap_or_else(|| json!({}));
-            status::observe(&mut told, report);
-            object.status = Some(told);
-            tx.put(&object).await.map(drop)
+            Ok(())
         })
         .await
     }
+}
 
-    async fn silent(&self, object: &Object, row: &InstanceRow) -> Result<(), LedgerError> {
-        let node = row
-            .node
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let message = format!("node {node} does not answer; the machine may still run there");
-        let mut told = object.status.clone().unwrap_or_else(|| json!({}));
-        status::not_ready(&mut told, "NodeUnresponsive", &message);
-        if object.status.as_ref() == Some(&told) {
-            return Ok(());
-        }
-        self.write(async |tx| {
-            let Some(mut object) = tx.get(&object.key).await? else {
-                return Ok(());
-            };
-            let mut told = object.status.take().unwrap_or_else(|| json!({}));
-            status::not_ready(&mut told, "NodeUnresponsive", &message);
-            object.status = Some(told);
-            tx.put(&object).await.map(drop)
-        })
-        .await
-    }
+/// The instance as it is, if it still is the same.
+pub(crate) async fn same(tx: &mut Tx, object: &Object) -> Result<Option<Object>, LedgerError> {
+    let found = tx.get(&object.key).await?;
+    Ok(found.filter(|found| found.uid == object.uid))
+}
 
-    /// The machine ended by itself.
-    async fn ended(
-        &self,
-        object: &Object,
-        row: &InstanceRow,
-        report: &MachineReport,
-    ) -> Result<(), LedgerError> {
-        let crashed = report.state() == MachineState::Crashed;
-        info!(machine = %row.uid, crashed, "machine ended");
-        self.write(async |tx| {
-            let (Some(mut object), Some(mut row)) =
-                (tx.get(&object.key).await?, tx.instance(&row.uid).await?)
-            else {
-                return Ok(());
-            };
-            row.state = if crashed {
-                InstanceState::Failed
-            } else {
-                InstanceState::Stopped
-            };
-            tx.instance_put(&row).await?;
-            if let Some(node) = &row.node {
-                tx.reservation_release(&row.uid, node).await?;
-            }
-            let mut told = object.status.take().unwrap_or_else(|| json!({}));
-            status::set_phase(&mut told, if crashed { "Failed" } else { "Succeeded" });
-            status::not_ready(
-                &mut told,
-                "GuestNotRunning",
-                "Guest VM is not reported as running",
-            );
-            object.status = Some(told);
-            tx.put(&object).await?;
-            let event = if crashed {
-                (
-                    EventKind::Warning,
-                    "Stopped",
-                    "The VirtualMachineInstance crashed.",
-                )
-            } else {
-                (
-                    EventKind::Normal,
-                    "Stopped",
-                    "The VirtualMachineInstance was shut down.",
-                )
-            };
-            handler_event(tx, (&object, &row), event).await
-        })
-        .await
+/// Whether the virtual machine that made this instance is gone.
+fn is_orphan(object: &Object, world: &World) -> bool {
+    let Some(owner) = vm::owner(object) else {
+        return false;
+    };
+    let machine = world.machines.get(&owner_key(object));
+    machine.is_none_or(|machine| machine.uid != owner)
+}
+
+/// Key of the virtual machine that an instance belongs to, if it belongs to one.
+fn owner_key(instance: &Object) -> ObjectKey {
+    ObjectKey::new(MACHINES, &instance.key.namespace, &instance.key.name)
+}
+
+fn home(
+    hardware: &Hardware,
+    object: &Object,
+    owner: Option<&Object>,
+) -> Option<godwit_model::NodeName> {
+    let owner = owner.filter(|owner| vm::owner(object) == Some(&owner.uid));
+    place::home(&hardware.spec, owner)
+}
+
+/// What is asked of a node at a start.
+fn wanted<'a>(
+    row: &'a InstanceRow,
+    hardware: &'a Hardware,
+    home: Option<&'a godwit_model::NodeName>,
+) -> Wanted<'a> {
+    static NO_MORE: BTreeMap<String, String> = BTreeMap::new();
+    Wanted {
+        instance: row,
+        spec: &hardware.spec,
+        vmi: &hardware.vmi,
+        home,
+        job: None,
+        added_selector: &NO_MORE,
+        inbound_max: 0,
     }
 }

@@ -6,12 +6,17 @@ mod json;
 mod launch;
 mod machines;
 mod node_object;
+mod observe;
 mod orders;
 mod place;
 mod server;
 mod status;
+mod telemetry;
+#[cfg(test)]
+mod tests;
 mod told;
 mod vm;
+mod world;
 
 fn main() -> std::process::ExitCode {
     godwit_runtime::run("scheduler", server::run)

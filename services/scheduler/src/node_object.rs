@@ -1,11 +1,16 @@
 //! The API's view of a host: the Node object, which users label and cordon and the scheduler fills.
 
-use godwit_ledger::{LedgerError, NewObject, ObjectKey, Tx};
+use godwit_ledger::{EventKind, EventRecord, LedgerError, NewObject, Object, ObjectKey, Tx};
 use godwit_model::NodeName;
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
 use serde_json::{Map, Value, json};
 
-use crate::json::{Condition, child, now, set_condition};
+use crate::json::{Condition, child, condition, now, reference, set_condition};
+
+/// KubeVirt's label of nodes that take machines.
+const SCHEDULABLE: &str = "kubevirt.io/schedulable";
+/// Conditions beside `Ready`.
+const PRESSURES: [&str; 3] = ["MemoryPressure", "DiskPressure", "PIDPressure"];
 
 /// Key of a node's object.
 pub(crate) fn key(node: &NodeName) -> ObjectKey {
@@ -42,10 +47,38 @@ pub(crate) async fn write(
         label(labels, node, inventory);
     }
     let mut status = object.status.take().unwrap_or_else(|| json!({}));
+    let was_ready = condition(&status, "Ready") == Some("True");
     fill(&mut status, node, inventory, report);
     object.status = Some(status);
     tx.put(&object).await?;
-    Ok(())
+    if was_ready {
+        return Ok(());
+    }
+    event(
+        tx,
+        &object,
+        (
+            "NodeReady",
+            &format!("Node {node} status is now: NodeReady"),
+        ),
+    )
+    .await
+}
+
+async fn event(
+    tx: &mut Tx,
+    object: &Object,
+    (reason, note): (&str, &str),
+) -> Result<(), LedgerError> {
+    tx.event(EventRecord {
+        regarding: reference(object, "Node"),
+        reason: reason.to_owned(),
+        note: note.to_owned(),
+        kind: EventKind::Normal,
+        component: "node-controller".to_owned(),
+        host: String::new(),
+    })
+    .await
 }
 
 fn label(labels: &mut Map<String, Value>, node: &NodeName, inventory: &HostInventory) {
@@ -53,7 +86,7 @@ fn label(labels: &mut Map<String, Value>, node: &NodeName, inventory: &HostInven
         ("kubernetes.io/hostname", node.as_str()),
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", architecture(inventory)),
-        ("kubevirt.io/schedulable", "true"),
+        (SCHEDULABLE, "true"),
         ("node-role.kubernetes.io/worker", ""),
     ];
     for (label, value) in fixed {
@@ -73,15 +106,23 @@ pub(crate) async fn mark_silent(tx: &mut Tx, node: &NodeName) -> Result<(), Ledg
         return Ok(());
     };
     let mut status = object.status.take().unwrap_or_else(|| json!({}));
-    let silent = Condition {
-        status: "Unknown",
-        ..Condition::new("Ready", false)
-    };
-    let silent = silent.because("NodeStatusUnknown", "The node's agent stopped reporting.");
-    set_condition(&mut status, &silent);
+    let last_heard = status["conditions"][0]["lastHeartbeatTime"].clone();
+    for kind in ["Ready"].into_iter().chain(PRESSURES) {
+        let silent = Condition {
+            status: "Unknown",
+            ..Condition::new(kind, false)
+        };
+        let text = "The node's agent stopped reporting.";
+        set_condition(&mut status, &silent.because("NodeStatusUnknown", text));
+    }
+    heartbeat(&mut status, &last_heard);
     object.status = Some(status);
+    if let Some(labels) = child(&mut object.metadata, "labels") {
+        labels.insert(SCHEDULABLE.to_owned(), json!("false"));
+    }
     tx.put(&object).await?;
-    Ok(())
+    let text = "virt-handler is not responsive, marking node as unresponsive";
+    event(tx, &object, ("NodeUnresponsive", text)).await
 }
 
 fn architecture(inventory: &HostInventory) -> &str {
@@ -94,13 +135,13 @@ fn architecture(inventory: &HostInventory) -> &str {
 fn fill(status: &mut Value, node: &NodeName, inventory: &HostInventory, report: &HostReport) {
     let ready = Condition::new("Ready", true).because("AgentReady", "The node's agent reports.");
     set_condition(status, &ready);
-    for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+    for kind in PRESSURES {
         set_condition(
             status,
             &Condition::new(kind, false).because("AgentHasRoom", ""),
         );
     }
-    heartbeat(status);
+    heartbeat(status, &json!(now()));
     let room = json!({
         "cpu": format!("{}m", inventory.cpu_milli),
         "memory": format!("{}Ki", inventory.memory_bytes >> 10),
@@ -127,10 +168,10 @@ fn fill(status: &mut Value, node: &NodeName, inventory: &HostInventory, report: 
 }
 
 /// Nodes' conditions have a heartbeat; it is the time of the last change, not of the last report.
-fn heartbeat(status: &mut Value) {
+fn heartbeat(status: &mut Value, at: &Value) {
     if let Value::Array(conditions) = &mut status["conditions"] {
         for condition in conditions {
-            condition["lastHeartbeatTime"] = json!(now());
+            condition["lastHeartbeatTime"] = at.clone();
             if let Value::Object(fields) = condition {
                 fields.remove("lastProbeTime");
             }

@@ -1,28 +1,25 @@
 //! The gRPC doors of the scheduler, and what runs behind them.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use godwit_ledger::{Ledger, LedgerConfig, LedgerError};
-use godwit_model::vmi::VmiSpec;
+use godwit_ledger::{Ledger, LedgerConfig};
 use godwit_model::{JobId, MachineId, NodeName};
 use godwit_rpc::inventory::v1::inventory_server::{Inventory as InventoryApi, InventoryServer};
 use godwit_rpc::inventory::v1::{HostReport, HostReportResponse};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::placement::v1::placement_server::{Placement as PlacementApi, PlacementServer};
-use godwit_rpc::placement::v1::{
-    PokeRequest, PokeResponse, ReserveRequest, ReserveResponse, Verdict,
-};
+use godwit_rpc::placement::v1::{PokeRequest, PokeResponse, ReserveRequest, ReserveResponse};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
 use godwit_runtime::Context;
-use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::inventory::{Inventory, watch_silence};
 use crate::launch::Agents;
 use crate::machines::{self, Machines};
-use crate::place::{self, Wanted};
+use crate::orders::Orders;
+use crate::place::{self, unavailable};
+use crate::telemetry::Telemetry;
 
 /// What the doors lead to.
 #[derive(Clone)]
@@ -48,7 +45,7 @@ impl InventoryApi for Doors {
         self.inventory
             .report(&self.ledger, node, report)
             .await
-            .map_err(status)?;
+            .map_err(unavailable)?;
         Ok(Response::new(HostReportResponse {}))
     }
 }
@@ -64,7 +61,7 @@ impl PlacementApi for Doors {
         let invalid = |error: godwit_model::InvalidId| Status::invalid_argument(error.to_string());
         let machine = MachineId::parse(request.machine.clone()).map_err(invalid)?;
         let job = JobId::parse(request.job.clone()).map_err(invalid)?;
-        reserve(&self.ledger, (&machine, &job), request)
+        place::reserve(&self.ledger, (&machine, &job), request)
             .await
             .map(Response::new)
     }
@@ -81,66 +78,6 @@ impl PlacementApi for Doors {
     }
 }
 
-async fn reserve(
-    ledger: &Ledger,
-    (machine, job): (&MachineId, &JobId),
-    request: ReserveRequest,
-) -> Result<ReserveResponse, Status> {
-    let mut tx = ledger.begin().await.map_err(status)?;
-    let gone = || Status::failed_precondition("Migration failed because vmi does not exist.");
-    let row = tx
-        .instance(machine)
-        .await
-        .map_err(status)?
-        .ok_or_else(gone)?;
-    let spec = row.machine.clone().ok_or_else(gone)?;
-    let object = tx.get(&row.key).await.map_err(status)?.ok_or_else(gone)?;
-    let vmi: VmiSpec = serde_json::from_value(object.spec().clone())
-        .map_err(|error| Status::failed_precondition(error.to_string()))?;
-    let added: BTreeMap<String, String> = request.added_node_selector.into_iter().collect();
-    let wanted = Wanted {
-        instance: &row,
-        spec: &spec,
-        vmi: &vmi,
-        job: Some(job),
-        added_selector: &added,
-        inbound_max: request.inbound_max,
-    };
-    let placement = place::place(&mut tx, wanted).await.map_err(status)?;
-    let nodes = tx.nodes().await.map_err(status)?;
-    tx.commit().await.map_err(status)?;
-    let address = nodes
-        .into_iter()
-        .find(|node| Some(&node.name) == placement.chosen.as_ref())
-        .map(|node| node.agent_address);
-    Ok(ReserveResponse {
-        node: placement
-            .chosen
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        agent_address: address.unwrap_or_default(),
-        summary: placement.summary(),
-        verdicts: placement
-            .verdicts
-            .iter()
-            .map(|verdict| Verdict {
-                node: verdict.node.to_string(),
-                chosen: placement.chosen.as_ref() == Some(&verdict.node),
-                reasons: verdict.obstacles.iter().map(ToString::to_string).collect(),
-            })
-            .collect(),
-    })
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the form that map_err asks for"
-)]
-fn status(error: LedgerError) -> Status {
-    Status::unavailable(error.to_string())
-}
-
 /// Runs the scheduler: the doors, the rounds over the machines, the watch for silent hosts.
 ///
 /// # Errors
@@ -149,6 +86,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let Context {
         config,
         shutdown,
+        metrics,
         readiness,
         ..
     } = context;
@@ -161,7 +99,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     .await?;
     ledger.migrate().await?;
     readiness.set("ledger", true);
-    let inventory = Arc::new(Inventory::default());
+    let inventory = Arc::new(Inventory::new(config.node_silence()));
     let doors = Doors {
         ledger: ledger.clone(),
         inventory: Arc::clone(&inventory),
@@ -175,21 +113,15 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };
-    let silence = config.node_silence();
-    let watch = watch_silence(
-        Arc::clone(&inventory),
-        ledger.clone(),
-        silence,
-        shutdown.clone(),
-    );
+    let watch = watch_silence(Arc::clone(&inventory), ledger.clone(), shutdown.clone());
     let machines = Arc::new(Machines {
         agents: Agents::new(identity),
         config,
         ledger,
         inventory,
+        telemetry: Telemetry::new(&metrics),
         shutdown,
-        busy: Mutex::new(HashSet::new()),
-        orders: TaskTracker::new(),
+        orders: Orders::default(),
     });
     let (served, (), ()) = tokio::join!(server::serve(parts), watch, machines::run(machines));
     Ok(served?)

@@ -4,8 +4,10 @@ use godwit_ledger::Object;
 use godwit_model::NodeName;
 use godwit_model::instance::{NotMigratable, live_migratable};
 use godwit_model::machine::MachineSpec;
+use godwit_model::placement::room;
 use godwit_model::vmi::VmiSpec;
 use godwit_rpc::agent::v1::{MachineReport, MachineState};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::json::{Condition, child, clear_condition, now, set_condition};
@@ -13,7 +15,7 @@ use crate::json::{Condition, child, clear_condition, now, set_condition};
 /// Label of the instance that names its node.
 const NODE_LABEL: &str = "kubevirt.io/nodeName";
 /// KubeVirt's user of a launcher without root.
-const RUNTIME_USER: u32 = 107;
+pub(crate) const RUNTIME_USER: u32 = 107;
 
 /// Moves the instance to `phase`; `true` when it was in another.
 pub(crate) fn set_phase(status: &mut Value, phase: &str) -> bool {
@@ -30,6 +32,13 @@ pub(crate) fn set_phase(status: &mut Value, phase: &str) -> bool {
     true
 }
 
+/// When the instance came into `phase`; `None` when it never did.
+pub(crate) fn since(status: &Value, phase: &str) -> Option<Timestamp> {
+    let times = status["phaseTransitionTimestamps"].as_array()?;
+    let time = times.iter().rfind(|time| time["phase"] == phase)?;
+    time["phaseTransitionTimestamp"].as_str()?.parse().ok()
+}
+
 /// Fills in what is known once the instance has a node.
 pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
     if let Some(labels) = child(&mut object.metadata, "labels") {
@@ -40,9 +49,11 @@ pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
     status["nodeName"] = json!(node);
     status["activePods"] = json!({ uid: node });
     status["machine"] = json!({ "type": spec.machine_type });
-    let memory = format!("{}Mi", spec.memory.0 >> 20);
+    let mebibytes = |bytes: u64| format!("{}Mi", bytes.div_ceil(1 << 20));
+    let memory = mebibytes(spec.memory.0);
     status["memory"] = json!({
         "guestAtBoot": memory, "guestCurrent": memory, "guestRequested": memory,
+        "memoryOverhead": mebibytes(room(spec).memory.0 - spec.memory.0),
     });
     status["currentCPUTopology"] = json!({ "cores": spec.cpus, "sockets": 1, "threads": 1 });
     status["guestOSInfo"] = json!({});
@@ -60,6 +71,11 @@ pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
         .map(|(disk, letter)| json!({ "name": disk.name, "target": format!("vd{letter}") }))
         .collect();
     clear_condition(&mut status, "PodScheduled");
+    not_ready(
+        &mut status,
+        "GuestNotRunning",
+        "Guest VM is not reported as running",
+    );
     object.status = Some(status);
 }
 
@@ -91,6 +107,20 @@ pub(crate) fn not_ready(status: &mut Value, reason: &str, message: &str) {
         status,
         &Condition::new("Ready", false).because(reason, message),
     );
+}
+
+/// Says that the machine ended, and why.
+pub(crate) fn ended(status: &mut Value, phase: &str, why: &str) {
+    set_phase(status, phase);
+    not_ready(
+        status,
+        "GuestNotRunning",
+        "Guest VM is not reported as running",
+    );
+    if !why.is_empty() {
+        status["message"] = json!(why);
+    }
+    clear_condition(status, "Paused");
 }
 
 /// Takes over what the owner's host reports of a machine that runs.

@@ -1,25 +1,43 @@
-//! What users are told of an instance that does not get on.
+//! What users are told of an instance: changes of its status, and events.
 
-use godwit_ledger::{EventKind, EventRecord, InstanceRow, LedgerError, Object, ObjectKey, Tx};
-use serde_json::json;
+use godwit_ledger::{EventKind, EventRecord, InstanceRow, LedgerError, Object, Tx};
+use serde_json::{Value, json};
 
-use crate::json::{Condition, reference, set_condition};
-use crate::status;
+use crate::json::{Condition, now, reference, set_condition};
+use crate::{status, vm};
+
+/// Who tells of instances that wait for a node: Kubernetes' name.
+const SCHEDULER: &str = "default-scheduler";
+
+/// Changes the status of `object` and writes it.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn change(
+    tx: &mut Tx,
+    mut object: Object,
+    change: impl FnOnce(&mut Value),
+) -> Result<Object, LedgerError> {
+    change(object.status.get_or_insert_with(|| json!({})));
+    tx.put(&object).await
+}
 
 /// Says why an instance can't be built at all.
 ///
 /// # Errors
 /// The ledger's.
-pub(crate) async fn refuse(
-    tx: &mut Tx,
-    mut object: Object,
-    problem: &str,
-) -> Result<(), LedgerError> {
-    let mut told = object.status.take().unwrap_or_else(|| json!({}));
+pub(crate) async fn refuse(tx: &mut Tx, object: Object, problem: &str) -> Result<(), LedgerError> {
     let condition = Condition::new("Synchronized", false).because("FailedCreate", problem);
-    set_condition(&mut told, &condition);
-    object.status = Some(told);
-    tx.put(&object).await.map(drop)
+    change(tx, object, |told| set_condition(told, &condition))
+        .await
+        .map(drop)
+}
+
+/// Whether it was said already that no node takes the instance, and why.
+pub(crate) fn knows(object: &Object, summary: &str) -> bool {
+    let mut told = object.status.clone().unwrap_or_default();
+    status::set_unschedulable(&mut told, summary);
+    object.status.as_ref() == Some(&told)
 }
 
 /// Says why no node was found.
@@ -28,46 +46,79 @@ pub(crate) async fn refuse(
 /// The ledger's.
 pub(crate) async fn unschedulable(
     tx: &mut Tx,
-    mut object: Object,
+    object: Object,
     summary: &str,
 ) -> Result<(), LedgerError> {
-    let mut told = object.status.take().unwrap_or_else(|| json!({}));
-    let before = told.clone();
-    status::set_unschedulable(&mut told, summary);
-    if told == before {
+    if knows(&object, summary) {
         return Ok(());
     }
-    object.status = Some(told);
-    tx.put(&object).await?;
+    let object = change(tx, object, |told| status::set_unschedulable(told, summary)).await?;
+    scheduler_event(
+        tx,
+        &object,
+        (EventKind::Warning, "FailedScheduling", summary),
+    )
+    .await
+}
+
+/// Says where an instance was placed.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn placed(tx: &mut Tx, object: &Object) -> Result<(), LedgerError> {
+    let told = object.status.as_ref();
+    let node = told.and_then(|told| told["nodeName"].as_str());
+    let note = format!(
+        "Successfully assigned {}/{} to {}",
+        object.key.namespace,
+        object.key.name,
+        node.unwrap_or_default()
+    );
+    scheduler_event(tx, object, (EventKind::Normal, "Scheduled", &note)).await
+}
+
+async fn scheduler_event(
+    tx: &mut Tx,
+    object: &Object,
+    (kind, reason, note): (EventKind, &str, &str),
+) -> Result<(), LedgerError> {
     tx.event(EventRecord {
-        regarding: reference(&object, "VirtualMachineInstance"),
-        reason: "FailedScheduling".to_owned(),
-        note: summary.to_owned(),
-        kind: EventKind::Warning,
-        component: "default-scheduler".to_owned(),
+        regarding: reference(object, "VirtualMachineInstance"),
+        reason: reason.to_owned(),
+        note: note.to_owned(),
+        kind,
+        component: SCHEDULER.to_owned(),
         host: String::new(),
     })
     .await
 }
 
-/// Says why a host did not start the machine.
+/// Says why a host did not do what it was asked to.
 ///
 /// # Errors
 /// The ledger's.
 pub(crate) async fn sync_failed(
     tx: &mut Tx,
-    (key, row): (&ObjectKey, &InstanceRow),
+    (object, row): (Object, &InstanceRow),
     why: &str,
 ) -> Result<(), LedgerError> {
-    let Some(mut object) = tx.get(key).await? else {
-        return Ok(());
-    };
-    let mut told = object.status.take().unwrap_or_else(|| json!({}));
     let condition = Condition::new("Synchronized", false).because("FailedCreate", why);
-    set_condition(&mut told, &condition);
-    object.status = Some(told);
-    tx.put(&object).await?;
+    let object = change(tx, object, |told| set_condition(told, &condition)).await?;
     handler_event(tx, (&object, row), (EventKind::Warning, "SyncFailed", why)).await
+}
+
+/// Lets the object of an instance go whose machine is nowhere.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn release(tx: &mut Tx, mut object: Object) -> Result<(), LedgerError> {
+    if let Value::Array(finalizers) = &mut object.metadata["finalizers"] {
+        finalizers.retain(|finalizer| finalizer != vm::FINALIZER);
+    }
+    if !object.deleting() {
+        object.metadata["deletionTimestamp"] = json!(now());
+    }
+    tx.put(&object).await.map(drop)
 }
 
 /// Records an event in the name of the instance's host.

@@ -1,267 +1,542 @@
 //! VirtualMachines: keeps one instance for each that shall run, and tells what becomes of it.
+//!
+//! From what is there to what is written; carried out by [`Plan::write`].
+
+use std::time::Duration;
 
 use godwit_ledger::{EventKind, EventRecord, LedgerError, NewObject, Object, ObjectKey, Tx};
-use serde_json::{Value, json};
+use godwit_model::run_strategy::{self, Instance, RunStrategy, Wish};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
 
-use crate::json::{Condition, now, reference, set_condition};
-use crate::machines::INSTANCES;
+use crate::json::{Condition, child, clear_condition, condition, now, reference, set_condition};
+use crate::status;
+use crate::world::INSTANCES;
 
 /// Finalizer that keeps an instance until its machine is gone.
 pub(crate) const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
+/// Label that names an instance's machine, for selectors.
+const DOMAIN_LABEL: &str = "kubevirt.io/domain";
+/// KubeVirt's grace period where the template has none, seconds.
+const GRACE_SECONDS: u32 = 30;
+/// Who tells of machines: KubeVirt's name.
+const CONTROLLER: &str = "virtualmachine-controller";
+/// Field of the status that counts failed starts.
+const START_FAILURE: &str = "startFailure";
+/// Conditions that are the machine's own; all others are its instance's.
+const OWN_CONDITIONS: [&str; 4] = [
+    "Ready",
+    "Failure",
+    "RestartRequired",
+    "ManualRecoveryRequired",
+];
 
-/// What a VirtualMachine wants of its instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    /// There shall be one.
-    Run,
-    /// There shall be none.
-    Halt,
-    /// Leave it as it is.
-    Keep,
+/// A machine and what belongs to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sight<'a> {
+    pub(crate) vm: &'a Object,
+    /// Whoever has the name that its instance must have.
+    pub(crate) namesake: Option<&'a Object>,
+    /// The cluster's eviction strategy.
+    pub(crate) eviction_strategy: Option<&'a str>,
+    pub(crate) now: Timestamp,
 }
 
-fn wish(vm: &Object, instance: Option<&Object>) -> Wish {
-    if vm.deleting() {
-        return Wish::Halt;
+/// What is to be written; everything is empty when nothing changes.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    create: Option<NewObject>,
+    delete: Option<Object>,
+    tell: Option<Object>,
+    events: Vec<EventRecord>,
+}
+
+impl Plan {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.create.is_none() && self.delete.is_none() && self.tell.is_none()
     }
-    let spec = vm.spec();
-    let strategy = match (spec["runStrategy"].as_str(), spec["running"].as_bool()) {
-        (Some(strategy), _) => strategy,
-        (None, Some(true)) => "Always",
-        (None, Some(false) | None) => "Halted",
-    };
-    let phase = instance.and_then(phase);
-    match strategy {
-        "Always" => Wish::Run,
-        "RerunOnFailure" if phase == Some("Succeeded") => Wish::Keep,
-        "RerunOnFailure" => Wish::Run,
-        "Once" if instance.is_some() || vm.status.as_ref().is_some_and(ran_before) => Wish::Keep,
-        "Once" => Wish::Run,
-        "Manual" => Wish::Keep,
-        _ => Wish::Halt,
-    }
-}
 
-/// Whether a machine of strategy Once had its run.
-fn ran_before(status: &Value) -> bool {
-    status["created"] == true || status["printableStatus"] == "Stopped"
-}
-
-fn phase(instance: &Object) -> Option<&str> {
-    instance.status.as_ref()?.get("phase")?.as_str()
-}
-
-/// Brings the instance of `vm` in line with its wish, then tells of it in the status.
-///
-/// # Errors
-/// The ledger's.
-pub(crate) async fn reconcile(tx: &mut Tx, key: &ObjectKey) -> Result<(), LedgerError> {
-    let Some(vm) = tx.get(key).await? else {
-        return Ok(());
-    };
-    let instance_key = ObjectKey::new(INSTANCES, &key.namespace, &key.name);
-    let mut instance = tx
-        .get(&instance_key)
-        .await?
-        .filter(|instance| owned(instance, &vm));
-    let ended = instance
-        .as_ref()
-        .is_some_and(|i| matches!(phase(i), Some("Succeeded" | "Failed")));
-    match (wish(&vm, instance.as_ref()), &instance) {
-        (Wish::Run, None) if tx.get(&instance_key).await?.is_none() => {
-            instance = Some(create(tx, &vm, instance_key).await?);
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub(crate) async fn write(self, tx: &mut Tx) -> Result<(), LedgerError> {
+        if let Some(new) = self.create {
+            tx.create(new).await?;
         }
-        // An ended instance makes room for the next run.
-        (Wish::Run, Some(old)) if ended => delete(tx, old).await?,
-        (Wish::Halt, Some(old)) => delete(tx, old).await?,
-        (Wish::Run | Wish::Halt | Wish::Keep, _) => {}
+        for object in self.delete.iter().chain(&self.tell) {
+            tx.put(object).await?;
+        }
+        for event in self.events {
+            tx.event(event).await?;
+        }
+        Ok(())
     }
-    tell(tx, vm, instance.as_ref()).await
 }
 
-/// Whether `instance` belongs to `vm`.
-fn owned(instance: &Object, vm: &Object) -> bool {
-    let owners = instance.metadata["ownerReferences"].as_array();
-    owners
-        .into_iter()
-        .flatten()
-        .any(|owner| owner["uid"] == vm.uid)
-}
+impl<'a> Sight<'a> {
+    /// What follows.
+    pub(crate) fn plan(self) -> Plan {
+        let mut plan = Plan::default();
+        let mut status = match &self.vm.status {
+            Some(Value::Object(status)) => status.clone(),
+            Some(_) | None => Map::new(),
+        };
+        let wish = self.wish();
+        self.count_failures(wish, &mut status);
+        match (wish, self.instance()) {
+            (Wish::Run, None) if self.namesake.is_none() && !self.pauses(&status) => {
+                plan.events.push(self.event(
+                    "SuccessfulCreate",
+                    format!(
+                        "Started the virtual machine by creating the new virtual machine instance \
+                         {}",
+                        self.vm.key.name
+                    ),
+                ));
+                plan.create = Some(self.new_instance());
+            }
+            (Wish::Run, Some(old)) if self.state().has_ended() => self.delete(old, &mut plan),
+            (Wish::Halt, Some(old)) => self.delete(old, &mut plan),
+            (Wish::Run | Wish::Halt | Wish::Keep, _) => {}
+        }
+        plan.tell = self.tell(wish, status, plan.create.is_some());
+        plan
+    }
 
-async fn create(tx: &mut Tx, vm: &Object, key: ObjectKey) -> Result<Object, LedgerError> {
-    let template = &vm.spec()["template"];
-    let mut labels = template["metadata"]["labels"].clone();
-    if !labels.is_object() {
-        labels = json!({});
+    fn strategy(self) -> RunStrategy {
+        let spec = self.vm.spec();
+        RunStrategy::read(spec["runStrategy"].as_str(), spec["running"].as_bool())
     }
-    labels["kubevirt.io/vm"] = json!(key.name);
-    let mut annotations = template["metadata"]["annotations"].clone();
-    if !annotations.is_object() {
-        annotations = json!({});
+
+    fn wish(self) -> Wish {
+        if self.vm.deleting() {
+            Wish::Halt
+        } else {
+            self.strategy().wish(self.state())
+        }
     }
-    annotations["kubevirt.io/vm-generation"] = json!(vm.metadata["generation"].to_string());
-    let metadata = json!({
-        "labels": labels,
-        "annotations": annotations,
-        "finalizers": [FINALIZER],
-        "ownerReferences": [{
-            "apiVersion": "kubevirt.io/v1",
-            "kind": "VirtualMachine",
-            "name": vm.key.name,
-            "uid": vm.uid,
-            "controller": true,
-            "blockOwnerDeletion": true,
-        }],
-    });
-    let name = key.name.clone();
-    let instance = tx
-        .create(NewObject {
-            key,
+
+    /// The machine's own instance.
+    fn instance(self) -> Option<&'a Object> {
+        self.namesake
+            .filter(|instance| is_owned(instance, &self.vm.uid))
+    }
+
+    fn told(self) -> Option<&'a Value> {
+        self.instance()?.status.as_ref()
+    }
+
+    fn state(self) -> Instance {
+        match (self.instance(), self.told().map(|told| &told["phase"])) {
+            (None, _) => Instance::Absent,
+            (_, Some(phase)) if phase == "Succeeded" => Instance::Succeeded,
+            (_, Some(phase)) if phase == "Failed" => Instance::Failed,
+            (Some(_), _) => Instance::Alive,
+        }
+    }
+
+    /// Keeps count of starts that failed in a row, and of when the next may be.
+    fn count_failures(self, wish: Wish, status: &mut Map<String, Value>) {
+        let known = &status.get(START_FAILURE).cloned().unwrap_or_default();
+        let since = self.told().and_then(|told| status::since(told, "Running"));
+        let settled = match self.state() {
+            Instance::Failed => {
+                let uid = self.instance().map(|instance| &instance.uid);
+                if wish == Wish::Run && known["lastFailedVMIUID"] != json!(uid) {
+                    let ended = self.told().and_then(|told| status::since(told, "Failed"));
+                    let ran = since.zip(ended).map(|(from, to)| span(from, to));
+                    let before = known["consecutiveFailCount"].as_u64().unwrap_or_default();
+                    let before = u32::try_from(before).unwrap_or(u32::MAX);
+                    self.note_failure(run_strategy::failures(before, ran), status);
+                }
+                false
+            }
+            Instance::Alive => run_strategy::has_run_well(since.map(|from| span(from, self.now))),
+            Instance::Absent | Instance::Succeeded => false,
+        };
+        if settled || wish == Wish::Halt {
+            status.remove(START_FAILURE);
+        }
+    }
+
+    fn note_failure(self, failures: u32, status: &mut Map<String, Value>) {
+        if failures == 0 {
+            status.remove(START_FAILURE);
+            return;
+        }
+        let retry = self.now + run_strategy::pause(failures);
+        status.insert(
+            START_FAILURE.to_owned(),
+            json!({
+                "consecutiveFailCount": failures,
+                "lastFailedVMIUID": self.instance().map(|instance| &instance.uid),
+                "retryAfterTimestamp": crate::json::seconds(retry),
+            }),
+        );
+    }
+
+    /// Whether the next start has to wait.
+    fn pauses(self, status: &Map<String, Value>) -> bool {
+        let retry = status
+            .get(START_FAILURE)
+            .and_then(|failure| failure["retryAfterTimestamp"].as_str()?.parse().ok());
+        retry.is_some_and(|retry: Timestamp| self.now < retry)
+    }
+
+    fn delete(self, instance: &Object, plan: &mut Plan) {
+        if instance.deleting() {
+            return;
+        }
+        let mut instance = instance.clone();
+        mark_deleted(&mut instance);
+        plan.events.push(self.event(
+            "SuccessfulDelete",
+            format!(
+                "Stopped the virtual machine by deleting the virtual machine instance {}",
+                instance.uid
+            ),
+        ));
+        plan.delete = Some(instance);
+    }
+
+    fn event(self, reason: &str, note: String) -> EventRecord {
+        EventRecord {
+            regarding: reference(self.vm, "VirtualMachine"),
+            reason: reason.to_owned(),
+            note,
+            kind: EventKind::Normal,
+            component: CONTROLLER.to_owned(),
+            host: String::new(),
+        }
+    }
+
+    /// The instance as the template says, with what KubeVirt's webhook adds to it.
+    fn new_instance(self) -> NewObject {
+        let vm = self.vm;
+        let template = &vm.spec()["template"];
+        let mut metadata = json!({
+            "finalizers": [FINALIZER],
+            "ownerReferences": [{
+                "apiVersion": "kubevirt.io/v1",
+                "kind": "VirtualMachine",
+                "name": vm.key.name,
+                "uid": vm.uid,
+                "controller": true,
+                "blockOwnerDeletion": true,
+            }],
+        });
+        for field in ["labels", "annotations"] {
+            if template["metadata"][field].is_object() {
+                metadata[field] = template["metadata"][field].clone();
+            }
+        }
+        if let Some(labels) = child(&mut metadata, "labels") {
+            labels.insert("kubevirt.io/vm".to_owned(), json!(vm.key.name));
+            labels
+                .entry(DOMAIN_LABEL)
+                .or_insert_with(|| json!(vm.key.name));
+        }
+        if let Some(annotations) = child(&mut metadata, "annotations") {
+            let generation = vm.metadata["generation"].to_string();
+            annotations.insert("kubevirt.io/vm-generation".to_owned(), json!(generation));
+        }
+        let mut body = json!({ "spec": template["spec"] });
+        if let Some(spec) = child(&mut body, "spec") {
+            spec.entry("terminationGracePeriodSeconds")
+                .or_insert_with(|| json!(GRACE_SECONDS));
+            if let Some(strategy) = self.eviction_strategy {
+                spec.entry("evictionStrategy")
+                    .or_insert_with(|| json!(strategy));
+            }
+        }
+        let mut status = json!({ "guestOSInfo": {}, "runtimeUser": status::RUNTIME_USER });
+        status::set_phase(&mut status, "Pending");
+        NewObject {
+            key: ObjectKey::new(INSTANCES, &vm.key.namespace, &vm.key.name),
             uid: None,
             metadata,
-            body: json!({ "spec": template["spec"] }),
-            status: Some(json!({ "phase": "Pending", "guestOSInfo": {}, "runtimeUser": 107 })),
-        })
-        .await?;
-    event(
-        tx,
-        vm,
-        "SuccessfulCreate",
-        format!("Started the virtual machine by creating the new virtual machine instance {name}"),
-    )
-    .await?;
-    Ok(instance)
-}
-
-async fn delete(tx: &mut Tx, instance: &Object) -> Result<(), LedgerError> {
-    if instance.deleting() {
-        return Ok(());
-    }
-    let mut instance = instance.clone();
-    instance.metadata["deletionTimestamp"] = json!(now());
-    instance.metadata["deletionGracePeriodSeconds"] = json!(0);
-    tx.put(&instance).await.map(drop)
-}
-
-async fn event(tx: &mut Tx, vm: &Object, reason: &str, note: String) -> Result<(), LedgerError> {
-    tx.event(EventRecord {
-        regarding: reference(vm, "VirtualMachine"),
-        reason: reason.to_owned(),
-        note,
-        kind: EventKind::Normal,
-        component: "virtualmachine-controller".to_owned(),
-        host: String::new(),
-    })
-    .await
-}
-
-/// Writes the status of the machine from its instance.
-async fn tell(tx: &mut Tx, mut vm: Object, instance: Option<&Object>) -> Result<(), LedgerError> {
-    let mut status = vm.status.take().unwrap_or_else(|| json!({}));
-    let told = instance.and_then(|instance| instance.status.as_ref());
-    let ready = told.is_some_and(|told| condition(told, "Ready") == Some("True"));
-    status["created"] = json!(instance.is_some());
-    status["ready"] = json!(ready);
-    status["printableStatus"] = json!(printable(&vm, instance));
-    status["observedGeneration"] = vm.metadata["generation"].clone();
-    status["desiredGeneration"] = vm.metadata["generation"].clone();
-    let mut condition = Condition::new("Ready", ready);
-    if instance.is_none() {
-        condition = condition.because("VMINotExists", "VMI does not exist");
-    } else if !ready {
-        condition = condition.because("GuestNotRunning", "Guest VM is not reported as running");
-    }
-    set_condition(&mut status, &condition);
-    vm.status = Some(status);
-    tx.put(&vm).await.map(drop)
-}
-
-fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a str> {
-    let conditions = status["conditions"].as_array()?;
-    conditions
-        .iter()
-        .find(|condition| condition["type"] == kind)?["status"]
-        .as_str()
-}
-
-/// KubeVirt's order: the first that fits.
-fn printable(vm: &Object, instance: Option<&Object>) -> &'static str {
-    if vm.deleting() {
-        return "Terminating";
-    }
-    let Some(instance) = instance else {
-        return "Stopped";
-    };
-    let status = instance.status.clone().unwrap_or_default();
-    let migration = &status["migrationState"];
-    let migrating = migration["startTimestamp"].is_string() && migration["completed"] != true;
-    if instance.deleting() {
-        "Stopping"
-    } else if migrating {
-        "Migrating"
-    } else if condition(&status, "Paused") == Some("True") {
-        "Paused"
-    } else if condition(&status, "PodScheduled") == Some("False") {
-        "ErrorUnschedulable"
-    } else {
-        match phase(instance) {
-            Some("Running") => "Running",
-            Some("Succeeded" | "Failed") => "Stopped",
-            Some(_) | None => "Starting",
+            body,
+            status: Some(status),
         }
     }
+
+    /// The machine with its new status; `None` when it is the old one.
+    fn tell(self, wish: Wish, status: Map<String, Value>, created: bool) -> Option<Object> {
+        let mut status = Value::Object(status);
+        let exists = created || self.instance().is_some();
+        let told = self.told();
+        let ready = told.is_some_and(|told| condition(told, "Ready") == Some("True"));
+        let generation = &self.vm.metadata["generation"];
+        status["created"] = json!(exists);
+        status["ready"] = json!(ready);
+        status["runStrategy"] = json!(self.strategy().as_str());
+        status["observedGeneration"] = generation.clone();
+        status["desiredGeneration"] = generation.clone();
+        let crash_loops = wish == Wish::Run && !status[START_FAILURE].is_null();
+        status["printableStatus"] = json!(match (created, crash_loops) {
+            (true, _) => "Starting",
+            (false, crash_loops) => self.printable(crash_loops),
+        });
+        self.mirror_conditions(&mut status);
+        let mut own = Condition::new("Ready", ready);
+        if !exists {
+            own = own.because("VMINotExists", "VMI does not exist");
+        } else if !ready {
+            own = own.because("GuestNotRunning", "Guest VM is not reported as running");
+        }
+        set_condition(&mut status, &own);
+        self.tell_namesake(wish, &mut status);
+        if self.vm.status.as_ref() == Some(&status) {
+            return None;
+        }
+        Some(Object {
+            status: Some(status),
+            ..self.vm.clone()
+        })
+    }
+
+    /// The instance's conditions are the machine's, too.
+    fn mirror_conditions(self, status: &mut Value) {
+        let none = vec![];
+        let theirs = self.told().and_then(|told| told["conditions"].as_array());
+        let theirs = theirs.unwrap_or(&none);
+        let is_own = |condition: &Value| OWN_CONDITIONS.iter().any(|own| condition["type"] == *own);
+        let old = status["conditions"].take();
+        let mut conditions: Vec<Value> = old
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|condition| is_own(condition))
+            .cloned()
+            .collect();
+        conditions.extend(theirs.iter().filter(|theirs| !is_own(theirs)).cloned());
+        status["conditions"] = Value::Array(conditions);
+    }
+
+    /// Says that somebody else's instance has the name.
+    fn tell_namesake(self, wish: Wish, status: &mut Value) {
+        let stranger = self.namesake.filter(|_| self.instance().is_none());
+        match stranger {
+            Some(stranger) if wish == Wish::Run && !stranger.deleting() => {
+                let text = "a virtual machine instance of this name exists, and is not this \
+                            machine's";
+                let taken = Condition::new("Failure", true).because("FailedCreate", text);
+                set_condition(status, &taken);
+            }
+            Some(_) | None => clear_condition(status, "Failure"),
+        }
+    }
+
+    /// KubeVirt's order: the first that fits.
+    fn printable(self, crash_loops: bool) -> &'static str {
+        if self.vm.deleting() {
+            return "Terminating";
+        }
+        let Some(instance) = self.instance() else {
+            return if crash_loops {
+                "CrashLoopBackOff"
+            } else {
+                "Stopped"
+            };
+        };
+        let status = self.told().unwrap_or(&Value::Null);
+        let migration = &status["migrationState"];
+        let migrating = migration["startTimestamp"].is_string() && migration["completed"] != true;
+        let state = self.state();
+        if instance.deleting() && !state.has_ended() {
+            "Stopping"
+        } else if migrating && !state.has_ended() {
+            "Migrating"
+        } else if condition(status, "Paused") == Some("True") {
+            "Paused"
+        } else if condition(status, "PodScheduled") == Some("False") {
+            "ErrorUnschedulable"
+        } else {
+            match state {
+                Instance::Alive if status["phase"] == "Running" => "Running",
+                Instance::Alive => "Starting",
+                Instance::Absent | Instance::Succeeded | Instance::Failed if crash_loops => {
+                    "CrashLoopBackOff"
+                }
+                Instance::Absent | Instance::Succeeded | Instance::Failed => "Stopped",
+            }
+        }
+    }
+}
+
+fn span(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// Whether `instance` belongs to the machine `uid`.
+fn is_owned(instance: &Object, uid: &str) -> bool {
+    owner(instance).is_some_and(|owner| owner == uid)
+}
+
+/// UID of the machine that made `instance`; `None` when somebody else did.
+pub(crate) fn owner(instance: &Object) -> Option<&str> {
+    let owners = instance.metadata["ownerReferences"].as_array()?;
+    let owner = owners
+        .iter()
+        .find(|owner| owner["kind"] == "VirtualMachine")?;
+    owner["uid"].as_str()
+}
+
+/// Marks an instance for deletion: from now on it is on its way out.
+pub(crate) fn mark_deleted(instance: &mut Object) {
+    instance.metadata["deletionTimestamp"] = json!(now());
+    instance.metadata["deletionGracePeriodSeconds"] = json!(0);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn object(body: Value, status: Option<Value>) -> Object {
+    const NOW: &str = "2026-01-01T00:10:00Z";
+
+    fn vm(strategy: &str, status: &Value) -> Object {
+        let spec = json!({ "runStrategy": strategy, "template": { "spec": {} } });
+        object("vm", json!({ "spec": spec }), status)
+    }
+
+    /// The machine's instance in `phase`, into which it came `seconds` ago; before, it ran for
+    /// `ran` seconds.
+    fn instance(phase: &str, seconds: i64, ran: Option<i64>) -> Object {
+        let now: Timestamp = NOW.parse().unwrap();
+        let at = |ago: i64| (now - Duration::from_secs(ago.unsigned_abs())).to_string();
+        let mut times = vec![];
+        if let Some(ran) = ran {
+            times
+                .push(json!({ "phase": "Running", "phaseTransitionTimestamp": at(seconds + ran) }));
+        }
+        times.push(json!({ "phase": phase, "phaseTransitionTimestamp": at(seconds) }));
+        let status = json!({ "phase": phase, "phaseTransitionTimestamps": times });
+        let mut instance = object("i1", json!({ "spec": {} }), &status);
+        instance.metadata =
+            json!({ "ownerReferences": [{ "kind": "VirtualMachine", "uid": "vm" }] });
+        instance
+    }
+
+    fn object(uid: &str, body: Value, status: &Value) -> Object {
         Object {
             key: ObjectKey::new("virtualmachines.kubevirt.io", "default", "vm"),
-            uid: String::new(),
-            metadata: json!({}),
+            uid: uid.to_owned(),
+            metadata: json!({ "generation": 1 }),
             body,
-            status,
+            status: (!status.is_null()).then(|| status.clone()),
             revision: godwit_model::Revision(1),
         }
     }
 
-    fn vm(strategy: &str) -> Object {
-        object(json!({ "spec": { "runStrategy": strategy } }), None)
+    fn sight<'a>(vm: &'a Object, namesake: Option<&'a Object>) -> Sight<'a> {
+        Sight {
+            vm,
+            namesake,
+            eviction_strategy: Some("LiveMigrate"),
+            now: NOW.parse().unwrap(),
+        }
     }
 
-    fn instance(phase: &str) -> Object {
-        object(json!({ "spec": {} }), Some(json!({ "phase": phase })))
+    fn told(plan: &Plan) -> &Value {
+        plan.tell.as_ref().unwrap().status.as_ref().unwrap()
     }
 
     #[test]
-    fn each_run_strategy_wants_what_kubevirt_says() {
-        for (strategy, phase, wanted) in [
-            ("Always", None, Wish::Run),
-            ("Always", Some("Succeeded"), Wish::Run),
-            ("RerunOnFailure", Some("Failed"), Wish::Run),
-            ("RerunOnFailure", Some("Succeeded"), Wish::Keep),
-            ("Manual", None, Wish::Keep),
-            ("Halted", Some("Running"), Wish::Halt),
-            ("Once", None, Wish::Run),
-            ("Once", Some("Succeeded"), Wish::Keep),
-        ] {
-            let instance = phase.map(instance);
-            assert_eq!(
-                wish(&vm(strategy), instance.as_ref()),
-                wanted,
-                "{strategy} {phase:?}"
-            );
-        }
+    fn a_new_instance_is_the_template_with_what_kubevirt_adds() {
+        let vm = vm("Always", &Value::Null);
+        let plan = sight(&vm, None).plan();
+        let new = plan.create.as_ref().unwrap();
+        assert_eq!(new.body["spec"]["evictionStrategy"], "LiveMigrate");
+        assert_eq!(new.body["spec"]["terminationGracePeriodSeconds"], 30);
+        assert_eq!(new.metadata["labels"]["kubevirt.io/domain"], "vm");
+        assert_eq!(new.metadata["ownerReferences"][0]["uid"], "vm");
+        assert_eq!(told(&plan)["printableStatus"], "Starting");
+        assert_eq!(plan.events[0].reason, "SuccessfulCreate");
+    }
+
+    #[test]
+    fn what_was_told_once_is_not_written_again() {
+        let vm = vm("Halted", &Value::Null);
+        let first = sight(&vm, None).plan();
+        assert_eq!(told(&first)["printableStatus"], "Stopped");
+        assert!(sight(first.tell.as_ref().unwrap(), None).plan().is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_fails_at_once_waits_before_it_is_started_again() {
+        let started = vm("Always", &Value::Null);
+        let failed = instance("Failed", 0, Some(5));
+        let plan = sight(&started, Some(&failed)).plan();
+        assert!(plan.delete.is_some() && plan.create.is_none());
+        let status = told(&plan).clone();
+        assert_eq!(
+            status["startFailure"],
+            json!({
+                "consecutiveFailCount": 1,
+                "lastFailedVMIUID": "i1",
+                "retryAfterTimestamp": "2026-01-01T00:10:10Z",
+            })
+        );
+        assert_eq!(status["printableStatus"], "CrashLoopBackOff");
+        let waits = vm("Always", &status);
+        let plan = sight(&waits, None).plan();
+        assert!(plan.create.is_none(), "{plan:?}");
+        let later = Sight {
+            now: "2026-01-01T00:10:10Z".parse().unwrap(),
+            ..sight(&waits, None)
+        };
+        assert!(later.plan().create.is_some());
+    }
+
+    #[test]
+    fn who_ran_well_is_started_again_at_once() {
+        let started = vm("Always", &Value::Null);
+        let failed = instance("Failed", 0, Some(3600));
+        let plan = sight(&started, Some(&failed)).plan();
+        assert_eq!(told(&plan)["startFailure"], Value::Null);
+        let counted = vm(
+            "Always",
+            &json!({ "startFailure": { "lastFailedVMIUID": "i0" } }),
+        );
+        let running = instance("Running", 61, None);
+        let plan = sight(&counted, Some(&running)).plan();
+        assert_eq!(told(&plan)["startFailure"], Value::Null);
     }
 
     #[test]
     fn a_migrating_machine_says_so_before_it_says_paused() {
-        let mut instance = instance("Running");
-        let status = instance.status.as_mut().expect("a status");
+        let vm = vm("Always", &Value::Null);
+        let mut instance = instance("Running", 5, None);
+        let status = instance.status.as_mut().unwrap();
         status["migrationState"] = json!({ "startTimestamp": "2026-01-01T00:00:00Z" });
         status["conditions"] = json!([{ "type": "Paused", "status": "True" }]);
-        assert_eq!(printable(&vm("Always"), Some(&instance)), "Migrating");
+        let plan = sight(&vm, Some(&instance)).plan();
+        assert_eq!(told(&plan)["printableStatus"], "Migrating");
+        assert_eq!(
+            condition(told(&plan), "Paused"),
+            Some("True"),
+            "not mirrored"
+        );
+    }
+
+    #[test]
+    fn an_instance_of_somebody_else_is_left_alone_and_named() {
+        let vm = vm("Always", &Value::Null);
+        let mut other = instance("Running", 5, None);
+        other.metadata = json!({});
+        let plan = sight(&vm, Some(&other)).plan();
+        assert!(plan.create.is_none() && plan.delete.is_none());
+        assert_eq!(condition(told(&plan), "Failure"), Some("True"));
+    }
+
+    #[test]
+    fn a_deleted_machine_takes_its_instance_with_it() {
+        let mut vm = vm("Always", &Value::Null);
+        vm.metadata["deletionTimestamp"] = json!(NOW);
+        let running = instance("Running", 5, None);
+        let plan = sight(&vm, Some(&running)).plan();
+        assert!(plan.delete.is_some_and(|instance| instance.deleting()));
     }
 }
