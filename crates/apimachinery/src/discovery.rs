@@ -42,7 +42,10 @@ pub(crate) fn group(group: &Group) -> Value {
 }
 
 fn group_versions(group: &Group) -> Value {
-    let entry = |version: &Version| json!({ "groupVersion": api_version(group.name, version.name), "version": version.name });
+    let entry = |version: &Version| {
+        let full = api_version(group.name, version.name);
+        json!({ "groupVersion": full, "version": version.name })
+    };
     let versions: Vec<Value> = group.versions.iter().map(entry).collect();
     json!({ "name": group.name, "preferredVersion": versions[0], "versions": versions })
 }
@@ -176,7 +179,7 @@ fn aggregated_resources(version: &Version) -> Vec<Value> {
             .iter()
             .position(|entry| entry["resource"] == parent)
             .unwrap_or_else(|| {
-                // A subresource whose resource is not served here; the parent is there in name only.
+                // The resource itself is not served here: its parent is there in name only.
                 out.push(json!({
                     "resource": parent,
                     "responseKind": response_kind("", "", ""),

@@ -209,7 +209,9 @@ mod tests {
             "spec": {"taints": [{"key": "b"}]},
             "status": {
                 "$setElementOrder/conditions": [{"type": "B"}, {"type": "A"}],
-                "conditions": [{"type": "B", "s": 2}, {"type": "A", "$patch": "delete"}, {"type": "C"}],
+                "conditions": [
+                    {"type": "B", "s": 2}, {"type": "A", "$patch": "delete"}, {"type": "C"},
+                ],
             },
         });
         assert_eq!(

@@ -337,7 +337,8 @@ async fn server_side_apply_creates_keeps_and_conflicts() {
     let path = |manager: &str| format!("{WIDGETS}/a?fieldManager={manager}");
     let config = |size: i64| {
         format!(
-            "apiVersion: toy.example.com/v1\nkind: Widget\nmetadata: {{name: a}}\nspec: {{size: {size}}}\n"
+            "apiVersion: toy.example.com/v1\nkind: Widget\n\
+             metadata: {{name: a}}\nspec: {{size: {size}}}\n"
         )
     };
     let made = client

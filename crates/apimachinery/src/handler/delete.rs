@@ -95,6 +95,7 @@ pub(super) async fn many(
 
 async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<Outcome, Status> {
     for _ in 0..TRIES {
+        let warned = call.warnings.len();
         let stored = call.current().await?;
         check_preconditions(call, &stored, options)?;
         let admitted = [&call.server.admission, &call.resource.kind.admission];
@@ -106,7 +107,7 @@ async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<Outcome, Sta
         }
         match attempt(call, &stored).await {
             Ok(outcome) => return Ok(outcome),
-            Err(StoreError::Conflict) => call.warnings.clear(),
+            Err(StoreError::Conflict) => call.warnings.truncate(warned),
             Err(error) => return Err(call.store_error(error, &call.context.name)),
         }
     }
