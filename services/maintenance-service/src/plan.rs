@@ -381,7 +381,8 @@ impl<'a> Drain<'a> {
         ] {
             set(&mut status, key, value);
         }
-        self.plan.maintenance = stamped(self.situation, status);
+        let told = stamped(self.situation, status);
+        self.plan.maintenance = finalized(told.as_ref().unwrap_or(maintenance)).or(told);
     }
 
     /// What is still there: names, and names with namespaces.
@@ -438,6 +439,19 @@ fn stamped(situation: &Situation, mut status: Map<String, Value>) -> Option<Obje
     }
     status.insert("lastUpdate".to_owned(), json!(seconds(situation.now)));
     with_status(maintenance, status)
+}
+
+/// The maintenance with our finalizer, if it has none: without it nobody would open the node again.
+fn finalized(maintenance: &Object) -> Option<Object> {
+    if maintenance.finalizers().any(|name| name == FINALIZER) {
+        return None;
+    }
+    let mut maintenance = maintenance.clone();
+    match &mut maintenance.metadata["finalizers"] {
+        Value::Array(finalizers) => finalizers.push(json!(FINALIZER)),
+        none => *none = json!([FINALIZER]),
+    }
+    Some(maintenance)
 }
 
 /// An event about the maintenance itself.

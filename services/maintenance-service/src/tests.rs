@@ -650,6 +650,22 @@ async fn a_machine_on_its_way_to_the_node_is_sent_back_when_it_has_come() {
 }
 
 #[tokio::test]
+async fn a_maintenance_that_lost_its_finalizer_gets_it_back() {
+    let scene = Scene::new().await;
+    scene.maintain().await;
+    scene.round().await;
+    scene
+        .edit(&maintenance(), |object| {
+            object.metadata["finalizers"] = json!([]);
+        })
+        .await;
+    scene.round().await;
+    let finalizers = scene.get(&maintenance()).await.metadata["finalizers"].clone();
+    assert_eq!(finalizers, json!(["foregroundDeleteNodeMaintenance"]));
+    scene.rests().await;
+}
+
+#[tokio::test]
 async fn a_node_that_vanished_fails_its_maintenance_and_lets_it_go() {
     let scene = Scene::new().await;
     scene.maintain().await;
