@@ -447,10 +447,9 @@ fn finalized(maintenance: &Object) -> Option<Object> {
         return None;
     }
     let mut maintenance = maintenance.clone();
-    match &mut maintenance.metadata["finalizers"] {
-        Value::Array(finalizers) => finalizers.push(json!(FINALIZER)),
-        none => *none = json!([FINALIZER]),
-    }
+    let mut finalizers: Vec<&str> = maintenance.finalizers().collect();
+    finalizers.push(FINALIZER);
+    maintenance.metadata["finalizers"] = json!(finalizers);
     Some(maintenance)
 }
 
