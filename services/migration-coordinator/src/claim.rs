@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// Claims and drives jobs until shutdown. `pokes` names jobs that changed, `None` for any.
 pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Option<JobId>>) {
-    let mut drives: JoinSet<JobId> = JoinSet::new();
+    let mut drives: JoinSet<(JobId, Arc<Notify>)> = JoinSet::new();
     let mut awake: HashMap<JobId, Arc<Notify>> = HashMap::new();
     let mut wakeups = shared.ledger.wakeups();
     loop {
@@ -26,7 +26,7 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
             () = shared.shutdown.cancelled() => break,
             Some(poke) = pokes.recv() => wake(&awake, poke.as_ref()),
             Some(ended) = drives.join_next() => match ended {
-                Ok(job) => { awake.remove(&job); }
+                Ok((job, poked)) => forget(&mut awake, &job, &poked),
                 Err(error) => warn!(%error, "a drive ended badly; its lease will run out"),
             },
             _ = wakeups.next(POLL) => {}
@@ -37,7 +37,7 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
 
 async fn claim_open(
     shared: &Arc<Shared>,
-    drives: &mut JoinSet<JobId>,
+    drives: &mut JoinSet<(JobId, Arc<Notify>)>,
     awake: &mut HashMap<JobId, Arc<Notify>>,
 ) {
     loop {
@@ -55,9 +55,19 @@ async fn claim_open(
         awake.insert(job.clone(), Arc::clone(&poked));
         let shared = Arc::clone(shared);
         drives.spawn(async move {
-            drive::drive(shared, lease, poked).await;
-            job
+            drive::drive(shared, lease, Arc::clone(&poked)).await;
+            (job, poked)
         });
+    }
+}
+
+/// A job that was lost may have been claimed again: then its new drive is the one to poke.
+fn forget(awake: &mut HashMap<JobId, Arc<Notify>>, job: &JobId, poked: &Arc<Notify>) {
+    if awake
+        .get(job)
+        .is_some_and(|known| Arc::ptr_eq(known, poked))
+    {
+        awake.remove(job);
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Drive {
     pub(crate) lease: Lease,
     pub(crate) source: Option<HostWatch>,
     pub(crate) target: Option<HostWatch>,
+    /// Told when the lease is lost.
+    lost: Arc<Notify>,
     pub(crate) convergence: Convergence,
     /// What the migration's condition says that it waits for.
     pub(crate) said: Option<(String, String)>,
@@ -48,11 +50,14 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
     let state = lease.job.state;
     info!(%job, %state, epoch = %lease.epoch, "job claimed");
     let stop = shared.shutdown.clone();
+    let (keeper, kept) = (Arc::clone(&shared), lease.clone());
+    let lost = Arc::new(Notify::new());
     let mut drive = Drive {
         shared,
         lease,
         source: None,
         target: None,
+        lost: Arc::clone(&lost),
         convergence: Convergence::default(),
         said: None,
         said_at: None,
@@ -62,6 +67,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
             End::Final => info!(%job, state = %drive.lease.job.state, "job over"),
             End::Lost => info!(%job, "job is somebody else's"),
         },
+        () = keep(&keeper, &kept, &lost) => {}
         () = stop.cancelled() => debug!(%job, "job left to the next owner"),
     }
     drive.shared.queue_moved.notify_waiters();
@@ -70,10 +76,26 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
     }
 }
 
+/// Keeps the lease, also while an order takes longer than it lives. Tells `lost` when it is lost,
+/// and never returns: what is being recorded at that moment is not torn out of its hands.
+async fn keep(shared: &Shared, lease: &Lease, lost: &Notify) {
+    let mut renew = tokio::time::interval(shared.config.lease_renew());
+    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        renew.tick().await;
+        let ttl = shared.config.lease_ttl();
+        match shared.ledger.job_renew(lease, ttl).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => debug!(%error, "lease not renewed"),
+        }
+    }
+    lost.notify_one();
+    std::future::pending().await
+}
+
 impl Drive {
     async fn run(&mut self, poked: &Notify) -> End {
-        let mut renew = tokio::time::interval(self.shared.config.lease_renew());
-        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let outcome = match self.turn().await {
                 Ok(outcome) => outcome,
@@ -88,7 +110,7 @@ impl Drive {
                 Outcome::Lost => return End::Lost,
                 Outcome::Over => return End::Final,
                 Outcome::Wait => {
-                    if !self.wait(poked, &mut renew).await {
+                    if !self.wait(poked).await {
                         return End::Lost;
                     }
                 }
@@ -173,28 +195,18 @@ impl Drive {
     }
 
     /// Waits for anything that may change the decision; `false` when the lease is lost.
-    async fn wait(&mut self, poked: &Notify, renew: &mut tokio::time::Interval) -> bool {
+    async fn wait(&mut self, poked: &Notify) -> bool {
         let queue = self.shared.queue_moved.clone();
         let pending = self.lease.job.state == JobState::Pending;
-        let deadline = tokio::time::sleep(POLL);
-        tokio::pin!(deadline);
-        loop {
-            tokio::select! {
-                () = changed(self.source.as_mut()) => return true,
-                () = changed(self.target.as_mut()) => return true,
-                () = poked.notified() => return self.refresh().await,
-                () = queue.notified(), if pending => return self.refresh().await,
-                () = &mut deadline => return self.refresh().await,
-                _ = renew.tick() => {
-                    let ttl = self.shared.config.lease_ttl();
-                    match self.shared.ledger.job_renew(&self.lease, ttl).await {
-                        Ok(true) => {}
-                        Ok(false) => return false,
-                        Err(error) => debug!(%error, "lease not renewed"),
-                    }
-                }
-            }
+        tokio::select! {
+            () = self.lost.notified() => return false,
+            () = changed(self.source.as_mut()) => return true,
+            () = changed(self.target.as_mut()) => return true,
+            () = poked.notified() => {}
+            () = queue.notified(), if pending => {}
+            () = tokio::time::sleep(POLL) => {}
         }
+        self.refresh().await
     }
 
     /// Reads the job again: a user may have cancelled it.
