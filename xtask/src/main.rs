@@ -21,10 +21,13 @@ struct Arguments {
 enum Command {
     /// A running Godwit with real machines on this machine.
     Lab(lab::Arguments),
-    /// Every check there is; with a filter, only the tests that match it.
+    /// Every check but the long suite; with a filter, only the tests that match it.
     Test {
         /// Part of a test's name.
         filter: Option<String>,
+        /// Only the long suite: the lab's document, moves, drains and restarts on a whole lab.
+        #[arg(long, conflicts_with = "filter")]
+        lab: bool,
     },
     /// Who may import what, sizes, words.
     Tidy,
@@ -33,7 +36,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(&arguments),
-        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Test { lab: true, .. } => test::run_lab(),
+        Command::Test { filter, lab: false } => test::run(filter.as_deref()),
         Command::Tidy => tidy::run(),
     };
     match done {

@@ -7,17 +7,15 @@ use godwit_testkit::kubectl::{self, Release};
 
 use crate::{tidy, tools};
 
-/// Runs every check, or only the tests that match `filter`.
+/// The suite that has a command of its own: it takes minutes. See `.config/nextest.toml` too.
+const LONG_SUITE: &str = "lab_suite";
+
+/// Runs every check but the long suite, or only the tests that match `filter`.
 ///
 /// # Errors
 /// With the first check that failed.
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
-    let bar = tools::spinner();
-    tools::ensure_packages(&bar)?;
-    for release in Release::ALL {
-        kubectl::program(&tools::cache_dir(), release, &|text| tools::say(&bar, text))?;
-    }
-    bar.finish_and_clear();
+    prepare()?;
     if filter.is_none() {
         step("tidy", tidy::run)?;
         step("format", || tools::cargo(&["fmt", "--all", "--check"]))?;
@@ -65,7 +63,44 @@ fn tests(filter: Option<&str>) -> Result<()> {
         vec!["test", "--workspace"]
     };
     arguments.extend(filter);
+    if !has("cargo-nextest") {
+        arguments.extend(["--", "--skip", LONG_SUITE]);
+    }
     tools::cargo(&arguments)
+}
+
+/// Runs the long suite: real kubectls type the lab's document against a lab of its own.
+///
+/// # Errors
+/// With the sections that failed.
+pub(crate) fn run_lab() -> Result<()> {
+    prepare()?;
+    step("build", || {
+        tools::cargo(&["build", "--workspace", "--all-targets"])
+    })?;
+    let suite = [
+        "test",
+        "--workspace",
+        "--test",
+        "godwit",
+        LONG_SUITE,
+        "--",
+        "--nocapture",
+    ];
+    step("lab", || tools::cargo(&suite))
+}
+
+/// Installs and fetches what the tests need.
+fn prepare() -> Result<()> {
+    let bar = tools::spinner();
+    tools::ensure_packages(&bar)?;
+    for release in Release::ALL {
+        kubectl::program(&tools::cache_dir(), release, &|text| {
+            tools::say(&bar, text);
+        })?;
+    }
+    bar.finish_and_clear();
+    Ok(())
 }
 
 fn has(program: &str) -> bool {
