@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_ledger::{
     InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey, ReservationRow, Tx,
@@ -29,7 +29,7 @@ use crate::place::{self, Wanted};
 use crate::telemetry::Telemetry;
 use crate::told::{refuse, unschedulable};
 use crate::vm::{self, Sight};
-use crate::world::{MACHINES, World, stale};
+use crate::world::{MACHINES, World, instance_key, stale};
 use crate::{status, told};
 
 /// How often everything is looked at although nothing woke us.
@@ -58,10 +58,12 @@ pub(crate) struct Hardware {
 pub(crate) async fn run(machines: Arc<Machines>) {
     let mut wakeups = machines.ledger.wakeups();
     while !machines.shutdown.is_cancelled() {
+        let began = Instant::now();
         if let Err(error) = machines.round().await {
             warn!(%error, "a round over the machines was cut short");
         }
-        tokio::time::sleep(ROUND_PAUSE).await; // debounce
+        // Rounds over very many machines take at most half of the time.
+        tokio::time::sleep(began.elapsed().max(ROUND_PAUSE)).await; // debounce
         tokio::select! {
             () = machines.shutdown.cancelled() => break,
             () = machines.inventory.machines_changed.notified() => {}
@@ -138,12 +140,7 @@ impl Machines {
             let Some(machine) = tx.get(&machine.key).await? else {
                 return Ok(());
             };
-            let key = ObjectKey::new(
-                crate::world::INSTANCES,
-                &machine.key.namespace,
-                &machine.key.name,
-            );
-            let namesake = tx.get(&key).await?;
+            let namesake = tx.get(&instance_key(&machine.key)).await?;
             let sight = Sight {
                 vm: &machine,
                 namesake: namesake.as_ref(),
@@ -235,16 +232,17 @@ impl Machines {
         world: &World,
     ) -> Result<(), LedgerError> {
         let hardware = self.hardware(object, &row.uid);
-        if let Ok(hardware) = &hardware {
-            let owner = world.machines.get(&owner_key(object));
-            let placement = world.floor.choose(wanted(
-                row,
-                hardware,
-                home(hardware, object, owner).as_ref(),
-            ));
-            if placement.chosen.is_none() && told::knows(object, &placement.summary()) {
-                return Ok(());
+        let known = match &hardware {
+            Ok(hardware) => {
+                let owner = world.machines.get(&owner_key(object));
+                let home = home(hardware, object, owner);
+                let placement = world.floor.choose(wanted(row, hardware, home.as_ref()));
+                placement.chosen.is_none() && told::knows(object, &placement.summary())
             }
+            Err(problem) => told::is_refused(object, problem),
+        };
+        if known {
+            return Ok(());
         }
         self.write(async |tx| {
             let (Some(object), Some(row)) = (same(tx, object).await?, tx.instance(&row.uid).await?)

@@ -326,6 +326,20 @@ async fn a_start_that_fails_is_told_and_repeated_after_a_pause() {
 }
 
 #[tokio::test]
+async fn what_no_host_can_build_is_refused_once_with_its_path() {
+    let scene = Scene::new(PLENTY).await;
+    let mut odd = spec();
+    odd["domain"]["machine"] = json!({ "type": "microvm" });
+    scene.wish_for("vm1", odd).await;
+    scene.settle().await;
+    let said = "spec.domain.machine.type: \"microvm\" is not a q35 type, for example pc-q35-7.2";
+    let events = scene.events("VirtualMachineInstance").await;
+    assert_eq!(events, [("FailedCreate".to_owned(), said.to_owned())]);
+    let status = scene.instance("vm1").await.status.unwrap();
+    assert_eq!(condition(&status, "Synchronized"), Some("False"));
+}
+
+#[tokio::test]
 async fn a_target_is_held_for_one_job_alone_and_the_same_when_asked_again() {
     let scene = Scene::new(2 * ONE).await;
     scene.wish("vm1").await;

@@ -27,10 +27,23 @@ pub(crate) async fn change(
 /// # Errors
 /// The ledger's.
 pub(crate) async fn refuse(tx: &mut Tx, object: Object, problem: &str) -> Result<(), LedgerError> {
+    if is_refused(&object, problem) {
+        return Ok(());
+    }
+    let object = change(tx, object, |told| set_refused(told, problem)).await?;
+    scheduler_event(tx, &object, (EventKind::Warning, "FailedCreate", problem)).await
+}
+
+/// Whether it was said already that the instance can't be built, and why.
+pub(crate) fn is_refused(object: &Object, problem: &str) -> bool {
+    let mut told = object.status.clone().unwrap_or_default();
+    set_refused(&mut told, problem);
+    object.status.as_ref() == Some(&told)
+}
+
+fn set_refused(told: &mut Value, problem: &str) {
     let condition = Condition::new("Synchronized", false).because("FailedCreate", problem);
-    change(tx, object, |told| set_condition(told, &condition))
-        .await
-        .map(drop)
+    set_condition(told, &condition);
 }
 
 /// Whether it was said already that no node takes the instance, and why.

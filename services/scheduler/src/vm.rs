@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use godwit_ledger::{EventKind, EventRecord, LedgerError, NewObject, Object, ObjectKey, Tx};
+use godwit_ledger::{EventKind, EventRecord, LedgerError, NewObject, Object, Tx};
 use godwit_model::run_strategy::{self, Instance, RunStrategy, Wish};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::json::{Condition, child, clear_condition, condition, now, reference, set_condition};
 use crate::status;
-use crate::world::INSTANCES;
+use crate::world::instance_key;
 
 /// Finalizer that keeps an instance until its machine is gone.
 pub(crate) const FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
@@ -254,7 +254,7 @@ impl<'a> Sight<'a> {
         let mut status = json!({ "guestOSInfo": {}, "runtimeUser": status::RUNTIME_USER });
         status::set_phase(&mut status, "Pending");
         NewObject {
-            key: ObjectKey::new(INSTANCES, &vm.key.namespace, &vm.key.name),
+            key: instance_key(&vm.key),
             uid: None,
             metadata,
             body,
@@ -393,6 +393,7 @@ pub(crate) fn mark_deleted(instance: &mut Object) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use godwit_ledger::ObjectKey;
 
     const NOW: &str = "2026-01-01T00:10:00Z";
 

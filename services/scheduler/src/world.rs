@@ -30,6 +30,8 @@ pub(crate) struct World {
     /// The cluster's eviction strategy.
     pub(crate) eviction_strategy: Option<String>,
     migrating: HashSet<MachineId>,
+    /// Places in `instances`.
+    names: HashMap<ObjectKey, usize>,
 }
 
 impl World {
@@ -52,6 +54,11 @@ impl World {
             machines: machines
                 .into_iter()
                 .map(|object| (object.key.clone(), object))
+                .collect(),
+            names: instances
+                .iter()
+                .enumerate()
+                .map(|(at, object)| (object.key.clone(), at))
                 .collect(),
             instances,
             rows: rows.into_iter().map(|row| (row.uid.clone(), row)).collect(),
@@ -78,15 +85,19 @@ impl World {
 
     /// The instance that has the name of `machine`, whoever owns it.
     pub(crate) fn instance_of(&self, machine: &ObjectKey) -> Option<&Object> {
-        self.instances.iter().find(|instance| {
-            instance.key.namespace == machine.namespace && instance.key.name == machine.name
-        })
+        let at = *self.names.get(&instance_key(machine))?;
+        self.instances.get(at)
     }
 
     /// Room that is held for migrations that are over.
     pub(crate) fn stale_reservations(&self) -> impl Iterator<Item = &ReservationRow> {
         stale(&self.floor.reservations, &self.jobs)
     }
+}
+
+/// Key of the instance of the virtual machine `machine`.
+pub(crate) fn instance_key(machine: &ObjectKey) -> ObjectKey {
+    ObjectKey::new(INSTANCES, &machine.namespace, &machine.name)
 }
 
 /// Those of `reservations` whose migration is none of `jobs`.
