@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use godwit_testkit::lab::LabOptions;
@@ -25,9 +26,15 @@ const FOLDERS: [&str; 8] = [
 /// Programs that a lab runs.
 const PROGRAMS: [&str; 4] = ["godwit", "qemu", "postgres", "kubectl"];
 
+/// How names of other labs and of other tests' folders begin.
+const OTHERS: [&str; 5] = ["godwit-", "gwtr-", "gw-trace", "gwapi-", "gwpg-"];
+/// How long the end of a process may take to be seen.
+const ENDED_MAX: Duration = Duration::from_secs(20);
+/// How often one looks.
+const POLL: Duration = Duration::from_millis(500);
+
 /// What there is.
 pub(crate) struct Footprint {
-    dir: PathBuf,
     /// Named namespaces, devices, mounts, files, shared memory, and zombies.
     things: BTreeSet<String>,
     /// Processes of the lab.
@@ -64,15 +71,14 @@ impl Footprint {
             .collect();
         Ok(Self {
             processes: processes(&options.dir, &networks),
-            dir: options.dir.clone(),
             things,
             networks,
         })
     }
 
-    /// Fails with what is there `after` and was not there before; `during` proves that one looks
-    /// at the right things.
-    pub(crate) fn compare(&self, during: &Self, after: &Self) -> Result<()> {
+    /// Fails with what is there and was not there before; `during` proves that one looks at the
+    /// right things. Whoever adopted a process may take a moment to see that it ended.
+    pub(crate) fn compare(&self, during: &Self, options: &LabOptions) -> Result<()> {
         ensure!(during.networks.len() >= 3, "the lab had no namespaces");
         ensure!(
             during.processes.len() >= 8,
@@ -83,15 +89,31 @@ impl Footprint {
             during.things.len() > self.things.len(),
             "the lab had no names"
         );
-        let mut left: Vec<String> = processes(&self.dir, &during.networks)
-            .into_iter()
-            .chain(after.processes.iter().cloned())
-            .collect();
+        let began = Instant::now();
+        loop {
+            let left = self.left(during, options)?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                began.elapsed() < ENDED_MAX,
+                "left behind:\n{}",
+                left.join("\n")
+            );
+            std::thread::sleep(POLL); // poll
+        }
+    }
+
+    fn left(&self, during: &Self, options: &LabOptions) -> Result<Vec<String>> {
+        let after = Self::take(options)?;
+        let mut left: Vec<String> = after.processes.into_iter().collect();
+        left.extend(processes(&options.dir, &during.networks));
         let new = after.things.difference(&self.things);
-        left.extend(new.filter(|thing| !is_held(thing)).cloned());
-        ensure!(left.is_empty(), "left behind:\n{}", left.join("\n"));
-        ensure!(!self.dir.exists(), "{} is still there", self.dir.display());
-        Ok(())
+        left.extend(new.filter(|thing| !is_anothers(thing)).cloned());
+        if options.dir.exists() {
+            left.push(options.dir.display().to_string());
+        }
+        Ok(left)
     }
 }
 
@@ -138,25 +160,20 @@ fn zombies() -> Vec<String> {
         .collect()
 }
 
-/// Whether a living process that isn't the lab's has to do with it.
-fn is_held(thing: &str) -> bool {
+/// Whether it belongs to another lab or test, or a living process that isn't the lab's has it.
+fn is_anothers(thing: &str) -> bool {
     let path = thing.strip_prefix("mount ").unwrap_or(thing);
-    // Names of namespaces and devices of another lab are held by nobody but carry its prefix.
     let name = path.rsplit('/').next().unwrap_or_default();
-    if ["godwit-", "gwtr-"]
-        .iter()
-        .any(|other| name.starts_with(other))
-    {
+    if OTHERS.iter().any(|other| name.starts_with(other)) {
         return true;
     }
-    path.starts_with('/')
-        && running().any(|process| {
-            let files = names(&process.join("fd")).chain([process.join("cwd")]);
-            let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
-            command_line(&process).contains(path)
-                || maps.contains(path)
-                || files
-                    .filter_map(|file| fs::read_link(file).ok())
-                    .any(|file| file.starts_with(path))
-        })
+    path.starts_with('/') && running().any(|process| holds(&process, path))
+}
+
+fn holds(process: &Path, path: &str) -> bool {
+    let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
+    let mut files = names(&process.join("fd")).chain([process.join("cwd")]);
+    maps.contains(path)
+        || command_line(process).contains(path)
+        || files.any(|file| fs::read_link(file).is_ok_and(|file| file.starts_with(path)))
 }

@@ -14,8 +14,6 @@ use crate::lab_suite::say;
 const MANY: u8 = 10;
 /// Last byte of the first one's address.
 const FIRST: u8 = 100;
-/// The limits in force: KubeVirt's defaults, and two towards a node.
-const CLUSTER_MAX: usize = 5;
 const OUTBOUND_MAX: usize = 2;
 const INBOUND_MAX: usize = 2;
 /// A migration in one of these has passed the queue and not ended.
@@ -81,10 +79,8 @@ pub(crate) fn ten_leave(env: &Env) -> Result<()> {
         Ok(done.then_some(maintenance))
     })?;
     ensure!(done["status"]["drainProgress"] == 100, "{done:#}");
-    ensure!(
-        done["status"]["pendingPods"] == serde_json::json!([]),
-        "{done:#}"
-    );
+    // An empty list is left out.
+    ensure!(done["status"]["pendingPods"].is_null(), "{done:#}");
     let after = many(env, &machines)?;
     for (before, after) in before.iter().zip(&after) {
         ensure!(after.node != "worker1", "{after:?}");
@@ -129,7 +125,7 @@ fn many(env: &Env, machines: &[Machine]) -> Result<Vec<Seen>> {
             .find(|item| item["metadata"]["name"] == machine.name.as_str());
         let instance = found.with_context(|| format!("{} is not there", machine.name))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let guest = wait("a guest's answer", || Ok(env.ask(machine.last).ok()))?;
+        let guest = env.ask(machine.last)?;
         Ok(Seen {
             uid: text(&instance["metadata"]["uid"]),
             node: text(&instance["status"]["nodeName"]),
@@ -200,10 +196,7 @@ fn within_limits(env: &Env, lines: &[String]) -> Result<()> {
     ));
     ensure!(machines.len() == usize::from(MANY), "{machines:?}");
     // All of them leave one node, so the tightest limit is the one on what leaves it.
-    ensure!(
-        most <= OUTBOUND_MAX && most <= CLUSTER_MAX,
-        "{most} at once"
-    );
+    ensure!(most <= OUTBOUND_MAX, "{most} at once");
     ensure!(most_inbound <= INBOUND_MAX, "{most_inbound} towards a node");
     Ok(())
 }

@@ -212,21 +212,21 @@ impl Env {
     pub(crate) fn run(&self, machines: &[Machine]) -> Result<()> {
         let objects: Result<Vec<Value>> = machines.iter().map(|m| self.machine(m)).collect();
         self.apply(&objects?)?;
-        machines
-            .iter()
-            .try_for_each(|machine| self.answers(machine))
+        for machine in machines {
+            let what = format!("vmi/{} -o yaml", machine.name);
+            self.ask(machine.last)
+                .with_context(|| self.kubectl(&format!("get {what}")).unwrap_or(what))?;
+        }
+        Ok(())
     }
 
-    fn answers(&self, machine: &Machine) -> Result<()> {
-        let waited = wait("the guest's answer", || {
-            Ok(self.ask(machine.last).ok().map(drop))
-        });
-        let what = format!("vmi/{} -o yaml", machine.name);
-        waited.with_context(|| self.kubectl(&format!("get {what}")).unwrap_or(what))
-    }
-
-    /// Asks a guest what it is and how far.
+    /// Asks a guest what it is and how far, until it answers.
     pub(crate) fn ask(&self, last: u8) -> Result<Record> {
+        wait("the guest's answer", || Ok(self.ask_once(last).ok()))
+    }
+
+    /// One question: it or its answer may get lost.
+    fn ask_once(&self, last: u8) -> Result<Record> {
         let socket = UdpSocket::bind((self.lab.network().guest_gateway(), 0))?;
         socket.set_read_timeout(Some(ANSWER_MAX))?;
         socket.send_to(b"?", (self.lab.network().guest(last), QUERY_PORT))?;
@@ -328,6 +328,16 @@ impl Env {
         text
     }
 
+    /// Keeps the services' logs where the lab's end does not remove them; says where.
+    pub(crate) fn keep_logs(&self) -> Result<PathBuf> {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab-suite-logs");
+        fs::create_dir_all(&kept)?;
+        for service in self.lab.services() {
+            fs::copy(service.log(), kept.join(format!("{}.log", service.name)))?;
+        }
+        Ok(kept)
+    }
+
     /// Ends the lab.
     pub(crate) fn end(&self) -> Result<()> {
         self.lab.down()
@@ -337,7 +347,7 @@ impl Env {
 impl Drop for Env {
     fn drop(&mut self) {
         if let Err(error) = self.lab.down() {
-            eprintln!("the lab does not end: {error:#}");
+            crate::lab_suite::say(&format!("the lab does not end: {error:#}"));
         }
     }
 }

@@ -54,6 +54,10 @@ fn lab_suite() {
         began.elapsed().as_secs_f64()
     ));
     let mut ended: Vec<Ended> = chosen().map(|section| run(&env, section)).collect();
+    if ended.iter().any(|section| section.failure.is_some()) {
+        let kept = env.keep_logs().unwrap();
+        say(&format!("logs: {}", kept.display()));
+    }
     ended.push(down(&env, &before));
     drop(env);
     let mut failures = vec![];
@@ -89,15 +93,17 @@ fn chosen() -> impl Iterator<Item = (&'static str, Section)> {
 fn run(env: &Env, (name, section): (&'static str, Section)) -> Ended {
     say(&format!("== {name}"));
     let began = Instant::now();
-    let mut failure = caught(|| section(env)).err().map(|why| {
-        let text = format!("{why:#}\n{}", env.situation());
-        say(&text);
-        text
-    });
-    let cleared = caught(|| env.clear());
-    if let (None, Err(why)) = (&failure, cleared) {
-        failure = Some(format!("cleaning up: {why:#}\n{}", env.situation()));
+    let mut outcome = caught(|| section(env));
+    if outcome.is_err() {
+        say(&env.situation());
     }
+    if let Err(why) = caught(|| env.clear())
+        && outcome.is_ok()
+    {
+        say(&env.situation());
+        outcome = Err(why.context("cleaning up"));
+    }
+    let failure = outcome.err().map(|why| format!("{why:#}"));
     Ended {
         name,
         took: began.elapsed(),
@@ -112,7 +118,7 @@ fn down(env: &Env, before: &Footprint) -> Ended {
     let failure = caught(|| {
         let during = Footprint::take(env.lab().options())?;
         env.end()?;
-        before.compare(&during, &Footprint::take(env.lab().options())?)
+        before.compare(&during, env.lab().options())
     });
     Ended {
         name: "down",

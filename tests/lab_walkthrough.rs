@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
             said == format!("virtualmachine.kubevirt.io/{VM} created\n"),
             "{said}"
         );
-        wait("the guest's answer", || Ok(self.env.ask(LAST).ok()))?;
+        self.env.ask(LAST)?;
         let row = wait("the machine's address", || {
             let row = self.machine()?;
             Ok(row[3].starts_with(&address).then_some(row))
