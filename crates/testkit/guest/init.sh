@@ -22,7 +22,11 @@ if [ -e /sys/class/net/eth0 ]; then
     case "$ip" in
     '') ;;
     dhcp) udhcpc -i eth0 -q -n -t 5 -s /dhcp.sh ;;
-    *) ip address add "$ip" dev eth0 ;;
+    *)
+        ip address add "$ip" dev eth0
+        # Nobody need ask first: hosts learn a guest's address from what it sends.
+        arping -A -c 1 -I eth0 "${ip%/*}" >/dev/null
+        ;;
     esac
     [ -n "$gw" ] && ip route add default via "$gw"
 fi
