@@ -61,19 +61,41 @@ pub(crate) struct Facts {
     pub(crate) target: TargetFact,
 }
 
+impl Facts {
+    /// Of a host that knows nothing of the job.
+    const fn none() -> Self {
+        Self {
+            source: no_source(),
+            target: no_target(),
+        }
+    }
+}
+
+/// The newest facts, and how many the stream has brought.
+#[derive(Debug, Default)]
+struct Latest {
+    streamed: u64,
+    /// `None` while the host is silent.
+    facts: Option<Facts>,
+}
+
+/// How far a stream was when a command was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark(u64);
+
 /// One host's stream of facts about a job; ends when dropped.
 pub(crate) struct HostWatch {
     /// The host.
     pub(crate) node: NodeName,
-    latest: watch::Sender<Option<Facts>>,
-    changes: watch::Receiver<Option<Facts>>,
+    latest: watch::Sender<Latest>,
+    changes: watch::Receiver<Latest>,
     task: AbortHandle,
 }
 
 impl HostWatch {
     /// Opens the stream, and again whenever it breaks.
     pub(crate) fn open(node: NodeName, agent: AgentClient<Channel>, job: wire::JobRef) -> Self {
-        let (latest, changes) = watch::channel(None);
+        let (latest, changes) = watch::channel(Latest::default());
         let task = tokio::spawn(listen(agent, job, latest.clone())).abort_handle();
         Self {
             node,
@@ -85,7 +107,7 @@ impl HostWatch {
 
     /// What the host last said; `None` while it is silent.
     pub(crate) fn latest(&self) -> Option<Facts> {
-        self.latest.borrow().clone()
+        self.latest.borrow().facts.clone()
     }
 
     /// Waits for the next change.
@@ -94,29 +116,30 @@ impl HostWatch {
         let _ = self.changes.changed().await;
     }
 
-    /// Takes the source half from the answer to a command: it is newer than the stream.
-    pub(crate) fn heard_source(&self, fact: SourceFact) {
-        self.latest.send_modify(|facts| match facts {
-            Some(facts) => facts.source = fact,
-            None => {
-                *facts = Some(Facts {
-                    source: fact,
-                    target: no_target(),
-                })
-            }
-        });
+    /// To be taken before a command is sent, and given with its answer.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.latest.borrow().streamed)
     }
 
-    /// Takes the target half from the answer to a command: it is newer than the stream.
-    pub(crate) fn heard_target(&self, fact: TargetFact) {
-        self.latest.send_modify(|facts| match facts {
-            Some(facts) => facts.target = fact,
-            None => {
-                *facts = Some(Facts {
-                    source: no_source(),
-                    target: fact,
-                })
+    /// Takes the source half from the answer to a command.
+    pub(crate) fn heard_source(&self, mark: Mark, fact: SourceFact) {
+        self.heard(mark, |facts| facts.source = fact);
+    }
+
+    /// Takes the target half from the answer to a command.
+    pub(crate) fn heard_target(&self, mark: Mark, fact: TargetFact) {
+        self.heard(mark, |facts| facts.target = fact);
+    }
+
+    /// An answer may arrive after newer facts, which nobody would say again. So it counts only when
+    /// the stream said nothing since the command was sent; else the stream has or brings its news.
+    fn heard(&self, mark: Mark, take: impl FnOnce(&mut Facts)) {
+        self.latest.send_if_modified(|latest| {
+            let newest = latest.streamed == mark.0;
+            if newest {
+                take(latest.facts.get_or_insert_with(Facts::none));
             }
+            newest
         });
     }
 }
@@ -127,11 +150,7 @@ impl Drop for HostWatch {
     }
 }
 
-async fn listen(
-    mut agent: AgentClient<Channel>,
-    job: wire::JobRef,
-    latest: watch::Sender<Option<Facts>>,
-) {
+async fn listen(mut agent: AgentClient<Channel>, job: wire::JobRef, latest: watch::Sender<Latest>) {
     let mut pause = REOPEN_MIN;
     loop {
         if let Ok(stream) = agent.watch_job(job.clone()).await {
@@ -140,13 +159,16 @@ async fn listen(
                 pause = REOPEN_MIN;
                 match read(facts) {
                     Ok(facts) => {
-                        latest.send_replace(Some(facts));
+                        latest.send_modify(|latest| {
+                            latest.streamed += 1;
+                            latest.facts = Some(facts);
+                        });
                     }
                     Err(error) => tracing::warn!(%error, "a host's facts make no sense"),
                 }
             }
         }
-        latest.send_replace(None);
+        latest.send_modify(|latest| latest.facts = None);
         tokio::time::sleep(pause).await; // back-off
         pause = (pause * 2).min(REOPEN_MAX);
     }
@@ -204,5 +226,51 @@ fn reference(machine: &MachineId, job: &JobId, epoch: Epoch) -> wire::JobRef {
         machine: machine.to_string(),
         job: job.to_string(),
         epoch: epoch.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(state: SourceState) -> Facts {
+        let source = SourceFact {
+            state,
+            ..no_source()
+        };
+        Facts {
+            source,
+            ..Facts::none()
+        }
+    }
+
+    fn watch() -> HostWatch {
+        let (latest, changes) = watch::channel(Latest::default());
+        HostWatch {
+            node: NodeName::parse("worker1").unwrap(),
+            latest,
+            changes,
+            task: tokio::spawn(async {}).abort_handle(),
+        }
+    }
+
+    fn streams(host: &HostWatch, state: SourceState) {
+        host.latest.send_modify(|latest| {
+            latest.streamed += 1;
+            latest.facts = Some(source(state));
+        });
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_news_unless_the_stream_spoke_since_the_command() {
+        let host = watch();
+        let mark = host.mark();
+        host.heard_source(mark, source(SourceState::Copying).source);
+        assert_eq!(host.latest(), Some(source(SourceState::Copying)));
+
+        let mark = host.mark();
+        streams(&host, SourceState::Completed);
+        host.heard_source(mark, source(SourceState::Switching).source);
+        assert_eq!(host.latest(), Some(source(SourceState::Completed)));
     }
 }

@@ -246,6 +246,7 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
         .as_ref()
         .ok_or_else(|| Status::unavailable("no target host"))?;
     let mut agent = drive.shared.agent(&host.node).await?;
+    let mark = host.mark();
     let answer = if command == Command::PrepareTarget {
         let spec = drive.shared.machine_spec(&job.machine).await?;
         let request = wire::PrepareTargetRequest {
@@ -256,7 +257,7 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
     } else {
         agent.discard_target(timed(reference)).await?
     };
-    host.heard_target(TargetFact::try_from(answer.into_inner())?);
+    host.heard_target(mark, TargetFact::try_from(answer.into_inner())?);
     Ok(())
 }
 
@@ -267,6 +268,7 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
         .as_ref()
         .ok_or_else(|| Status::unavailable("no source host"))?;
     let mut agent = drive.shared.agent(&host.node).await?;
+    let mark = host.mark();
     let answer = match command {
         Command::StartCopy => {
             agent
@@ -281,7 +283,7 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
             return Err(Status::internal("an order for the target"));
         }
     };
-    host.heard_source(SourceFact::try_from(answer.into_inner())?);
+    host.heard_source(mark, SourceFact::try_from(answer.into_inner())?);
     Ok(())
 }
 
