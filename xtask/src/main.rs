@@ -1,5 +1,6 @@
 //! Automation: `cargo xtask lab, test, tidy, bench`.
 
+mod bench;
 mod lab;
 mod test;
 mod tidy;
@@ -21,6 +22,8 @@ struct Arguments {
 enum Command {
     /// A running Godwit with real machines on this machine.
     Lab(lab::Arguments),
+    /// What Godwit adds to a move, beside a script that does the same by hand; printed, and as JSON.
+    Bench(bench::Arguments),
     /// Every check but the long suite; with a filter, only the tests that match it.
     Test {
         /// Part of a test's name.
@@ -36,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Test { lab: true, .. } => test::run_lab(),
         Command::Test { filter, lab: false } => test::run(filter.as_deref()),
         Command::Tidy => tidy::run(),

@@ -1,0 +1,156 @@
+//! The API over connections that stay open: starting a kubectl costs more than what is measured.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use godwit_testkit::lab::Lab;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Where a lab's API is, and who we are there.
+pub(crate) struct Api {
+    tls: TlsConnector,
+    address: SocketAddr,
+}
+
+/// One connection, open and warm.
+pub(crate) struct Connection(SendRequest<Full<Bytes>>);
+
+impl Api {
+    /// The API of `lab`, as its admin.
+    pub(crate) fn of(lab: &Lab) -> Result<Self> {
+        let text = std::fs::read_to_string(lab.kubeconfig()).context("read the kubeconfig")?;
+        let config: Value = serde_json::from_str(&text).context("understand the kubeconfig")?;
+        let field = |pointer: &str| -> Result<Vec<u8>> {
+            let text = config.pointer(pointer).and_then(Value::as_str);
+            let text = text.with_context(|| format!("the kubeconfig has no {pointer}"))?;
+            Ok(STANDARD.decode(text)?)
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = field("/clusters/0/cluster/certificate-authority-data")?;
+        roots.add(CertificateDer::from_pem_slice(&ca)?)?;
+        let chain = field("/users/0/user/client-certificate-data")?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+        let key = PrivateKeyDer::from_pem_slice(&field("/users/0/user/client-key-data")?)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain?, key)?;
+        let server = lab.server();
+        let address = server.trim_start_matches("https://").parse();
+        Ok(Self {
+            tls: TlsConnector::from(Arc::new(tls)),
+            address: address.with_context(|| format!("understand {server}"))?,
+        })
+    }
+
+    /// Opens a connection.
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::from(self.address.ip());
+        let stream = self.tls.connect(name, stream).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move {
+            // Whoever uses the connection sees that it ended.
+            let _ = connection.await;
+        });
+        Ok(Connection(sender))
+    }
+
+    /// Watches objects, from those that there are on. Each watch has its own connection.
+    pub(crate) async fn watch(&self, path: &str) -> Result<Watch> {
+        let mut connection = self.connect().await?;
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}watch=true&allowWatchBookmarks=false");
+        let response = connection.send(Method::GET, &path, None).await?;
+        let status = response.status();
+        ensure!(status.is_success(), "watch {path}: {status}");
+        Ok(Watch {
+            body: response.into_body(),
+            read: Vec::new(),
+            at: Instant::now(),
+        })
+    }
+}
+
+impl Connection {
+    /// Creates an object.
+    pub(crate) async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
+        let response = self.send(Method::POST, path, Some(body)).await?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        ensure!(status.is_success(), "POST {path}: {status}: {text}");
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response<Incoming>> {
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "godwit")
+            .header("accept", "application/json")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        self.0.ready().await?;
+        Ok(self.0.send_request(request).await?)
+    }
+}
+
+/// A stream of changes.
+pub(crate) struct Watch {
+    body: Incoming,
+    read: Vec<u8>,
+    at: Instant,
+}
+
+impl Watch {
+    /// The next change and when it was here.
+    pub(crate) async fn next(&mut self) -> Result<(Instant, Value)> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return Ok((self.at, serde_json::from_slice(&line)?));
+            }
+            let frame = self.body.frame().await.context("the watch ended")??;
+            self.at = Instant::now();
+            if let Ok(data) = frame.into_data() {
+                self.read.extend_from_slice(&data);
+            }
+        }
+    }
+
+    /// Waits until `wanted` answers something for an object.
+    pub(crate) async fn until<T>(
+        &mut self,
+        mut wanted: impl FnMut(&Value) -> Option<Result<T>>,
+    ) -> Result<(Instant, T)> {
+        loop {
+            let (at, change) = self.next().await?;
+            if let Some(found) = wanted(&change["object"]) {
+                return Ok((at, found?));
+            }
+        }
+    }
+}
