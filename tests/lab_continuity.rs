@@ -45,6 +45,11 @@ pub(crate) fn ten_migrations(env: &Env) -> Result<()> {
         let to = if number % 2 == 1 { away } else { home.as_str() };
         env.migrate(&format!("move-{number}"), VM, Some(to))?;
         ensure!(env.node_of(VM)? == to, "the machine is not on {to}");
+        let now = env.ask(LAST)?;
+        ensure!(
+            now.boot_id == boot.boot_id,
+            "migration {number}: the guest booted again"
+        );
     }
     ensure!(env.uid_of(VM)? == uid, "the instance is another");
     let lines = ping.lines()?;

@@ -328,13 +328,17 @@ impl Env {
         text
     }
 
-    /// Keeps the services' logs where the lab's end does not remove them; says where.
+    /// Keeps what services and guests wrote where the lab's end does not remove it; says where.
     pub(crate) fn keep_logs(&self) -> Result<PathBuf> {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab-suite-logs");
-        fs::create_dir_all(&kept)?;
-        for service in self.lab.services() {
-            fs::copy(service.log(), kept.join(format!("{}.log", service.name)))?;
-        }
+        let dir = &self.lab.options().dir;
+        let copied = Command::new("sh")
+            .args(["-ec", "rm -rf $0; mkdir -p $0; cp -r logs run state $0"])
+            .arg(&kept)
+            .current_dir(dir)
+            .output()?;
+        // Sockets can't be copied, and need not be.
+        ensure!(kept.exists(), "{copied:?}");
         Ok(kept)
     }
 

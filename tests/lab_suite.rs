@@ -54,10 +54,6 @@ fn lab_suite() {
         began.elapsed().as_secs_f64()
     ));
     let mut ended: Vec<Ended> = chosen().map(|section| run(&env, section)).collect();
-    if ended.iter().any(|section| section.failure.is_some()) {
-        let kept = env.keep_logs().unwrap();
-        say(&format!("logs: {}", kept.display()));
-    }
     ended.push(down(&env, &before));
     drop(env);
     let mut failures = vec![];
@@ -96,6 +92,10 @@ fn run(env: &Env, (name, section): (&'static str, Section)) -> Ended {
     let mut outcome = caught(|| section(env));
     if outcome.is_err() {
         say(&env.situation());
+        match env.keep_logs() {
+            Ok(kept) => say(&format!("logs: {}", kept.display())),
+            Err(why) => say(&format!("no logs: {why:#}")),
+        }
     }
     if let Err(why) = caught(|| env.clear())
         && outcome.is_ok()
