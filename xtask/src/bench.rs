@@ -23,6 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use godwit_model::MachineId;
 use godwit_model::limits::MigrationLimits;
+use godwit_model::migration::convergence::planned_blackout;
 use godwit_testkit::guest::linux;
 use godwit_testkit::lab::{Lab, LabOptions};
 use indicatif::ProgressBar;
@@ -156,7 +157,8 @@ fn measure_on(lab: &Lab, arguments: Arguments, bar: &ProgressBar) -> Result<Repo
     let bench = Bench {
         arguments,
         image,
-        downtime: Duration::from_millis(limits.max_downtime_ms.into()),
+        // What the product begins with, and an idle guest needs no more.
+        downtime: planned_blackout(1, Duration::from_millis(limits.max_downtime_ms.into())),
         ear: Ear::open(lab)?,
         raw_ear: Ear::open(lab)?,
         lab: lab.clone(),

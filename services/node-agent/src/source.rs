@@ -17,12 +17,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use godwit_model::migration::convergence::planned_blackout;
 use godwit_model::migration::fact::{Progress, SourceFact};
 use godwit_model::migration::source::{Source, SourceEffect, SourceEvent, SourceState};
-use godwit_model::{Epoch, JobId, MachineId, NodeName};
+use godwit_model::{BytesPerSecond, Epoch, JobId, MachineId, NodeName};
 use godwit_qemu::process::Identity;
 use godwit_qemu::qmp::{MigrationInfo, RunState};
-use godwit_qemu::{Events, QmpError};
+use godwit_qemu::{Events, Limits, QmpError};
 use godwit_rpc::Channel;
 
 use crate::half::{self, Command, Ends, Half, HalfError};
@@ -57,10 +58,21 @@ pub(crate) struct CopyOrder {
     pub(crate) agent: String,
     /// Bytes per second; 0 is unlimited.
     pub(crate) bandwidth: u64,
-    /// Longest stop that QEMU may plan for.
+    /// Longest stop that QEMU may ever plan for.
     pub(crate) downtime: Duration,
     /// Whether QEMU may slow the guest down.
     pub(crate) auto_converge: bool,
+}
+
+impl CopyOrder {
+    /// What QEMU is told to keep to in this pass, from 1.
+    fn limits(&self, pass: u32) -> Limits {
+        Limits {
+            bandwidth: BytesPerSecond(self.bandwidth),
+            downtime: planned_blackout(pass, self.downtime),
+            auto_converge: self.auto_converge,
+        }
+    }
 }
 
 /// One line of the log: all that a restarted agent needs.

@@ -16,6 +16,22 @@ pub struct CopyLimits {
     pub progress_timeout: u64,
 }
 
+/// Blackout that QEMU may plan for at the beginning of a copy.
+const BLACKOUT_FIRST: Duration = Duration::from_millis(20);
+/// Passes that are expected: all memory, and what was dirtied meanwhile. Most guests need no more.
+const PASSES_EXPECTED: u32 = 2;
+
+/// The blackout that QEMU may plan for in this pass (from 1) of a copy, at most `limit`.
+///
+/// QEMU uses up what it is allowed, so it is allowed little; and twice as much with each pass that
+/// didn't bring a busy guest's copy to its end.
+#[must_use]
+pub fn planned_blackout(pass: u32, limit: Duration) -> Duration {
+    let doublings = pass.saturating_sub(PASSES_EXPECTED);
+    let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+    BLACKOUT_FIRST.saturating_mul(factor).min(limit)
+}
+
 /// What is to happen with a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -81,6 +97,17 @@ mod tests {
             total: Bytes::mib(1024),
             ..Progress::default()
         }
+    }
+
+    #[test]
+    fn a_blackout_is_planned_short_until_passes_show_that_it_takes_more() {
+        let limit = Duration::from_millis(100);
+        let plan: Vec<u128> = [0, 1, 2, 3, 4, 5, 70, u32::MAX]
+            .map(|pass| planned_blackout(pass, limit).as_millis())
+            .to_vec();
+        assert_eq!(plan, [20, 20, 20, 40, 80, 100, 100, 100]);
+        let strict = Duration::from_millis(5);
+        assert_eq!(planned_blackout(1, strict), strict);
     }
 
     fn at(seconds: u64) -> Duration {

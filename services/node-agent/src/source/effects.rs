@@ -3,11 +3,10 @@
 use tokio::time::Instant;
 use tracing::warn;
 
-use godwit_model::BytesPerSecond;
 use godwit_model::migration::grant::{ProcessIdentity, Proof};
 use godwit_model::migration::source::{CopyStatus, SourceEffect, SourceEvent, SourceState};
 use godwit_qemu::migrate::{self, MigrateError};
-use godwit_qemu::{Limits, Qmp};
+use godwit_qemu::Qmp;
 use godwit_rpc::convert::proof_to_wire;
 
 use super::{Note, Owner};
@@ -100,12 +99,7 @@ impl Owner {
             }
             Err(error) => return failed(chain(&error)),
         };
-        let limits = Limits {
-            bandwidth: BytesPerSecond(copy.bandwidth),
-            downtime: copy.downtime,
-            auto_converge: copy.auto_converge,
-        };
-        let begun = migrate::begin(&qmp, &copy.uri, limits).await;
+        let begun = migrate::begin(&qmp, &copy.uri, copy.limits(1)).await;
         self.poll_at = Some(Instant::now() + half::POLL_EVERY);
         match begun {
             Ok(()) => {}

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use godwit_model::migration::source::{CopyStatus, SourceEvent, SourceState};
 use godwit_qemu::qmp::{MigrationInfo, MigrationStatus, RunState};
-use godwit_qemu::{Event, Qmp, QmpError, Stamped};
+use godwit_qemu::{Event, Qmp, QmpError, Stamped, migrate};
 
 use super::{Note, Owner, not_now};
 use crate::half::{self, HalfError};
@@ -40,6 +40,7 @@ impl Owner {
             }
             Event::MigrationPass(pass) => {
                 self.line.progress.passes = u32::try_from(*pass).unwrap_or(u32::MAX);
+                self.plan_blackout();
                 self.poll();
             }
             Event::Stop if self.is_copying() => {
@@ -83,6 +84,28 @@ impl Owner {
         self.vm = None;
         self.events = None;
         self.feed(SourceEvent::Gone).await
+    }
+
+    /// Allows a longer blackout when this pass shows that the copy takes it.
+    fn plan_blackout(&self) {
+        let (Some(vm), Some(copy)) = (self.vm.clone(), &self.line.copy) else {
+            return;
+        };
+        let pass = self.line.progress.passes;
+        let limits = copy.limits(pass);
+        if limits == copy.limits(pass.saturating_sub(1)) {
+            return;
+        }
+        let job = self.job.clone();
+        tokio::spawn(async move {
+            let planned = match vm.monitor().await {
+                Ok(qmp) => migrate::set_limits(&qmp, limits).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = planned {
+                warn!(%job, %error, "the copy goes on with a shorter blackout than allowed");
+            }
+        });
     }
 
     /// Asks QEMU in a task of its own: it may be slow exactly when an event matters.
