@@ -98,16 +98,38 @@ pub struct NewObject {
     pub status: Option<Value>,
 }
 
+/// Resource of events: those that clients made are objects, the others have a table of their own.
+const EVENTS: &str = "events";
+
+// The view of both is planned anew at each use, so only events are read through it.
 const LIST: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM object WHERE resource = $1 ORDER BY namespace, name";
+const LIST_EVENTS: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM api_object WHERE resource = $1 ORDER BY namespace, name";
 const GET: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM object WHERE resource = $1 AND namespace = $2 AND name = $3";
+const GET_EVENT: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM api_object WHERE resource = $1 AND namespace = $2 AND name = $3";
 
 fn get(key: &ObjectKey) -> Statement<'_> {
-    sqlx::query(GET)
+    let statement = if key.resource == EVENTS {
+        GET_EVENT
+    } else {
+        GET
+    };
+    sqlx::query(statement)
         .bind(&key.resource)
         .bind(&key.namespace)
         .bind(&key.name)
+}
+
+fn list(resource: &str) -> Statement<'_> {
+    let statement = if resource == EVENTS {
+        LIST_EVENTS
+    } else {
+        LIST
+    };
+    sqlx::query(statement).bind(resource)
 }
 
 impl Ledger {
@@ -137,7 +159,7 @@ impl Ledger {
     /// # Errors
     /// `Unavailable`.
     pub async fn list(&self, resource: &str) -> Result<Vec<Object>, LedgerError> {
-        let rows = self.fetch_all(sqlx::query(LIST).bind(resource)).await?;
+        let rows = self.fetch_all(list(resource)).await?;
         rows.iter().map(Object::read).collect()
     }
 
@@ -166,7 +188,7 @@ impl Tx {
     /// # Errors
     /// `Unavailable`.
     pub async fn list(&mut self, resource: &str) -> Result<Vec<Object>, LedgerError> {
-        let rows = self.fetch_all(sqlx::query(LIST).bind(resource)).await?;
+        let rows = self.fetch_all(list(resource)).await?;
         rows.iter().map(Object::read).collect()
     }
 
@@ -277,7 +299,7 @@ impl Tx {
                 .bind(&key.namespace)
                 .bind(&key.name);
         let mut removed = self.execute(statement).await?;
-        if removed == 0 && key.resource == "events" {
+        if removed == 0 && key.resource == EVENTS {
             let statement = sqlx::query("DELETE FROM event WHERE namespace = $1 AND name = $2")
                 .bind(&key.namespace)
                 .bind(&key.name);

@@ -8,7 +8,7 @@ use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::{MigrationState, SideState, launcher_name};
 use serde_json::{Value, json};
 
-use crate::drive::Drive;
+use crate::drive::{Drive, JobFacts};
 
 /// One transition, with what the views need to know.
 #[derive(Debug, Clone)]
@@ -26,12 +26,8 @@ pub(crate) struct Chapter {
 }
 
 /// What a transition shows, from the facts at hand.
-pub(crate) fn chapter(
-    drive: &Drive,
-    to: JobState,
-    reason: String,
-    (source, target): (Option<&SourceFact>, Option<&TargetFact>),
-) -> Chapter {
+pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFacts) -> Chapter {
+    let (source, target) = (facts.source.as_ref(), facts.target.as_ref());
     let job = &drive.lease.job;
     let now = drive.shared.now();
     let address = target.and_then(|fact| fact.address.clone());

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use godwit_ledger::{Lease, LedgerError};
 use godwit_model::migration::convergence::{Convergence, Verdict};
 use godwit_model::migration::decide::{self, Action};
+use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::source::SourceState;
 use tokio::sync::Notify;
@@ -34,6 +35,13 @@ pub(crate) struct Drive {
     pub(crate) said: Option<(String, String)>,
     /// When that was written.
     pub(crate) said_at: Option<Instant>,
+}
+
+/// What both hosts say of a job; `None` is a host that is silent.
+#[derive(Debug, Clone)]
+pub(crate) struct JobFacts {
+    pub(crate) source: Option<SourceFact>,
+    pub(crate) target: Option<TargetFact>,
 }
 
 /// Why a drive ended.
@@ -121,17 +129,27 @@ impl Drive {
     /// Facts, decision, one action.
     async fn turn(&mut self) -> Result<Outcome, LedgerError> {
         self.watch_hosts().await?;
-        let source = self
-            .source
-            .as_ref()
-            .and_then(HostWatch::latest)
-            .map(|facts| facts.source);
-        let target = self
-            .target
-            .as_ref()
-            .and_then(HostWatch::latest)
-            .map(|facts| facts.target);
-        let verdict = match &source {
+        let facts = self.facts();
+        let action = self.decide(&facts);
+        if !matches!(action, Action::Wait(_)) {
+            let (job, state) = (&self.lease.job.id, self.lease.job.state);
+            debug!(%job, %state, ?action, "decided");
+        }
+        step::carry_out(self, action, &facts).await
+    }
+
+    /// What the hosts said last.
+    pub(crate) fn facts(&self) -> JobFacts {
+        let latest = |host: &Option<HostWatch>| host.as_ref().and_then(HostWatch::latest);
+        JobFacts {
+            source: latest(&self.source).map(|facts| facts.source),
+            target: latest(&self.target).map(|facts| facts.target),
+        }
+    }
+
+    /// What follows from the job as it is and from `facts`.
+    pub(crate) fn decide(&mut self, facts: &JobFacts) -> Action {
+        let verdict = match &facts.source {
             Some(fact) if fact.state == SourceState::Copying => {
                 let elapsed = Duration::from_millis(fact.progress.elapsed_ms);
                 let limits = self.shared.limits().copy;
@@ -145,11 +163,7 @@ impl Drive {
             switch_allowed: self.lease.job.switch_allowed,
             verdict,
         };
-        let action = decide::decide(&job, source.as_ref(), target.as_ref());
-        if !matches!(action, Action::Wait(_)) {
-            debug!(job = %self.lease.job.id, state = %job.state, ?action, "decided");
-        }
-        step::carry_out(self, action, source, target).await
+        decide::decide(&job, facts.source.as_ref(), facts.target.as_ref())
     }
 
     /// Listens to the hosts that the job's state makes relevant.
@@ -186,7 +200,7 @@ impl Drive {
         };
         let job = hosts::job_ref(&self.lease.job, self.lease.epoch);
         match self.shared.hosts.agent(&address) {
-            Ok(agent) => Ok(Some(HostWatch::open(node, agent, job))),
+            Ok(agent) => Ok(Some(HostWatch::open(node, (address, agent), job))),
             Err(error) => {
                 warn!(%node, %error, "a host's address can't be used");
                 Ok(None)

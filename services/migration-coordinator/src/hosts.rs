@@ -87,6 +87,9 @@ pub(crate) struct Mark(u64);
 pub(crate) struct HostWatch {
     /// The host.
     pub(crate) node: NodeName,
+    /// Where its agent listens.
+    pub(crate) address: String,
+    agent: AgentClient<Channel>,
     latest: watch::Sender<Latest>,
     changes: watch::Receiver<Latest>,
     task: AbortHandle,
@@ -94,15 +97,26 @@ pub(crate) struct HostWatch {
 
 impl HostWatch {
     /// Opens the stream, and again whenever it breaks.
-    pub(crate) fn open(node: NodeName, agent: AgentClient<Channel>, job: wire::JobRef) -> Self {
+    pub(crate) fn open(
+        node: NodeName,
+        (address, agent): (String, AgentClient<Channel>),
+        job: wire::JobRef,
+    ) -> Self {
         let (latest, changes) = watch::channel(Latest::default());
-        let task = tokio::spawn(listen(agent, job, latest.clone())).abort_handle();
+        let task = tokio::spawn(listen(agent.clone(), job, latest.clone())).abort_handle();
         Self {
             node,
+            address,
+            agent,
             latest,
             changes,
             task,
         }
+    }
+
+    /// A client of its agent.
+    pub(crate) fn agent(&self) -> AgentClient<Channel> {
+        self.agent.clone()
     }
 
     /// What the host last said; `None` while it is silent.
@@ -246,8 +260,11 @@ mod tests {
 
     fn watch() -> HostWatch {
         let (latest, changes) = watch::channel(Latest::default());
+        let channel = client::connect("http://127.0.0.1:1", None).unwrap();
         HostWatch {
             node: NodeName::parse("worker1").unwrap(),
+            address: String::new(),
+            agent: AgentClient::new(channel),
             latest,
             changes,
             task: tokio::spawn(async {}).abort_handle(),

@@ -11,7 +11,6 @@ use godwit_model::migration::queue::QueueLimits;
 use godwit_model::migration::view::MigrationConfiguration;
 use godwit_model::{MachineId, NodeName};
 use godwit_rpc::agent::v1 as wire;
-use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
 use godwit_rpc::{Channel, Status};
 use jiff::Timestamp;
@@ -26,6 +25,9 @@ use crate::telemetry::Telemetry;
 
 /// How often the limits are read again although nobody woke us.
 const LIMITS_POLL: Duration = Duration::from_secs(5);
+
+/// Shortest time between two readings: every commit wakes us, and few change the limits.
+const LIMITS_PAUSE: Duration = Duration::from_millis(200);
 
 /// One value for the whole process.
 pub(crate) struct Shared {
@@ -72,16 +74,6 @@ impl Shared {
             .into_iter()
             .find(|row| row.name == *node)
             .map(|row| row.agent_address))
-    }
-
-    /// A client of the agent on `node`.
-    pub(crate) async fn agent(&self, node: &NodeName) -> Result<AgentClient<Channel>, Status> {
-        let address = self
-            .agent_address(node)
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?
-            .ok_or_else(|| Status::unavailable(format!("node {node} is not registered")))?;
-        self.hosts.agent(&address)
     }
 
     /// The hardware of a machine, as it was started.
@@ -138,6 +130,7 @@ pub(crate) async fn follow_limits(shared: Arc<Shared>) {
             }
             Err(error) => warn!(%error, "the migration limits could not be read"),
         }
+        tokio::time::sleep(LIMITS_PAUSE).await; // debounce
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             _ = wakeups.next(LIMITS_POLL) => {}

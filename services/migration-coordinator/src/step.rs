@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use godwit_ledger::{LedgerError, Recorded};
+use godwit_ledger::{JobRow, LedgerError, Recorded, Tx};
+use godwit_model::Epoch;
 use godwit_model::migration::decide::{Action, Command, WaitReason};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
-use crate::drive::Drive;
+use crate::drive::{Drive, JobFacts};
 use crate::hosts;
 use crate::story;
 
@@ -47,18 +48,17 @@ pub(crate) enum Outcome {
 pub(crate) async fn carry_out(
     drive: &mut Drive,
     action: Action,
-    source: Option<SourceFact>,
-    target: Option<TargetFact>,
+    facts: &JobFacts,
 ) -> Result<Outcome, LedgerError> {
     match action {
         Action::TakeTurn => take_turn(drive).await,
         Action::Reserve => reserve(drive).await,
         Action::Record { to, reason } => {
-            let chapter = chapter(drive, to, reason, (source.as_ref(), target.as_ref()));
-            record(drive, chapter).await
+            let first = chapter(drive, to, reason, facts);
+            record(drive, first, facts).await
         }
         Action::Command(command) => order(drive, command).await,
-        Action::Wait(reason) => wait(drive, reason, source.as_ref()).await,
+        Action::Wait(reason) => wait(drive, reason, facts.source.as_ref()).await,
         Action::Done => Ok(Outcome::Over),
     }
 }
@@ -67,7 +67,7 @@ pub(crate) async fn carry_out(
 /// that two jobs never take one slot.
 async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     let limits = drive.shared.limits().queue;
-    let look = |jobs: Vec<godwit_ledger::JobRow>| {
+    let look = |jobs: Vec<JobRow>| {
         let entries: Vec<Entry> = jobs.iter().map(entry).collect();
         queue::turn(&drive.lease.job.id, &entries, limits)
     };
@@ -76,11 +76,9 @@ async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
         let mut tx = drive.shared.ledger.begin().await?;
         turn = look(tx.jobs_open().await?);
         if turn == Turn::Start {
-            let chapter = plain(JobState::Placing, "its turn");
-            let now = drive.shared.now();
-            let recorded = story::write(&mut tx, &drive.lease, &chapter, &now).await?;
-            tx.commit().await?;
-            return Ok(settle(drive, &chapter, recorded));
+            let first = plain(JobState::Placing, "its turn");
+            let facts = drive.facts();
+            return record_in(tx, drive, first, &facts).await;
         }
     }
     let Turn::Wait(wait) = turn else {
@@ -100,8 +98,8 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     let answer = match answer {
         Ok(answer) => answer,
         Err(status) if status.code() == Code::FailedPrecondition => {
-            let chapter = plain(JobState::Failed, status.message());
-            return record(drive, chapter).await;
+            let first = plain(JobState::Failed, status.message());
+            return record(drive, first, &drive.facts()).await;
         }
         Err(status) => {
             say(
@@ -117,13 +115,13 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     if let Ok(node) = godwit_model::NodeName::parse(answer.node) {
         let mut chapter = plain(JobState::Reserved, &format!("room is held on {node}"));
         chapter.set.target = Some(node);
-        return record(drive, chapter).await;
+        return record(drive, chapter, &drive.facts()).await;
     }
     let waited = Timestamp::now().duration_since(drive.lease.job.state_since);
     if waited.unsigned_abs() >= UNSCHEDULABLE_MAX {
         let seconds = UNSCHEDULABLE_MAX.as_secs();
         let why = format!("no node fits for {seconds} s: {}", answer.summary);
-        return record(drive, plain(JobState::Failed, &why)).await;
+        return record(drive, plain(JobState::Failed, &why), &drive.facts()).await;
     }
     if say(drive, "Unschedulable", answer.summary).await? {
         let mut tx = drive.shared.ledger.begin().await?;
@@ -163,44 +161,119 @@ async fn ask_scheduler(drive: &Drive) -> Result<ReserveResponse, Status> {
         .into_inner())
 }
 
-/// Records one transition with its views and events.
-async fn record(drive: &mut Drive, chapter: Chapter) -> Result<Outcome, LedgerError> {
-    let now = drive.shared.now();
-    let mut tx = drive.shared.ledger.begin().await?;
-    let recorded = story::write(&mut tx, &drive.lease, &chapter, &now).await?;
-    if matches!(recorded, Recorded::Now) {
-        tx.commit().await?;
-    }
-    Ok(settle(drive, &chapter, recorded))
+/// Records a transition with its views and events, and those that follow from the same facts.
+async fn record(
+    drive: &mut Drive,
+    first: Chapter,
+    facts: &JobFacts,
+) -> Result<Outcome, LedgerError> {
+    let tx = drive.shared.ledger.begin().await?;
+    record_in(tx, drive, first, facts).await
 }
 
-/// Brings what this process knows of the job in line with what was recorded.
-fn settle(drive: &mut Drive, chapter: &Chapter, recorded: Recorded) -> Outcome {
-    let job = &mut drive.lease.job;
-    match recorded {
-        Recorded::Stale { found, epoch } => {
-            warn!(job = %job.id, %found, %epoch, mine = %drive.lease.epoch, "transition refused");
-            Outcome::Lost
+/// As [`record`], in a transaction that has begun. What this process knows of the job follows only
+/// what was committed.
+async fn record_in(
+    mut tx: Tx,
+    drive: &mut Drive,
+    first: Chapter,
+    facts: &JobFacts,
+) -> Result<Outcome, LedgerError> {
+    if first.to == JobState::HandedOver {
+        retire_early(drive);
+    }
+    let before = drive.lease.job.clone();
+    let written = write_all(&mut tx, drive, first, facts).await;
+    let committed = match written {
+        Ok(Written::All(moves)) => tx.commit().await.map(|_| moves),
+        Ok(Written::Stale { found, epoch }) => {
+            drive.lease.job = before;
+            let (job, mine) = (&drive.lease.job.id, drive.lease.epoch);
+            warn!(%job, %found, %epoch, %mine, "transition refused");
+            return Ok(Outcome::Lost);
         }
-        Recorded::Now => {
-            let from = job.state;
-            info!(job = %job.id, %from, to = %chapter.to, reason = %chapter.reason, "transition");
-            let began = std::mem::replace(&mut job.state_since, Timestamp::now());
-            job.state = chapter.to;
-            job.target = chapter.set.target.clone().or_else(|| job.target.take());
-            job.failure = chapter.set.failure.clone().or_else(|| job.failure.take());
-            job.switch_allowed |= chapter.to == JobState::SwitchAllowed;
-            drive
-                .shared
-                .telemetry
-                .step(&drive.lease, from, (began, drive.lease.job.state_since));
-            drive.said = None;
-            if drive.lease.job.state.is_final() {
-                Outcome::Over
-            } else {
-                Outcome::Again
-            }
+        Err(error) => Err(error),
+    };
+    let moves = committed.inspect_err(|_| drive.lease.job = before)?;
+    for Move { from, to, reason } in &moves {
+        let job = &drive.lease.job.id;
+        info!(%job, from = %from.0, to = %to.0, reason, "transition");
+        let telemetry = &drive.shared.telemetry;
+        telemetry.step(&drive.lease, *from, *to);
+    }
+    drive.said = None;
+    if drive.lease.job.state.is_final() {
+        Ok(Outcome::Over)
+    } else {
+        Ok(Outcome::Again)
+    }
+}
+
+/// Lets the source's host clean up beside the writing: the target runs, whatever is recorded. What
+/// comes of it is learned when the order is given in its turn.
+fn retire_early(drive: &Drive) {
+    let Some(source) = &drive.source else { return };
+    let reference = hosts::job_ref(&drive.lease.job, drive.lease.epoch);
+    let mut agent = source.agent();
+    tokio::spawn(async move { agent.retire_source(timed(reference)).await });
+}
+
+/// One transition as it was written: the states, and since when each is.
+struct Move {
+    from: (JobState, Timestamp),
+    to: (JobState, Timestamp),
+    reason: String,
+}
+
+/// What writing led to.
+enum Written {
+    All(Vec<Move>),
+    /// Somebody else moved the job.
+    Stale {
+        found: JobState,
+        epoch: Epoch,
+    },
+}
+
+async fn write_all(
+    tx: &mut Tx,
+    drive: &mut Drive,
+    first: Chapter,
+    facts: &JobFacts,
+) -> Result<Written, LedgerError> {
+    let mut views = story::Views::read(tx, &drive.lease.job).await?;
+    let now = drive.shared.now();
+    let mut moves = vec![];
+    let mut next = first;
+    loop {
+        let recorded = story::write(tx, &drive.lease, &next, (&mut views, &now)).await?;
+        if let Recorded::Stale { found, epoch } = recorded {
+            return Ok(Written::Stale { found, epoch });
         }
+        moves.push(advance(&mut drive.lease.job, next));
+        let Action::Record { to, reason } = drive.decide(facts) else {
+            return Ok(Written::All(moves));
+        };
+        next = chapter(drive, to, reason, facts);
+    }
+}
+
+/// The job as it is after this chapter.
+fn advance(job: &mut JobRow, chapter: Chapter) -> Move {
+    let now = Timestamp::now();
+    let from = (job.state, std::mem::replace(&mut job.state_since, now));
+    job.state = chapter.to;
+    job.target = chapter.set.target.or_else(|| job.target.take());
+    job.failure = chapter.set.failure.or_else(|| job.failure.take());
+    job.target_address = chapter
+        .set
+        .target_address
+        .or_else(|| job.target_address.take());
+    job.switch_allowed |= chapter.to == JobState::SwitchAllowed;
+    Move {
+        from,
+        to: (chapter.to, now),
+        reason: chapter.reason,
     }
 }
 
@@ -229,8 +302,9 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     ];
     if command == Command::PrepareTarget && refusals.contains(&code) {
         let why = format!("the target refused: {}", status.message());
-        let chapter = chapter(drive, JobState::Aborting, why, (None, None));
-        return record(drive, chapter).await;
+        let facts = drive.facts();
+        let first = chapter(drive, JobState::Aborting, why, &facts);
+        return record(drive, first, &facts).await;
     }
     let job = &drive.lease.job.id;
     warn!(%job, ?command, ?code, message = status.message(), "order not taken");
@@ -245,7 +319,7 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
         .target
         .as_ref()
         .ok_or_else(|| Status::unavailable("no target host"))?;
-    let mut agent = drive.shared.agent(&host.node).await?;
+    let mut agent = host.agent();
     let mark = host.mark();
     let answer = if command == Command::PrepareTarget {
         let spec = drive.shared.machine_spec(&job.machine).await?;
@@ -267,12 +341,12 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
         .source
         .as_ref()
         .ok_or_else(|| Status::unavailable("no source host"))?;
-    let mut agent = drive.shared.agent(&host.node).await?;
+    let mut agent = host.agent();
     let mark = host.mark();
     let answer = match command {
         Command::StartCopy => {
             agent
-                .start_copy(timed(copy_request(drive, reference).await?))
+                .start_copy(timed(copy_request(drive, reference)?))
                 .await?
         }
         Command::AllowSwitchover => agent.allow_switchover(timed(reference)).await?,
@@ -287,7 +361,7 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
     Ok(())
 }
 
-async fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyRequest, Status> {
+fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyRequest, Status> {
     let target = drive
         .target
         .as_ref()
@@ -297,17 +371,11 @@ async fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCop
         .map(|address| address.uri)
         .or_else(|| drive.lease.job.target_address.clone())
         .ok_or_else(|| Status::unavailable("the target's address is not known"))?;
-    let agent = drive
-        .shared
-        .agent_address(&target.node)
-        .await
-        .map_err(|error| Status::unavailable(error.to_string()))?
-        .ok_or_else(|| Status::unavailable("the target's agent is not known"))?;
     Ok(wire::StartCopyRequest {
         job: Some(job),
         target_node: target.node.to_string(),
         target_uri: uri,
-        target_agent: agent,
+        target_agent: target.address.clone(),
         limits: Some(drive.shared.limits().wire),
     })
 }
@@ -370,7 +438,7 @@ async fn say(drive: &mut Drive, reason: &str, message: String) -> Result<bool, L
     Ok(new_reason)
 }
 
-fn entry(job: &godwit_ledger::JobRow) -> Entry {
+fn entry(job: &JobRow) -> Entry {
     Entry {
         id: job.id.clone(),
         state: job.state,

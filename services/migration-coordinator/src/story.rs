@@ -22,6 +22,28 @@ const TARGET_LABEL: &str = "kubevirt.io/migrationTargetNodeName";
 /// Condition of a migration that waits, with what for.
 pub(crate) const WAITING: &str = "migrationWaiting";
 
+/// What users see of a job, as this transaction has it.
+pub(crate) struct Views {
+    /// `None` when the migration is gone.
+    migration: Option<Object>,
+    /// `None` when the instance is gone, or another one has its name.
+    instance: Option<Object>,
+}
+
+impl Views {
+    /// Reads both.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub(crate) async fn read(tx: &mut Tx, job: &JobRow) -> Result<Self, LedgerError> {
+        let instance = tx.get(&job.vmi).await?;
+        Ok(Self {
+            migration: tx.get(&job.key).await?,
+            instance: instance.filter(|object| object.uid == job.machine.as_str()),
+        })
+    }
+}
+
 /// Records `chapter` of the leased job at `now` (RFC 3339).
 ///
 /// # Errors
@@ -30,7 +52,7 @@ pub(crate) async fn write(
     tx: &mut Tx,
     lease: &Lease,
     chapter: &Chapter,
-    now: &str,
+    (views, now): (&mut Views, &str),
 ) -> Result<Recorded, LedgerError> {
     let job = &lease.job;
     let step = JobStep {
@@ -53,10 +75,33 @@ pub(crate) async fn write(
     {
         tx.reservation_release(&job.machine, target).await?;
     }
-    let instance = instance_view(tx, job, chapter).await?;
-    let migration = migration_view(tx, job, chapter, now).await?;
-    announce(tx, job, chapter, (instance.as_ref(), migration.as_ref())).await?;
+    if let Some(instance) = &mut views.instance {
+        change(tx, instance, |instance| {
+            show_instance(instance, job, chapter)
+        })
+        .await?;
+    }
+    let moved = views.instance.as_ref();
+    if let Some(migration) = &mut views.migration {
+        let show = |migration: &mut Object| show_migration(migration, job, chapter, (moved, now));
+        change(tx, migration, show).await?;
+    }
+    announce(tx, job, chapter, views).await?;
     Ok(recorded)
+}
+
+/// Changes an object, and writes it if that made a difference.
+async fn change(
+    tx: &mut Tx,
+    object: &mut Object,
+    change: impl FnOnce(&mut Object),
+) -> Result<(), LedgerError> {
+    let before = object.clone();
+    change(object);
+    if *object != before {
+        *object = tx.put(object).await?;
+    }
+    Ok(())
 }
 
 /// Says on the migration what it waits for; `None` when it goes on.
@@ -103,70 +148,44 @@ pub(crate) async fn warn(
     .await
 }
 
-async fn migration_view(
-    tx: &mut Tx,
+/// Brings the migration's status in line with `chapter`.
+fn show_migration(
+    object: &mut Object,
     job: &JobRow,
     chapter: &Chapter,
-    now: &str,
-) -> Result<Option<Object>, LedgerError> {
-    let Some(mut object) = tx.get(&job.key).await? else {
-        return Ok(None);
-    };
-    let before = object.clone();
+    (instance, now): (Option<&Object>, &str),
+) {
     let mut status = take_map(object.status.take());
     if let Some(phase) = view::phase(chapter.to) {
         set_phase(&mut status, phase, now);
     }
     set_waiting(&mut status, None, now);
     if chapter.to.is_final() {
-        if let Some(state) = instance_migration_state(tx, job).await? {
-            status.insert("migrationState".to_owned(), state);
+        if let Some(state) = instance.and_then(|instance| migration_state(instance, job)) {
+            status.insert("migrationState".to_owned(), state.clone());
         }
         if let Some(failure) = failure_of(job, chapter) {
-            set_condition(
-                &mut status,
-                "migrationFailed",
-                ("True", "Failed", &failure),
-                now,
-            );
+            let condition = ("True", "Failed", failure.as_str());
+            set_condition(&mut status, "migrationFailed", condition, now);
         }
         remove_finalizer(&mut object.metadata);
     }
     object.status = Some(Value::Object(status));
-    tx.put(&object).await?;
-    Ok(Some(before))
 }
 
-async fn instance_migration_state(tx: &mut Tx, job: &JobRow) -> Result<Option<Value>, LedgerError> {
-    let Some(instance) = tx.get(&job.vmi).await? else {
-        return Ok(None);
-    };
-    let state = instance
-        .status
-        .as_ref()
-        .and_then(|status| status.get("migrationState"))
-        .cloned();
-    Ok(state.filter(|state| is_about(state, job)))
+/// What the instance shows of this job; `None` when it shows nothing, or another job.
+fn migration_state<'a>(instance: &'a Object, job: &JobRow) -> Option<&'a Value> {
+    let state = instance.status.as_ref()?.get("migrationState")?;
+    is_about(state, job).then_some(state)
 }
 
-async fn instance_view(
-    tx: &mut Tx,
-    job: &JobRow,
-    chapter: &Chapter,
-) -> Result<Option<Object>, LedgerError> {
-    let Some(mut object) = tx.get(&job.vmi).await? else {
-        return Ok(None);
-    };
-    // Another instance of that name is none of this job's.
-    if object.uid != job.machine.as_str() {
-        return Ok(None);
-    }
+/// Brings the instance's status and labels in line with `chapter`.
+fn show_instance(object: &mut Object, job: &JobRow, chapter: &Chapter) {
     let mut status = take_map(object.status.take());
-    let shown = status
-        .remove("migrationState")
-        .filter(|state| is_about(state, job));
-    if chapter.to == JobState::Preparing || shown.is_some() {
-        let mut state = take_map(shown);
+    let shown = status.get("migrationState");
+    let mine = shown.filter(|state| is_about(state, job)).cloned();
+    if chapter.to == JobState::Preparing || mine.is_some() {
+        let mut state = take_map(mine);
         merge(&mut state, &chapter.migration_state);
         if chapter.to == JobState::Preparing {
             let pods = status.get("activePods").unwrap_or(&Value::Null);
@@ -175,9 +194,9 @@ async fn instance_view(
         status.insert("migrationState".to_owned(), Value::Object(state));
     }
     match chapter.to {
-        JobState::Preparing => set_label(&mut object, TARGET_LABEL, job.target.as_ref()),
-        JobState::HandedOver => arrive(&mut object, &mut status, job),
-        JobState::Succeeded | JobState::Failed => set_label(&mut object, TARGET_LABEL, None),
+        JobState::Preparing => set_label(object, TARGET_LABEL, job.target.as_ref()),
+        JobState::HandedOver => arrive(object, &mut status, job),
+        JobState::Succeeded | JobState::Failed => set_label(object, TARGET_LABEL, None),
         JobState::Pending
         | JobState::Placing
         | JobState::Reserved
@@ -188,8 +207,6 @@ async fn instance_view(
         | JobState::NeedsFencing => {}
     }
     object.status = Some(Value::Object(status));
-    tx.put(&object).await?;
-    Ok(Some(object))
 }
 
 /// Names the launcher that the machine leaves: the one that its active pod stands for.
@@ -220,8 +237,12 @@ async fn announce(
     tx: &mut Tx,
     job: &JobRow,
     chapter: &Chapter,
-    (instance, migration): (Option<&Object>, Option<&Object>),
+    Views {
+        migration,
+        instance,
+    }: &Views,
 ) -> Result<(), LedgerError> {
+    let (migration, instance) = (migration.as_ref(), instance.as_ref());
     let failure = failure_of(job, chapter).unwrap_or_default();
     let copied = matches!(job.state, JobState::Copying | JobState::SwitchAllowed)
         || instance.and_then(started).is_some();

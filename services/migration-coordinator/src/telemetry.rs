@@ -63,12 +63,12 @@ impl Telemetry {
         telemetry
     }
 
-    /// A job left `from` and is in the lease's state, over that time.
+    /// A job left one state, since the first time, for another, since the second.
     pub(crate) fn step(
         &self,
         lease: &Lease,
-        from: JobState,
-        (began, ended): (Timestamp, Timestamp),
+        (from, began): (JobState, Timestamp),
+        (to, ended): (JobState, Timestamp),
     ) {
         let job = &lease.job;
         let took = ended.duration_since(began).unsigned_abs();
@@ -77,12 +77,9 @@ impl Telemetry {
                 state: from.as_str(),
             })
             .observe(took.as_secs_f64());
-        if job.state.is_final() {
-            self.ended
-                .get_or_create(&Ended {
-                    result: job.state.as_str(),
-                })
-                .inc();
+        if to.is_final() {
+            let result = to.as_str();
+            self.ended.get_or_create(&Ended { result }).inc();
         }
         self.spans.finished(FinishedStep {
             trace: &job.trace,
@@ -110,7 +107,7 @@ impl Telemetry {
                         .map(ToString::to_string)
                         .unwrap_or_default(),
                 ),
-                ("godwit.to", job.state.to_string()),
+                ("godwit.to", to.to_string()),
             ],
         });
     }

@@ -1,15 +1,16 @@
 //! Taps: the host's ends of the guests' network interfaces.
 //!
 //! Made before QEMU starts and attached to the network's bridge; removed when the machine leaves.
-//! A persistent tap is made by `ip tuntap` of iproute2: the ioctl behind it has no safe binding,
-//! and the kernel offers it over no netlink.
+//! They are persistent, so that they outlive the agent and are gone only when it says so.
 
-use std::process::Stdio;
-use std::time::Duration;
-
+use futures::TryStreamExt;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
+};
+use rtnetlink::{Handle, LinkUnspec};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio_tun::TunBuilder;
 use uuid::Uuid;
 
 use godwit_model::MachineId;
@@ -18,8 +19,8 @@ use godwit_qemu::command_line::NICS_MAX;
 
 use crate::addresses::{Addresses, parse_mac};
 
-/// Longest run of `ip`; it needs milliseconds.
-const IP_LIMIT: Duration = Duration::from_secs(10);
+/// Ethernet's.
+const MTU_DEFAULT: u32 = 1500;
 
 /// One tap of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,25 +38,30 @@ pub(crate) struct Tap {
 /// Why a host's network could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
-    /// `ip` could not be run.
-    #[error("run ip")]
-    Run(#[source] std::io::Error),
-    /// `ip` took longer than it ever should.
-    #[error("ip did not end within {} s", IP_LIMIT.as_secs())]
-    Timeout,
-    /// `ip` said no.
-    #[error("ip: {0}")]
-    Refused(String),
-    /// Its answer was none of the kind asked for.
-    #[error("understand the answer of ip")]
-    Answer(#[source] serde_json::Error),
-}
-
-/// A device as `ip -json link` describes it.
-#[derive(Debug, Deserialize)]
-struct Link {
-    ifindex: u32,
-    mtu: u32,
+    /// The kernel could not be talked to.
+    #[error("open a netlink socket")]
+    Netlink(#[source] std::io::Error),
+    /// A device could not be made.
+    #[error("make the tap {device}")]
+    Make {
+        /// Its name.
+        device: String,
+        #[source]
+        source: tokio_tun::Error,
+    },
+    /// There is no such device.
+    #[error("no device {0}")]
+    Absent(String),
+    /// The kernel said no.
+    #[error("{what} {device}")]
+    Refused {
+        /// What was to be done.
+        what: &'static str,
+        /// To which device.
+        device: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
 }
 
 /// What a nic is to be connected to.
@@ -95,13 +101,21 @@ pub(crate) async fn make(
 /// Removes `taps`. A tap that is gone already is no error, and one that stays is logged.
 pub(crate) async fn remove(taps: &[Tap]) {
     for tap in taps {
-        let arguments = ["link", "delete", "dev", &tap.device];
-        match ip(&arguments, "").await {
-            Ok(_) => {}
-            Err(NetworkError::Refused(why)) if why.contains("Cannot find device") => {}
-            Err(error) => tracing::warn!(device = %tap.device, %error, "tap left behind"),
+        match remove_one(&tap.device).await {
+            Ok(()) | Err(NetworkError::Absent(_)) => {}
+            Err(error) => {
+                let (device, error) = (&tap.device, crate::text::chain(&error));
+                tracing::warn!(%device, %error, "tap left behind");
+            }
         }
     }
+}
+
+async fn remove_one(device: &str) -> Result<(), NetworkError> {
+    let netlink = netlink()?;
+    let index = link(&netlink, device).await?.header.index;
+    let deleted = netlink.link().del(index).execute().await;
+    deleted.map_err(refused("remove", device))
 }
 
 /// What may be left of taps of `owner` when nobody wrote down which were made.
@@ -127,26 +141,30 @@ pub(crate) fn follow(addresses: &Addresses, taps: &[Tap]) {
 /// Checks that the bridge is there.
 ///
 /// # Errors
-/// `Refused` with the kernel's words when it isn't.
+/// `Absent` when it isn't.
 pub(crate) async fn check_bridge(bridge: &str) -> Result<(), NetworkError> {
-    link(bridge).await.map(drop)
+    link(&netlink()?, bridge).await.map(drop)
 }
 
 async fn make_one(device: &str, port: &Port) -> Result<Tap, NetworkError> {
-    let bridge = &port.bridge;
-    let mtu = link(bridge).await?.mtu;
-    // No IPv6 address of the host's own on a guest's wire.
-    let batch = format!(
-        "tuntap add dev {device} mode tap\n\
-         link set dev {device} addrgenmode none\n\
-         link set dev {device} mtu {mtu}\n\
-         link set dev {device} master {bridge}\n\
-         link set dev {device} up\n"
-    );
+    let netlink = netlink()?;
+    let bridge = link(&netlink, &port.bridge).await?;
     // What a crash left under this name belongs to nobody: the name is of this machine and owner.
-    let _ = ip(&["link", "delete", "dev", device], "").await;
-    ip(&["-batch", "-"], &batch).await?;
-    let index = link(device).await?.ifindex;
+    let made = TunBuilder::new().name(device).tap().persist().build();
+    made.map_err(|source| NetworkError::Make {
+        device: device.to_owned(),
+        source,
+    })?;
+    let index = link(&netlink, device).await?.header.index;
+    // No IPv6 address of the host's own on a guest's wire.
+    let silent = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let settings = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![silent]))
+        .append_extra_attribute(LinkAttribute::Mtu(mtu(&bridge)))
+        .controller(bridge.header.index)
+        .up();
+    let set = netlink.link().set(settings.build()).execute().await;
+    set.map_err(refused("set up", device))?;
     let Nic { name, mac, .. } = &port.nic;
     Ok(Tap {
         nic: name.clone(),
@@ -154,6 +172,47 @@ async fn make_one(device: &str, port: &Port) -> Result<Tap, NetworkError> {
         device: device.to_owned(),
         index,
     })
+}
+
+/// A conversation with the kernel; ends when the handle is dropped.
+fn netlink() -> Result<Handle, NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Netlink)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn link(netlink: &Handle, device: &str) -> Result<LinkMessage, NetworkError> {
+    let mut found = netlink.link().get().match_name(device).execute();
+    match found.try_next().await {
+        Ok(Some(link)) => Ok(link),
+        Ok(None) => Err(NetworkError::Absent(device.to_owned())),
+        Err(rtnetlink::Error::NetlinkError(error))
+            if error.raw_code() == -Errno::NODEV.raw_os_error() =>
+        {
+            Err(NetworkError::Absent(device.to_owned()))
+        }
+        Err(error) => Err(refused("look at", device)(error)),
+    }
+}
+
+fn mtu(link: &LinkMessage) -> u32 {
+    let found = link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            Some(*mtu)
+        } else {
+            None
+        }
+    });
+    found.unwrap_or(MTU_DEFAULT)
+}
+
+fn refused(what: &'static str, device: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    let device = device.to_owned();
+    move |source| NetworkError::Refused {
+        what,
+        device,
+        source,
+    }
 }
 
 /// 13 characters of at most 15: no two owners on one host get the same, short of a hash collision
@@ -165,42 +224,6 @@ fn device_name(machine: &MachineId, owner: &str, at: usize) -> String {
     );
     let hex = id.simple().to_string();
     format!("gw{}", &hex[..11])
-}
-
-async fn link(device: &str) -> Result<Link, NetworkError> {
-    let answer = ip(&["-json", "link", "show", "dev", device], "").await?;
-    let links: Vec<Link> = serde_json::from_str(&answer).map_err(NetworkError::Answer)?;
-    links
-        .into_iter()
-        .next()
-        .ok_or_else(|| NetworkError::Refused(format!("no device {device}")))
-}
-
-async fn ip(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
-    let mut child = Command::new("ip")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(NetworkError::Run)?;
-    let run = async {
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let output = tokio::time::timeout(IP_LIMIT, run)
-        .await
-        .map_err(|_| NetworkError::Timeout)?
-        .map_err(NetworkError::Run)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(NetworkError::Refused(
-        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    ))
 }
 
 #[cfg(test)]

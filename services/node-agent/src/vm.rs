@@ -203,12 +203,20 @@ impl Vm {
         self.process.exited().await;
     }
 
+    /// Kills the process; see [`Self::exited`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the signal.
+    pub(crate) fn kill(&self) -> Result<(), ProcessError> {
+        self.process.kill()
+    }
+
     /// Kills the process, waits until it is gone, and removes its devices and sockets.
     ///
     /// # Errors
     /// When the kernel refuses the signal; nothing is removed then.
     pub(crate) async fn end(&self, host: &Host) -> Result<(), ProcessError> {
-        self.process.kill()?;
+        self.kill()?;
         self.process.exited().await;
         clean(host, &self.place).await;
         Ok(())

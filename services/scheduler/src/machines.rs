@@ -35,7 +35,7 @@ use crate::{status, told};
 /// How often everything is looked at although nothing woke us.
 const POLL: Duration = Duration::from_secs(1);
 /// Shortest time between two rounds: our own commits wake us, too.
-const ROUND_PAUSE: Duration = Duration::from_millis(20);
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the rounds share.
 pub(crate) struct Machines {

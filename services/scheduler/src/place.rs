@@ -188,10 +188,8 @@ async fn check_job(
     (machine, job): (&MachineId, &JobId),
     epoch: Epoch,
 ) -> Result<(), Status> {
-    let jobs = tx.jobs_open().await.map_err(unavailable)?;
-    let open = jobs
-        .iter()
-        .find(|open| open.id == *job && open.machine == *machine);
+    let found = tx.job(job).await.map_err(unavailable)?;
+    let open = found.filter(|open| !open.state.is_final() && open.machine == *machine);
     match open {
         Some(open) if open.epoch == epoch => Ok(()),
         Some(open) => {

@@ -230,17 +230,31 @@ impl Owner {
         }
     }
 
-    pub(super) async fn remove(&mut self) -> Outcome {
-        match self.vm.take() {
-            Some(vm) => vm.end(&self.host).await?,
-            None => vm::clean(&self.host, &self.record.place).await,
+    /// Ends what is left of a machine that is another host's from the next epoch on. What remains
+    /// then is for [`Self::clear`].
+    pub(super) async fn end_here(&mut self) -> Outcome {
+        if let Some(vm) = &self.vm {
+            vm.kill()?;
         }
-        // The machine is another host's from the next epoch on: a late start is refused.
+        // A late start is refused.
         let id = &self.record.spec.id;
         self.host.store.fence_put(id, self.record.epoch.next())?;
-        self.host.store.record_remove(id)?;
-        info!(machine = %id, "machine removed from this host");
+        if let Some(vm) = &self.vm {
+            vm.exited().await;
+        }
         Ok(())
+    }
+
+    /// Removes the devices and the record. Repeated after a restart when it was cut short.
+    pub(super) async fn clear(&mut self) {
+        let vm = self.vm.take();
+        let place = vm.as_ref().map_or(&self.record.place, |vm| vm.place());
+        vm::clean(&self.host, place).await;
+        let id = &self.record.spec.id;
+        match self.host.store.record_remove(id) {
+            Ok(()) => info!(machine = %id, "machine removed from this host"),
+            Err(error) => warn!(machine = %id, %error, "record of a machine that left remains"),
+        }
     }
 
     pub(super) fn keep(&mut self, record: Record, vm: Arc<Vm>) -> Outcome {

@@ -158,8 +158,14 @@ impl Owner {
                     let _ = reply.send(Ok(()));
                     return Next::Serve;
                 }
-                let outcome = self.remove().await;
-                return self.last_answer(reply, outcome);
+                let outcome = self.end_here().await;
+                let ended = outcome.is_ok();
+                self.answer(reply, outcome);
+                if ended {
+                    // Nobody waits for the kernel to take the devices away.
+                    self.clear().await;
+                    return Next::End;
+                }
             }
             Order::Keep { kept, reply } => {
                 let (record, vm) = *kept;

@@ -5,8 +5,8 @@ use tracing::warn;
 
 use godwit_model::migration::grant::{ProcessIdentity, Proof};
 use godwit_model::migration::source::{CopyStatus, SourceEffect, SourceEvent, SourceState};
-use godwit_qemu::migrate::{self, MigrateError};
 use godwit_qemu::Qmp;
+use godwit_qemu::migrate::{self, MigrateError};
 use godwit_rpc::convert::proof_to_wire;
 
 use super::{Note, Owner};
