@@ -24,11 +24,11 @@ enum Command {
     Lab(lab::Arguments),
     /// What Godwit adds to a move, beside a script that does the same by hand; printed, and as JSON.
     Bench(bench::Arguments),
-    /// Every check but the long suite; with a filter, only the tests that match it.
+    /// Every check; with a filter, only the tests that match it.
     Test {
         /// Part of a test's name.
         filter: Option<String>,
-        /// Only the long suite: the lab's document, moves, drains and restarts on a whole lab.
+        /// Only the lab suite: the lab's document, moves, drains and restarts on a whole lab.
         #[arg(long, conflicts_with = "filter")]
         lab: bool,
     },

@@ -7,10 +7,11 @@ use godwit_testkit::kubectl::{self, Release};
 
 use crate::{tidy, tools};
 
-/// The suite that has a command of its own: it takes minutes. See `.config/nextest.toml` too.
-const LONG_SUITE: &str = "lab_suite";
+/// The suite that runs alone and last, with its output seen: it takes minutes, and the machine to
+/// itself. See `.config/nextest.toml` too.
+const LAB_SUITE: &str = "lab_suite";
 
-/// Runs every check but the long suite, or only the tests that match `filter`.
+/// Runs every check, or only the tests that match `filter`.
 ///
 /// # Errors
 /// With the first check that failed.
@@ -25,7 +26,11 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     step("build", || {
         tools::cargo(&["build", "--workspace", "--all-targets"])
     })?;
-    step("tests", || tests(filter))
+    step("tests", || tests(filter))?;
+    if filter.is_none() {
+        step("lab", lab_suite)?;
+    }
+    Ok(())
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -64,12 +69,12 @@ fn tests(filter: Option<&str>) -> Result<()> {
     };
     arguments.extend(filter);
     if !has("cargo-nextest") {
-        arguments.extend(["--", "--skip", LONG_SUITE]);
+        arguments.extend(["--", "--skip", LAB_SUITE]);
     }
     tools::cargo(&arguments)
 }
 
-/// Runs the long suite: real kubectls type the lab's document against a lab of its own.
+/// Runs the lab suite alone: real kubectls type the lab's document against a lab of its own.
 ///
 /// # Errors
 /// With the sections that failed.
@@ -78,16 +83,12 @@ pub(crate) fn run_lab() -> Result<()> {
     step("build", || {
         tools::cargo(&["build", "--workspace", "--all-targets"])
     })?;
-    let suite = [
-        "test",
-        "--workspace",
-        "--test",
-        "godwit",
-        LONG_SUITE,
-        "--",
-        "--nocapture",
-    ];
-    step("lab", || tools::cargo(&suite))
+    step("lab", lab_suite)
+}
+
+fn lab_suite() -> Result<()> {
+    let suite = ["test", "--workspace", "--test", "godwit", LAB_SUITE];
+    tools::cargo(&[&suite[..], &["--", "--nocapture"]].concat())
 }
 
 /// Installs and fetches what the tests need.

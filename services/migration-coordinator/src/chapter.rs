@@ -50,7 +50,10 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
             shown.target_node_domain_ready_timestamp = Some(now);
             shown.completed = true;
             shown.abort_status = job.cancel.as_ref().map(|_| "Failed");
-            chapter.set.history = numbers(drive, source, target);
+            chapter.set.history = numbers(source, target);
+            if let Some(blackout) = blackout(source, target) {
+                drive.shared.telemetry.blackout(blackout);
+            }
         }
         JobState::Aborting => {
             chapter.set.failure = Some(reason);
@@ -64,14 +67,12 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
             shown.abort_status = job.cancel.as_ref().map(|_| "Succeeded");
             shown.failure_reason = job.failure.clone().or_else(|| Some(reason.clone()));
             chapter.set.failure = job.failure.clone().or(Some(reason));
-            chapter.set.history = numbers(drive, source, target);
+            chapter.set.history = numbers(source, target);
         }
+        // QEMU's last numbers may have come after the hand-over.
+        JobState::Succeeded => chapter.set.history = numbers(source, target),
         JobState::NeedsFencing => chapter.set.failure = Some(reason),
-        JobState::Pending
-        | JobState::Placing
-        | JobState::Reserved
-        | JobState::SwitchAllowed
-        | JobState::Succeeded => {}
+        JobState::Pending | JobState::Placing | JobState::Reserved | JobState::SwitchAllowed => {}
     }
     chapter
 }
@@ -108,23 +109,9 @@ fn beginning(drive: &Drive) -> MigrationState {
 }
 
 /// The numbers that the history keeps of the copy.
-fn numbers(
-    drive: &Drive,
-    source: Option<&SourceFact>,
-    target: Option<&TargetFact>,
-) -> Option<Value> {
+fn numbers(source: Option<&SourceFact>, target: Option<&TargetFact>) -> Option<Value> {
+    let blackout = blackout(source, target).map(|time| time.as_micros());
     let source = source?;
-    let running = target.and_then(|fact| fact.running_at_us);
-    let blackout = source
-        .stopped_at_us
-        .zip(running)
-        .map(|(from, to)| to.saturating_sub(from));
-    if let Some(blackout) = blackout {
-        drive
-            .shared
-            .telemetry
-            .blackout(Duration::from_micros(blackout));
-    }
     Some(json!({
         "passes": source.progress.passes,
         "bytes": source.progress.transferred,
@@ -135,8 +122,14 @@ fn numbers(
         "blackoutUs": blackout,
         "stoppedAtUs": source.stopped_at_us,
         "completedAtUs": source.completed_at_us,
-        "runningAtUs": running,
+        "runningAtUs": target.and_then(|fact| fact.running_at_us),
     }))
+}
+
+/// How long the guest's CPUs ran nowhere, by the clocks of both hosts; `None` when it isn't known.
+fn blackout(source: Option<&SourceFact>, target: Option<&TargetFact>) -> Option<Duration> {
+    let (from, to) = (source?.stopped_at_us?, target?.running_at_us?);
+    Some(Duration::from_micros(to.saturating_sub(from)))
 }
 
 /// A transition that shows nothing but its phase.

@@ -70,6 +70,7 @@ impl Godwit<'_> {
         let silence = self.ear.judge((seen.begin, seen.end + settle / 2), switch);
         Ok(GodwitMove {
             total_ms: millis(seen.end - seen.begin),
+            copy_ms: row.history["brownoutMs"].as_u64(),
             accepted_ms: millis(seen.accepted - seen.begin),
             blackout_ms: millis(silence.blackout),
             longest_gap_ms: millis(silence.longest),

@@ -64,6 +64,7 @@ struct Moved {
     end: Instant,
     running: Instant,
     stopped_at: Option<SystemTime>,
+    copy_ms: u64,
     steps: Vec<Step>,
 }
 
@@ -140,6 +141,7 @@ impl Raw {
         let silence = ear.judge((moved.begin, moved.end + settle / 2), moments);
         Ok(RawMove {
             total_ms: millis(moved.end - moved.begin),
+            copy_ms: Some(moved.copy_ms),
             running_ms: millis(moved.running - moved.begin),
             tap_ms,
             blackout_ms: millis(silence.blackout),
@@ -167,7 +169,8 @@ impl Raw {
         self.begin(&uri).await?;
         laps.lap("migrate");
         let stopped_at = self.follow(&mut events, &mut laps).await?;
-        run(&target.qmp).await?;
+        let (ran, copied) = tokio::join!(run(&target.qmp), self.copy.qmp.query_migrate());
+        ran?;
         laps.lap("cont");
         let running = Instant::now();
         let (announced, quit) = tokio::join!(target.qmp.announce_self(), self.copy.qmp.quit());
@@ -183,6 +186,7 @@ impl Raw {
             end: laps.last,
             running,
             stopped_at,
+            copy_ms: copied?.progress().elapsed_ms,
             steps: laps.steps,
         };
         Ok((target, moved))

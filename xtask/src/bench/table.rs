@@ -56,10 +56,11 @@ pub(crate) fn print(report: &Report) {
 
 fn moves(report: &Report) -> Table {
     let all = &report.summary;
-    let rows: [(&str, &Summary, &str); 13] = [
+    let rows: [(&str, &Summary, &str); 14] = [
         ("Godwit: POST to Succeeded", &all.godwit_total, ""),
         ("raw: spawn to source gone", &all.raw_total, ""),
         ("difference of pairs", &all.overhead, "p50 <= 25"),
+        ("  without the copies", &all.overhead_outside_copy, ""),
         ("  with raw's tap", &all.overhead_with_tap, ""),
         ("Godwit: blackout by heartbeat", &all.godwit_blackout, ""),
         ("raw: blackout by heartbeat", &all.raw_blackout, ""),
