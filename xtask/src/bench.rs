@@ -51,8 +51,10 @@ const WORKERS: usize = 2;
 const MEMORY_MIB: u64 = 256;
 /// Pairs that only warm everything up.
 const WARM_UP_PAIRS: usize = 1;
-/// How long a guest is listened to after its move; its announcements take 0.7 s.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long a guest is listened to after its move; its announcements take 0.7 s. A hypervisor that
+/// takes free memory back does so after 2 s, and a target that finds it gone copies 0.3 s longer:
+/// so all moves wait that long.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How long services may rest before their memory is looked at.
 const REST: Duration = Duration::from_secs(5);
 /// Longest boot of a guest.

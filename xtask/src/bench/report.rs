@@ -179,8 +179,7 @@ pub(crate) struct Summaries {
     pub(crate) raw_total: Summary,
     /// Of each pair: what the control plane adds to a move.
     pub(crate) overhead: Summary,
-    /// As `overhead`, without QEMU's copy on either side: it takes up to 0.3 s more or less, in
-    /// steps of the 0.1 s after which QEMU judges again whether the rest fits its limit.
+    /// As `overhead`, without QEMU's copy on either side, which varies by more than all else.
     pub(crate) overhead_outside_copy: Summary,
     /// As `overhead`, with the raw script's tap counted in.
     pub(crate) overhead_with_tap: Summary,

@@ -1,6 +1,8 @@
 //! What the model orders of a source, carried out.
 
-use tokio::time::Instant;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use godwit_model::migration::grant::{ProcessIdentity, Proof};
@@ -13,6 +15,9 @@ use super::{Note, Owner};
 use crate::half::{self, HalfError};
 use crate::proof;
 use crate::text::chain;
+
+/// Longest wait for the numbers of a copy that is done.
+const LAST_NUMBERS: Duration = Duration::from_millis(200);
 
 impl Owner {
     /// Carries one effect out; its outcome may be an event in turn.
@@ -48,6 +53,7 @@ impl Owner {
             },
             SourceEffect::ResumeGuest => self.resume().await,
             SourceEffect::EndQemu => {
+                self.last_numbers().await;
                 // With the machine, in the next effect: its own task ends it.
                 self.vm = None;
                 self.events = None;
@@ -84,6 +90,17 @@ impl Owner {
     pub(super) async fn qmp(&self) -> Result<Qmp, String> {
         let vm = self.vm.as_ref().ok_or_else(|| "no qemu".to_owned())?;
         vm.monitor().await.map_err(|error| chain(&error))
+    }
+
+    /// Asks once more how the copy went, before nobody can be asked.
+    async fn last_numbers(&mut self) {
+        let Ok(qmp) = self.qmp().await else { return };
+        if let Ok(Ok(info)) = timeout(LAST_NUMBERS, qmp.query_migrate()).await {
+            let progress = info.progress();
+            if progress.total.0 > 0 {
+                self.line.progress = progress;
+            }
+        }
     }
 
     pub(super) async fn begin(&mut self) -> Option<SourceEvent> {
