@@ -1,6 +1,6 @@
 //! The boot sector on two QEMUs of this machine.
 
-use crate::machine::{LIMIT, Machine, UNLIMITED, hand_over, spec};
+use crate::machine::{LIMIT, Machine, UNLIMITED, hand_over, spec, until_completed};
 use godwit_model::machine::MachineSpec;
 use godwit_model::migration::source::CopyStatus;
 use godwit_model::{Bytes, BytesPerSecond};
@@ -61,11 +61,11 @@ async fn a_guest_moves_and_its_memory_goes_on_where_it_was() {
     );
 }
 
-async fn assert_memory_is_whole(machine: &Machine) {
+async fn memory(machine: &Machine, first_page: u32, page_count: u32) -> Vec<u8> {
     let file = machine.path("memory");
     let arguments = json!({
-        "val": u64::from(GUEST.first_page) * 4096,
-        "size": u64::from(GUEST.page_count) * 4096,
+        "val": u64::from(first_page) * 4096,
+        "size": u64::from(page_count) * 4096,
         "filename": file,
     });
     machine
@@ -73,7 +73,64 @@ async fn assert_memory_is_whole(machine: &Machine) {
         .execute::<Value>("pmemsave", arguments)
         .await
         .unwrap();
-    let memory = std::fs::read(file).unwrap();
+    std::fs::read(file).unwrap()
+}
+
+/// A guest whose few pages stay in the CPU's TLB: every write to them has to be seen, though none
+/// but the first takes the slow path by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_write_of_a_guest_is_lost_on_the_way() {
+    let few = BootSector {
+        page_count: 16,
+        ..GUEST
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk.raw");
+    few.write_disk(&disk).unwrap();
+    let spec = spec(&disk, Bytes::mib(128));
+    let source = running(&spec).await;
+    let target = Machine::start(&spec, Role::Incoming).await;
+    let incoming = migrate::prepare_incoming(&target.qmp, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let uri = incoming.await.unwrap().uri;
+    let slow = Limits {
+        bandwidth: BytesPerSecond(Bytes::mib(4).0),
+        downtime: Duration::from_millis(1),
+        ..UNLIMITED
+    };
+    migrate::begin(&source.qmp, &uri, slow).await.unwrap();
+    let passes = until_passes(&source, 5).await;
+    let limits = migrate::set_limits(&source.qmp, UNLIMITED);
+    limits.await.unwrap();
+    migrate::settle(&source.qmp, LIMIT).await.unwrap();
+    migrate::continue_switchover(&source.qmp).await.unwrap();
+    until_completed(&source).await;
+    until_completed(&target).await;
+
+    let here = memory(&source, few.first_page, few.page_count).await;
+    let there = memory(&target, few.first_page, few.page_count).await;
+    let lost = here.chunks(4096).zip(there.chunks(4096));
+    let lost = lost.filter(|(here, there)| here != there).count();
+    assert_eq!(
+        lost, 0,
+        "of {} pages, after {passes} passes",
+        few.page_count
+    );
+}
+
+/// Waits for that many passes, or for the copy's end; answers how many there were.
+async fn until_passes(machine: &Machine, enough: u32) -> u32 {
+    loop {
+        let info = migrate::status(&machine.qmp).await.unwrap();
+        let passes = info.progress().passes;
+        if passes >= enough || info.copy_status() == CopyStatus::PreSwitchover {
+            return passes;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await; // poll
+    }
+}
+
+async fn assert_memory_is_whole(machine: &Machine) {
+    let memory = memory(machine, GUEST.first_page, GUEST.page_count).await;
     assert!(
         GUEST.check_memory(&memory).is_some(),
         "the guest's memory lost or repeats a write"

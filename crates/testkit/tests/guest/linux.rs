@@ -93,7 +93,13 @@ async fn a_linux_guest_moves_with_its_clock_its_disk_and_its_network_and_powers_
 
     let moved = listener.report().heard.len();
     let report = heard(&listener, |report| report.heard.len() > moved + 200).await;
-    assert!(report.repeats().is_empty(), "{:?}", report.repeats());
+    let repeats = report.repeats();
+    let first = repeats.first().map(|repeat| repeat.sequence);
+    let around = report
+        .heard
+        .iter()
+        .filter(|heard| first.is_some_and(|first| heard.record.sequence.abs_diff(first) < 8));
+    assert!(repeats.is_empty(), "{:#?}", around.collect::<Vec<_>>());
     let (gap, _) = report.longest_gap().unwrap();
     assert!(gap < Duration::from_secs(5), "silent for {gap:?}");
     power_off(&mut target).await;

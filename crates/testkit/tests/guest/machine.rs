@@ -150,7 +150,7 @@ pub(crate) async fn hand_over(source: &Machine, target: &Machine) {
     migrate::announce(&target.qmp).await.unwrap();
 }
 
-async fn until_completed(machine: &Machine) {
+pub(crate) async fn until_completed(machine: &Machine) {
     let deadline = Instant::now() + LIMIT;
     loop {
         let info = migrate::status(&machine.qmp).await.unwrap();
