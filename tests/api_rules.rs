@@ -1,12 +1,13 @@
 //! What the API refuses, and to whom, in the words that people and tests know.
 
 use anyhow::Result;
+use godwit_testkit::kubectl::Release;
 use serde_json::{Value, json};
 
-use crate::api_env::{Api, Release, example};
+use crate::api_env::{Api, example};
 use crate::api_play as play;
 
-const RELEASES: [Release; 2] = [Release::Old, Release::New];
+const RELEASES: [Release; 2] = [Release::Debian, Release::Newest];
 
 fn object(api_version: &str, kind: &str, spec: &Value) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "a"}, "spec": spec})
@@ -97,7 +98,7 @@ async fn only_administrators_move_machines() -> Result<()> {
         );
         admin.ok(&["auth", "can-i", "--list"]).await?;
     }
-    let new = api.viewer(Release::New).await?;
+    let new = api.viewer(Release::Newest).await?;
     assert!(new.ok(&["auth", "whoami"]).await?.contains("vera"));
     let refused = new.fails(&["get", "nodes", "--as=admin"]).await?;
     assert!(
@@ -220,7 +221,7 @@ async fn a_namespace_is_made_filled_emptied_and_removed() -> Result<()> {
 async fn of_many_who_ask_at_once_one_gets_the_machine_and_one_the_node() -> Result<()> {
     let api = Api::start().await?;
     play::node(&api.ledger, "worker2").await?;
-    let kubectl = api.admin(Release::New).await?;
+    let kubectl = api.admin(Release::Newest).await?;
     let spec = json!({
         "domain": {
             "memory": {"guest": "128Mi"},
@@ -293,7 +294,7 @@ async fn a_dry_run_says_what_would_be_and_keeps_nothing() -> Result<()> {
 async fn what_the_control_plane_tells_is_not_for_users_to_write() -> Result<()> {
     let api = Api::start().await?;
     play::node(&api.ledger, "worker2").await?;
-    let kubectl = api.admin(Release::New).await?;
+    let kubectl = api.admin(Release::Newest).await?;
     kubectl
         .ok(&["apply", "-f", &example("vm-rhel8-server-nfs.yaml")])
         .await?;

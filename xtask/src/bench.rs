@@ -160,7 +160,10 @@ fn measure_on(lab: &Lab, arguments: Arguments, bar: &ProgressBar) -> Result<Repo
         arguments,
         image,
         // What the product begins with, and an idle guest needs no more.
-        downtime: planned_blackout(1, Duration::from_millis(limits.max_downtime_ms.into())),
+        downtime: planned_blackout(
+            Duration::ZERO,
+            Duration::from_millis(limits.max_downtime_ms.into()),
+        ),
         ear: Ear::open(lab)?,
         raw_ear: Ear::open(lab)?,
         lab: lab.clone(),

@@ -108,6 +108,11 @@ const LIST_EVENTS: &str = "SELECT uid, resource, namespace, name, metadata, body
     FROM api_object WHERE resource = $1 ORDER BY namespace, name";
 const GET: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM object WHERE resource = $1 AND namespace = $2 AND name = $3";
+const GET_TWO: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM object WHERE resource = $1 AND namespace = $2 AND name = $3 \
+    UNION ALL \
+    SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM object WHERE resource = $4 AND namespace = $5 AND name = $6";
 const GET_EVENT: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM api_object WHERE resource = $1 AND namespace = $2 AND name = $3";
 
@@ -181,6 +186,25 @@ impl Tx {
     pub async fn get(&mut self, key: &ObjectKey) -> Result<Option<Object>, LedgerError> {
         let row = self.fetch_optional(get(key)).await?;
         row.as_ref().map(Object::read).transpose()
+    }
+
+    /// Two objects that are no events, as this transaction sees them.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn get_two(
+        &mut self,
+        keys: [&ObjectKey; 2],
+    ) -> Result<[Option<Object>; 2], LedgerError> {
+        let statement = keys.iter().fold(sqlx::query(GET_TWO), |statement, key| {
+            statement
+                .bind(&key.resource)
+                .bind(&key.namespace)
+                .bind(&key.name)
+        });
+        let rows = self.fetch_all(statement).await?;
+        let found: Vec<Object> = rows.iter().map(Object::read).collect::<Result<_, _>>()?;
+        Ok(keys.map(|key| found.iter().find(|object| object.key == *key).cloned()))
     }
 
     /// All objects of a resource, by namespace and name, as this transaction sees them.

@@ -36,9 +36,9 @@ impl Views {
     /// # Errors
     /// The ledger's.
     pub(crate) async fn read(tx: &mut Tx, job: &JobRow) -> Result<Self, LedgerError> {
-        let instance = tx.get(&job.vmi).await?;
+        let [migration, instance] = tx.get_two([&job.key, &job.vmi]).await?;
         Ok(Self {
-            migration: tx.get(&job.key).await?,
+            migration,
             instance: instance.filter(|object| object.uid == job.machine.as_str()),
         })
     }

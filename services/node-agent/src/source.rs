@@ -65,11 +65,11 @@ pub(crate) struct CopyOrder {
 }
 
 impl CopyOrder {
-    /// What QEMU is told to keep to in this pass, from 1.
-    fn limits(&self, pass: u32) -> Limits {
+    /// What QEMU is told to keep to, when it has been resending for so long.
+    fn limits(&self, resending: Duration) -> Limits {
         Limits {
             bandwidth: BytesPerSecond(self.bandwidth),
-            downtime: planned_blackout(pass, self.downtime),
+            downtime: planned_blackout(resending, self.downtime),
             auto_converge: self.auto_converge,
         }
     }
@@ -116,6 +116,8 @@ struct Owner {
     /// Whether `migrate` was given to this QEMU for this job, so that its status is this job's.
     begun: bool,
     poll_at: Option<Instant>,
+    /// When it began to send again what the guest wrote meanwhile, and the limits that it has.
+    resending: Option<(Instant, Limits)>,
     /// Whether QEMU was asked and hasn't answered.
     polling: bool,
     retry: Option<(SourceEffect, Instant)>,
@@ -150,6 +152,7 @@ pub(crate) fn open(
         notes,
         begun: false,
         poll_at: None,
+        resending: None,
         polling: false,
         retry: None,
         facts,

@@ -111,8 +111,18 @@ fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
 /// The ledger's.
 pub(crate) async fn place(tx: &mut Tx, wanted: Wanted<'_>) -> Result<Placement, LedgerError> {
     let mut floor = Floor::read(tx).await?;
+    place_on(tx, &mut floor, wanted).await
+}
+
+/// As [`place`], on a floor that this transaction has read.
+async fn place_on(
+    tx: &mut Tx,
+    floor: &mut Floor,
+    wanted: Wanted<'_>,
+) -> Result<Placement, LedgerError> {
     let earlier = |row: &ReservationRow| row.machine == wanted.instance.uid && row.job.is_some();
-    let (earlier, others): (Vec<_>, Vec<_>) = floor.reservations.into_iter().partition(earlier);
+    let reservations = std::mem::take(&mut floor.reservations).into_iter();
+    let (earlier, others): (Vec<_>, Vec<_>) = reservations.partition(earlier);
     floor.reservations = others;
     let mut placement = floor.choose(wanted);
     if let Some(held) = earlier.iter().find(|row| row.job.as_ref() == wanted.job) {
@@ -177,10 +187,11 @@ pub(crate) async fn reserve(
         added_selector: &added,
         inbound_max: request.inbound_max,
     };
-    let placement = place(&mut tx, wanted).await.map_err(unavailable)?;
-    let nodes = tx.nodes().await.map_err(unavailable)?;
+    let mut floor = Floor::read(&mut tx).await.map_err(unavailable)?;
+    let placed = place_on(&mut tx, &mut floor, wanted).await;
+    let placement = placed.map_err(unavailable)?;
     tx.commit().await.map_err(unavailable)?;
-    Ok(response(&placement, &nodes))
+    Ok(response(&placement, &floor.nodes))
 }
 
 async fn check_job(

@@ -17,19 +17,23 @@ pub struct CopyLimits {
 }
 
 /// Blackout that QEMU may plan for at the beginning of a copy.
-const BLACKOUT_FIRST: Duration = Duration::from_millis(20);
-/// Passes that are expected: all memory, and what was dirtied meanwhile. Most guests need no more.
-const PASSES_EXPECTED: u32 = 2;
+const BLACKOUT_FIRST: Duration = Duration::from_millis(5);
+/// Time after which twice as much is allowed. QEMU judges every 0.1 s whether the rest fits.
+const BLACKOUT_DOUBLES: Duration = Duration::from_millis(200);
 
-/// The blackout that QEMU may plan for in this pass (from 1) of a copy, at most `limit`.
+/// The blackout that QEMU may plan for when it has been sending for so long what the guest wrote
+/// meanwhile; at most `limit`.
 ///
-/// QEMU uses up what it is allowed, so it is allowed little; and twice as much with each pass that
-/// didn't bring a busy guest's copy to its end.
+/// QEMU uses up what it is allowed, so it is allowed little; and more only as a busy guest's copy
+/// doesn't come to its end.
 #[must_use]
-pub fn planned_blackout(pass: u32, limit: Duration) -> Duration {
-    let doublings = pass.saturating_sub(PASSES_EXPECTED);
-    let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-    BLACKOUT_FIRST.saturating_mul(factor).min(limit)
+pub fn planned_blackout(resending: Duration, limit: Duration) -> Duration {
+    let doublings = resending.as_millis() / BLACKOUT_DOUBLES.as_millis();
+    let factor = u32::try_from(doublings).ok();
+    let factor = factor.and_then(|doublings| 1_u32.checked_shl(doublings));
+    BLACKOUT_FIRST
+        .saturating_mul(factor.unwrap_or(u32::MAX))
+        .min(limit)
 }
 
 /// What is to happen with a copy.
@@ -100,14 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blackout_is_planned_short_until_passes_show_that_it_takes_more() {
+    fn a_blackout_is_planned_short_until_it_shows_that_it_takes_more() {
         let limit = Duration::from_millis(100);
-        let plan: Vec<u128> = [0, 1, 2, 3, 4, 5, 70, u32::MAX]
-            .map(|pass| planned_blackout(pass, limit).as_millis())
-            .to_vec();
-        assert_eq!(plan, [20, 20, 20, 40, 80, 100, 100, 100]);
-        let strict = Duration::from_millis(5);
-        assert_eq!(planned_blackout(1, strict), strict);
+        let plan = [0, 199, 200, 400, 600, 800, 1000, 10_000, u64::MAX]
+            .map(|since| planned_blackout(Duration::from_millis(since), limit).as_millis());
+        assert_eq!(plan, [5, 5, 10, 20, 40, 80, 100, 100, 100]);
+        let strict = Duration::from_millis(2);
+        assert_eq!(planned_blackout(Duration::ZERO, strict), strict);
     }
 
     fn at(seconds: u64) -> Duration {

@@ -116,7 +116,7 @@ impl Owner {
             }
             Err(error) => return failed(chain(&error)),
         };
-        let begun = migrate::begin(&qmp, &copy.uri, copy.limits(1)).await;
+        let begun = migrate::begin(&qmp, &copy.uri, copy.limits(Duration::ZERO)).await;
         self.poll_at = Some(Instant::now() + half::POLL_EVERY);
         match begun {
             Ok(()) => {}

@@ -40,7 +40,14 @@ impl Owner {
             }
             Event::MigrationPass(pass) => {
                 self.line.progress.passes = u32::try_from(*pass).unwrap_or(u32::MAX);
-                self.plan_blackout();
+                if *pass > 1 && self.resending.is_none() {
+                    let limits = self
+                        .line
+                        .copy
+                        .as_ref()
+                        .map(|copy| copy.limits(Duration::ZERO));
+                    self.resending = limits.map(|limits| (Instant::now(), limits));
+                }
                 self.poll();
             }
             Event::Stop if self.is_copying() => {
@@ -86,16 +93,16 @@ impl Owner {
         self.feed(SourceEvent::Gone).await
     }
 
-    /// Allows a longer blackout when this pass shows that the copy takes it.
-    fn plan_blackout(&self) {
-        let (Some(vm), Some(copy)) = (self.vm.clone(), &self.line.copy) else {
+    /// Allows a longer blackout when it shows that the copy takes it.
+    fn plan_blackout(&mut self) {
+        let (Some((since, had)), Some(copy)) = (&mut self.resending, &self.line.copy) else {
             return;
         };
-        let pass = self.line.progress.passes;
-        let limits = copy.limits(pass);
-        if limits == copy.limits(pass.saturating_sub(1)) {
+        let limits = copy.limits(since.elapsed());
+        let Some(vm) = self.vm.clone().filter(|_| limits != *had) else {
             return;
-        }
+        };
+        *had = limits;
         let job = self.job.clone();
         tokio::spawn(async move {
             let planned = match vm.monitor().await {
@@ -111,6 +118,7 @@ impl Owner {
     /// Asks QEMU in a task of its own: it may be slow exactly when an event matters.
     pub(super) fn poll(&mut self) {
         self.poll_at = None;
+        self.plan_blackout();
         let Some(vm) = self.vm.clone().filter(|_| !self.polling) else {
             return;
         };
