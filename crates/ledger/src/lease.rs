@@ -6,6 +6,7 @@
 use crate::convert::{bigint, interval, job_uuid};
 use crate::{JobRow, Ledger, LedgerError};
 use godwit_model::Epoch;
+use sqlx::Row;
 use std::time::Duration;
 
 /// A claim on a job.
@@ -59,6 +60,26 @@ impl Ledger {
         .bind(&lease.owner)
         .bind(interval(ttl));
         Ok(self.execute(statement).await? > 0)
+    }
+
+    /// When the first lease of somebody other than `owner` runs out unless it is renewed, from now
+    /// by the database's clock; `None` when nobody else has one. Zero when one has run out.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn job_lease_next(&self, owner: &str) -> Result<Option<Duration>, LedgerError> {
+        let statement = sqlx::query(
+            "SELECT extract(epoch FROM min(lease_expires_at) - clock_timestamp())::float8 \
+             FROM migration \
+             WHERE state NOT IN ('Succeeded', 'Failed') AND owner <> $1",
+        )
+        .bind(owner);
+        let row = self.fetch_optional(statement).await?;
+        let left: Option<f64> = match &row {
+            Some(row) => row.try_get(0)?,
+            None => None,
+        };
+        Ok(left.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)))
     }
 
     /// Gives a lease back, so that others may claim the job at once. A lost lease is no error.

@@ -63,6 +63,7 @@ pub(crate) async fn serve(
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
+        .merge(crate::failpoint::routes())
         .with_state(Admin { metrics, readiness });
     let listener = tokio::net::TcpListener::bind(bind).await.map_err(|error| {
         std::io::Error::new(

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod backoff;
 pub mod build;
 pub mod config;
+pub mod failpoint;
 mod identity;
 pub mod metrics;
 mod run;

@@ -15,7 +15,7 @@ use godwit_ledger::{
     Ledger, LedgerError, MigrationRequest, NewObject, Object, ObjectKey, TraceContext, Tx,
 };
 use godwit_model::{JobId, MachineId, Revision};
-use godwit_runtime::telemetry;
+use godwit_runtime::{failpoint, telemetry};
 use serde_json::Value;
 use tracing::{error, warn};
 
@@ -156,7 +156,9 @@ impl LedgerStore {
         if ctx.dry_run {
             return Ok(convert::stored(object));
         }
+        failpoint!("ledger.{resource}.before");
         let revision = tx.commit().await.map_err(store_error)?;
+        failpoint!("ledger.{resource}.after");
         self.peers.changed(resource);
         self.seen(revision).await;
         Ok(convert::stored(object))

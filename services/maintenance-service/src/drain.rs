@@ -11,6 +11,7 @@ use godwit_ledger::{
     EventKind, EventRecord, Ledger, LedgerError, MigrationRequest, NewObject, ObjectKey,
     TraceContext, Tx,
 };
+use godwit_runtime::failpoint;
 use godwit_runtime::telemetry::trace_context;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -95,7 +96,9 @@ impl Drains {
         };
         let plan = plan(&situation);
         let requested = write(&mut tx, &situation, &plan).await?;
+        failpoint!("ledger.drain.before");
         tx.commit().await?;
+        failpoint!("ledger.drain.after");
         self.telemetry.stands(&situation.node_name, plan.standing);
         self.telemetry.requested(requested.len());
         if !requested.is_empty() || !plan.cancels.is_empty() {

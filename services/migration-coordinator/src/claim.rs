@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_model::JobId;
+use godwit_runtime::failpoint;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -14,6 +15,8 @@ use crate::shared::Shared;
 
 /// How often the ledger is asked for abandoned jobs although nobody poked.
 const POLL: Duration = Duration::from_millis(500);
+/// Shortest pause between two attempts: a lease that others take or renew must not be spun on.
+const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Claims and drives jobs until shutdown. `pokes` names jobs that changed, `None` for any.
 pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Option<JobId>>) {
@@ -22,6 +25,7 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
     let mut wakeups = shared.ledger.wakeups();
     loop {
         claim_open(&shared, &mut drives, &mut awake).await;
+        let pause = until_free(&shared).await;
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
             Some(poke) = pokes.recv() => wake(&awake, poke.as_ref()),
@@ -29,10 +33,19 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
                 Ok((job, poked)) => forget(&mut awake, &job, &poked),
                 Err(error) => warn!(%error, "a drive ended badly; its lease will run out"),
             },
-            _ = wakeups.next(POLL) => {}
+            _ = wakeups.next(pause) => {}
         }
     }
     while drives.join_next().await.is_some() {}
+}
+
+/// How long nothing can be claimed unless somebody wakes us: until the next lease of another owner
+/// runs out, should it not be renewed.
+async fn until_free(shared: &Shared) -> Duration {
+    match shared.ledger.job_lease_next(&shared.owner).await {
+        Ok(Some(left)) => left.clamp(CLAIM_PAUSE, POLL),
+        Ok(None) | Err(_) => POLL,
+    }
 }
 
 async fn claim_open(
@@ -50,6 +63,7 @@ async fn claim_open(
                 return;
             }
         };
+        failpoint!("ledger.claim.after");
         let job = lease.job.id.clone();
         let poked = Arc::new(Notify::new());
         awake.insert(job.clone(), Arc::clone(&poked));

@@ -33,7 +33,7 @@ impl Default for Config {
             database_url: "postgres:///godwit".to_owned(),
             database_connections_max: 8,
             scheduler: "https://127.0.0.1:7101".to_owned(),
-            lease_ttl_ms: 900,
+            lease_ttl_ms: 750,
         }
     }
 }

@@ -11,6 +11,7 @@ use godwit_model::migration::queue::{self, Entry, Turn};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
 use godwit_rpc::{Code, Request, Status};
+use godwit_runtime::failpoint;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -185,7 +186,7 @@ async fn record_in(
     let before = drive.lease.job.clone();
     let written = write_all(&mut tx, drive, first, facts).await;
     let committed = match written {
-        Ok(Written::All(moves)) => tx.commit().await.map(|_| moves),
+        Ok(Written::All(moves)) => commit(tx, moves).await,
         Ok(Written::Stale { found, epoch }) => {
             drive.lease.job = before;
             let (job, mine) = (&drive.lease.job.id, drive.lease.epoch);
@@ -207,6 +208,17 @@ async fn record_in(
     } else {
         Ok(Outcome::Again)
     }
+}
+
+async fn commit(tx: Tx, moves: Vec<Move>) -> Result<Vec<Move>, LedgerError> {
+    let (Some(first), Some(last)) = (moves.first(), moves.last()) else {
+        return Ok(moves);
+    };
+    let name = format!("ledger.{}-{}", first.from.0, last.to.0);
+    failpoint!("{name}.before");
+    tx.commit().await?;
+    failpoint!("{name}.after");
+    Ok(moves)
 }
 
 /// Lets the source's host clean up beside the writing: the target runs, whatever is recorded. What
@@ -279,6 +291,7 @@ fn advance(job: &mut JobRow, chapter: Chapter) -> Move {
 
 /// Gives a host its order and takes the fact from its answer.
 async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerError> {
+    failpoint!("order.{command:?}.before");
     let answer = match command {
         Command::PrepareTarget | Command::DiscardTarget => to_target(drive, command).await,
         Command::StartCopy
@@ -287,6 +300,7 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
         | Command::RevertSource
         | Command::RetireSource => to_source(drive, command).await,
     };
+    failpoint!("order.{command:?}.after");
     let Err(status) = answer else {
         return Ok(Outcome::Again);
     };

@@ -8,6 +8,7 @@ use tracing::warn;
 use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{Proof, TargetState};
+use godwit_runtime::failpoint;
 
 use crate::metrics::{Metrics, Piece};
 
@@ -32,9 +33,12 @@ pub(crate) async fn deliver(channel: Channel, proof: Proof, metrics: &Metrics) -
     let mut client = AgentClient::new(channel);
     let mut pause = RETRY_FIRST;
     loop {
+        failpoint!("proof.sent.before");
         let began = Instant::now();
         let call = client.deliver_proof(proof.clone());
-        let why = match tokio::time::timeout(ANSWER_LIMIT, call).await {
+        let answer = tokio::time::timeout(ANSWER_LIMIT, call).await;
+        failpoint!("proof.sent.after");
+        let why = match answer {
             Ok(Ok(answer)) => {
                 let fact = answer.into_inner();
                 match fact.state() {

@@ -16,6 +16,8 @@ use godwit_rpc::convert::{self, JobRef};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::{Request, Response, Routes, Status, async_trait};
 
+use godwit_runtime::failpoint;
+
 use crate::half::HalfError;
 use crate::host::Host;
 use crate::machines::{Machine, MachineError};
@@ -226,6 +228,7 @@ impl Agent for Server {
             .map_err(refused_half)?;
         let waiting = |state| matches!(state, TargetState::Prepared | TargetState::Loaded);
         let fact = half.settled(LOAD_LIMIT, |fact| !waiting(fact.state)).await;
+        failpoint!("proof.answered.before");
         Ok(target_response(&fact))
     }
 

@@ -17,6 +17,7 @@ use godwit_model::machine::MachineSpec;
 use godwit_model::placement::Placement;
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{Epoch, MachineId};
+use godwit_runtime::failpoint;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -121,7 +122,10 @@ impl Machines {
     {
         let mut tx = self.ledger.begin().await?;
         work(&mut tx).await?;
-        tx.commit().await.map(drop)
+        failpoint!("ledger.machine.before");
+        tx.commit().await?;
+        failpoint!("ledger.machine.after");
+        Ok(())
     }
 
     /// Keeps the instance of a virtual machine.

@@ -11,6 +11,7 @@ use godwit_model::vmi::VmiSpec;
 use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName};
 use godwit_rpc::Status;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse, Verdict};
+use godwit_runtime::failpoint;
 use serde_json::Value;
 
 /// What is to be placed.
@@ -190,7 +191,9 @@ pub(crate) async fn reserve(
     let mut floor = Floor::read(&mut tx).await.map_err(unavailable)?;
     let placed = place_on(&mut tx, &mut floor, wanted).await;
     let placement = placed.map_err(unavailable)?;
+    failpoint!("ledger.reserve.before");
     tx.commit().await.map_err(unavailable)?;
+    failpoint!("ledger.reserve.after");
     Ok(response(&placement, &floor.nodes))
 }
 

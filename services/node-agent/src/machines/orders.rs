@@ -11,6 +11,7 @@ use godwit_model::machine::MachineSpec;
 use godwit_model::{Epoch, JobId};
 use godwit_qemu::Role;
 use godwit_qemu::qmp::RunState;
+use godwit_runtime::failpoint;
 
 use super::owner::{Hold, Owner};
 use super::{End, MachineError, Outcome, Record};
@@ -199,7 +200,9 @@ impl Owner {
                 return Err(not_now(&format!("the guest is {status:?}, not running")));
             }
             self.record.job = Some(job.clone());
+            failpoint!("machine.hold.before");
             self.save()?;
+            failpoint!("machine.hold.after");
         }
         self.hold = Some(Hold {
             job,
@@ -238,7 +241,9 @@ impl Owner {
         }
         // A late start is refused.
         let id = &self.record.spec.id;
+        failpoint!("machine.fence.before");
         self.host.store.fence_put(id, self.record.epoch.next())?;
+        failpoint!("machine.fence.after");
         if let Some(vm) = &self.vm {
             vm.exited().await;
         }
@@ -251,7 +256,10 @@ impl Owner {
         let place = vm.as_ref().map_or(&self.record.place, |vm| vm.place());
         vm::clean(&self.host, place).await;
         let id = &self.record.spec.id;
-        match self.host.store.record_remove(id) {
+        failpoint!("machine.remove.before");
+        let removed = self.host.store.record_remove(id);
+        failpoint!("machine.remove.after");
+        match removed {
             Ok(()) => info!(machine = %id, "machine removed from this host"),
             Err(error) => warn!(machine = %id, %error, "record of a machine that left remains"),
         }

@@ -10,6 +10,7 @@ use godwit_model::migration::source::{CopyStatus, SourceEffect, SourceEvent, Sou
 use godwit_qemu::Qmp;
 use godwit_qemu::migrate::{self, MigrateError};
 use godwit_rpc::convert::proof_to_wire;
+use godwit_runtime::failpoint;
 
 use super::{Note, Owner};
 use crate::half::{self, HalfError};
@@ -25,6 +26,14 @@ impl Owner {
         &mut self,
         effect: SourceEffect,
     ) -> Result<Option<SourceEvent>, HalfError> {
+        let state = self.line.half.state().as_str();
+        failpoint!("source.{state}.{effect:?}.before");
+        let outcome = self.carry_out(effect).await;
+        failpoint!("source.{state}.{effect:?}.after");
+        outcome
+    }
+
+    async fn carry_out(&mut self, effect: SourceEffect) -> Result<Option<SourceEvent>, HalfError> {
         if !matches!(effect, SourceEffect::Journal | SourceEffect::SendProof) {
             // What was tried before is overtaken.
             self.retry = None;

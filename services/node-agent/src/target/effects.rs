@@ -11,6 +11,7 @@ use godwit_model::migration::fact::TargetAddress;
 use godwit_model::migration::target::{TargetEffect, TargetEvent, TargetState};
 use godwit_qemu::qmp::RunState;
 use godwit_qemu::{Role, migrate};
+use godwit_runtime::failpoint;
 
 use super::{Note, Owner};
 use crate::half::{self, HalfError};
@@ -26,6 +27,14 @@ impl Owner {
         &mut self,
         effect: TargetEffect,
     ) -> Result<Option<TargetEvent>, HalfError> {
+        let state = self.line.half.state().as_str();
+        failpoint!("target.{state}.{effect:?}.before");
+        let outcome = self.carry_out(effect).await;
+        failpoint!("target.{state}.{effect:?}.after");
+        outcome
+    }
+
+    async fn carry_out(&mut self, effect: TargetEffect) -> Result<Option<TargetEvent>, HalfError> {
         let outcome = match effect {
             TargetEffect::Journal => {
                 let took = self.log.append(&self.line).await?;
