@@ -50,6 +50,7 @@ impl Env {
             prefix: "gwt".to_owned(),
             index: 1,
             workers: 3,
+            coordinators: 1,
             dir: PathBuf::from("/var/lib/gw-suite"),
             cache_dir: bin_dir.parent().unwrap().join("lab-cache"),
             bin_dir,

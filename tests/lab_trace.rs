@@ -153,6 +153,7 @@ fn lab_trace_joins_every_step_of_a_migration() {
         prefix: "gwtr".to_owned(),
         index: 3,
         workers: 2,
+        coordinators: 1,
         dir: PathBuf::from("/var/lib/gw-trace"),
         bin_dir,
         cache_dir,

@@ -5,7 +5,6 @@
 //! that it is alive. Nothing is asserted: what is measured is printed, and written as JSON in the
 //! form of `bench/report.rs`. The lab is gone afterwards.
 
-mod api;
 mod godwit;
 mod heartbeat;
 mod machine;
@@ -24,11 +23,11 @@ use clap::Args;
 use godwit_model::MachineId;
 use godwit_model::limits::MigrationLimits;
 use godwit_model::migration::convergence::planned_blackout;
+use godwit_testkit::api::{Api, Connection};
 use godwit_testkit::guest::linux;
 use godwit_testkit::lab::{Lab, LabOptions};
 use indicatif::ProgressBar;
 
-use self::api::{Api, Connection};
 use self::godwit::Godwit;
 use self::heartbeat::Ear;
 use self::machine::CpuTime;
@@ -117,6 +116,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         prefix: "gwb".to_owned(),
         index: 2,
         workers: WORKERS,
+        coordinators: 1,
         dir: PathBuf::from("/var/lib/gw-bench"),
         ..LabOptions::standard(tools::bin_dir(&arguments.profile), tools::cache_dir())
     });

@@ -1,5 +1,6 @@
 //! Development only: private Postgres, namespace hosts, tiny guests, certificates.
 
+pub mod api;
 pub mod certs;
 pub mod guest;
 pub mod kubectl;

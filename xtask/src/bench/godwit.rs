@@ -5,11 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow, bail};
 use godwit_ledger::{Ledger, LedgerConfig, TransitionRow};
 use godwit_model::JobId;
+use godwit_testkit::api::{Api, Connection};
 use godwit_testkit::lab::Lab;
 use godwit_testkit::postgres::Postgres;
 use serde_json::{Value, json};
 
-use super::api::{Api, Connection};
 use super::heartbeat::{Clock, Ear};
 use super::report::{GodwitMove, Step, millis};
 

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use godwit_testkit::api::{Api, Connection};
 use godwit_testkit::guest::linux;
 use godwit_testkit::lab::Lab;
 use serde_json::{Value, json};
 
-use super::api::{Api, Connection};
 use crate::tools;
 
 /// Where VirtualMachines are.

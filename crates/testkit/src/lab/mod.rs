@@ -39,6 +39,8 @@ pub struct LabOptions {
     pub index: u8,
     /// Hosts.
     pub workers: usize,
+    /// Migration-coordinators: the first is `migration-coordinator`, others have a number behind.
+    pub coordinators: u16,
     /// Everything that the lab writes; short, since sockets live in it.
     pub dir: PathBuf,
     /// Where the services' programs are.
@@ -56,6 +58,7 @@ impl LabOptions {
             prefix: "godwit".to_owned(),
             index: 0,
             workers: 3,
+            coordinators: 1,
             dir: PathBuf::from("/var/lib/godwit-lab"),
             bin_dir,
             cache_dir,

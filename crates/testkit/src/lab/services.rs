@@ -31,17 +31,16 @@ impl Lab {
         let mut all = vec![
             self.one("scheduler", "godwit-scheduler", local(8101)),
             self.one(
-                "migration-coordinator",
-                "godwit-migration-coordinator",
-                local(8102),
-            ),
-            self.one(
                 "maintenance-service",
                 "godwit-maintenance-service",
                 local(8103),
             ),
             self.one("api-gateway", "godwit-api-gateway", local(7143)),
         ];
+        all.extend((1..=self.options.coordinators).map(|number| {
+            let admin = local(8102 + coordinator_offset(number));
+            self.one(&coordinator(number), "godwit-migration-coordinator", admin)
+        }));
         for number in 1..=self.options.workers {
             let admin = format!("{}:8110", self.network.worker_address(number));
             let agent = self.one(&worker(number), "godwit-node-agent", admin);
@@ -73,7 +72,10 @@ impl Lab {
     pub(super) fn configure(&self, ca: &Ca, postgres: &Postgres, image: &Path) -> Result<()> {
         let management = self.network.management();
         let peer = |base| format!("https://127.0.0.1:{}", self.port(base));
-        let (scheduler, coordinator, maintenance) = (peer(7101), peer(7102), peer(7103));
+        let (scheduler, maintenance) = (peer(7101), peer(7103));
+        let coordinators: Vec<String> = (1..=self.options.coordinators)
+            .map(|number| peer(7102 + coordinator_offset(number)))
+            .collect();
         let url = |role: &str| postgres.url_as(DATABASE, &format!("godwit_{role}"));
         self.write(ca, "scheduler", |common| {
             json!({
@@ -82,20 +84,23 @@ impl Lab {
                 "database_url": url("scheduler"),
             })
         })?;
-        self.write(ca, "migration-coordinator", |common| {
-            json!({
-                "common": common,
-                "bind": format!("127.0.0.1:{}", self.port(7102)),
-                "database_url": url("coordinator"),
-                "scheduler": scheduler,
-            })
-        })?;
+        for number in 1..=self.options.coordinators {
+            let port = self.port(7102 + coordinator_offset(number));
+            self.write(ca, &coordinator(number), |common| {
+                json!({
+                    "common": common,
+                    "bind": format!("127.0.0.1:{port}"),
+                    "database_url": url("coordinator"),
+                    "scheduler": scheduler,
+                })
+            })?;
+        }
         self.write(ca, "maintenance-service", |common| {
             json!({
                 "common": common,
                 "bind": format!("127.0.0.1:{}", self.port(7103)),
                 "database_url": url("maintenance"),
-                "coordinator": coordinator,
+                "coordinator": coordinators.first(),
             })
         })?;
         self.write(ca, "api-gateway", |common| {
@@ -105,7 +110,7 @@ impl Lab {
                 "database_url": url("gateway"),
                 "peers": {
                     "scheduler": [scheduler],
-                    "coordinator": [coordinator],
+                    "coordinator": coordinators,
                     "maintenance": [maintenance],
                 },
             })
@@ -138,7 +143,9 @@ impl Lab {
     fn write(&self, ca: &Ca, name: &str, config: impl FnOnce(Value) -> Value) -> Result<()> {
         let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
         let served_as = [&names[..], &[self.network.management().to_string()]].concat();
-        let identity = issue(ca, name, name, &served_as)?;
+        // Several of one role differ by a number.
+        let role = name.trim_end_matches(|last: char| last == '-' || last.is_ascii_digit());
+        let identity = issue(ca, name, role, &served_as)?;
         let service = self.service(name)?;
         let common = self.common(&identity, &service.admin);
         self.write_file(name, &config(common))
@@ -156,6 +163,22 @@ impl Lab {
         let path = self.options.dir.join("config").join(format!("{name}.toml"));
         let text = toml::to_string(config).context("write TOML")?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+}
+
+/// Name of a coordinator, counted from 1.
+fn coordinator(number: u16) -> String {
+    match number {
+        1 => "migration-coordinator".to_owned(),
+        number => format!("migration-coordinator-{number}"),
+    }
+}
+
+/// Distance of a coordinator's ports from the first one's, clear of the other services'.
+const fn coordinator_offset(number: u16) -> u16 {
+    match number {
+        1 => 0,
+        number => 4 + number,
     }
 }
 

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use godwit_testkit::lab::Lab;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -20,18 +19,23 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::lab::Lab;
+
 /// Where a lab's API is, and who we are there.
-pub(crate) struct Api {
+pub struct Api {
     tls: TlsConnector,
     address: SocketAddr,
 }
 
 /// One connection, open and warm.
-pub(crate) struct Connection(SendRequest<Full<Bytes>>);
+pub struct Connection(SendRequest<Full<Bytes>>);
 
 impl Api {
     /// The API of `lab`, as its admin.
-    pub(crate) fn of(lab: &Lab) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the lab's kubeconfig can't be read.
+    pub fn of(lab: &Lab) -> Result<Self> {
         let text = std::fs::read_to_string(lab.kubeconfig()).context("read the kubeconfig")?;
         let config: Value = serde_json::from_str(&text).context("understand the kubeconfig")?;
         let field = |pointer: &str| -> Result<Vec<u8>> {
@@ -59,7 +63,10 @@ impl Api {
     }
 
     /// Opens a connection.
-    pub(crate) async fn connect(&self) -> Result<Connection> {
+    ///
+    /// # Errors
+    /// When nobody listens, or TLS fails.
+    pub async fn connect(&self) -> Result<Connection> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::from(self.address.ip());
@@ -73,7 +80,10 @@ impl Api {
     }
 
     /// Watches objects, from those that there are on. Each watch has its own connection.
-    pub(crate) async fn watch(&self, path: &str) -> Result<Watch> {
+    ///
+    /// # Errors
+    /// When it is refused, or there is no answer.
+    pub async fn watch(&self, path: &str) -> Result<Watch> {
         let mut connection = self.connect().await?;
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{separator}watch=true&allowWatchBookmarks=false");
@@ -88,15 +98,59 @@ impl Api {
     }
 }
 
+/// What the API said.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// The `Retry-After` header, when there is one.
+    pub retry_after: Option<String>,
+    /// The object, or the Status; null when it isn't JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The object, when the request was carried out.
+    ///
+    /// # Errors
+    /// With the Status of a refusal.
+    pub fn object(self) -> Result<Value> {
+        let ok = (200..300).contains(&self.status);
+        ensure!(ok, "{}: {}", self.status, self.body);
+        Ok(self.body)
+    }
+}
+
 impl Connection {
     /// Creates an object.
-    pub(crate) async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
-        let response = self.send(Method::POST, path, Some(body)).await?;
-        let status = response.status();
+    ///
+    /// # Errors
+    /// As [`Self::call`], and when it is refused.
+    pub async fn post(&mut self, path: &str, body: &Value) -> Result<Value> {
+        let answer = self.call(Method::POST, path, Some(body)).await?;
+        answer.object().with_context(|| format!("POST {path}"))
+    }
+
+    /// One request; a refusal is no error.
+    ///
+    /// # Errors
+    /// When there is no answer: the request may have been carried out.
+    pub async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer> {
+        let response = self.send(method, path, body).await?;
+        let status = response.status().as_u16();
+        let header = response.headers().get("retry-after");
+        let retry_after = header.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let bytes = response.into_body().collect().await?.to_bytes();
-        let text = String::from_utf8_lossy(&bytes);
-        ensure!(status.is_success(), "POST {path}: {status}: {text}");
-        Ok(serde_json::from_slice(&bytes)?)
+        Ok(Answer {
+            status,
+            retry_after,
+            body: serde_json::from_slice(&bytes).unwrap_or_default(),
+        })
     }
 
     async fn send(
@@ -106,12 +160,17 @@ impl Connection {
         body: Option<&Value>,
     ) -> Result<Response<Incoming>> {
         let body = body.map(ToString::to_string).unwrap_or_default();
+        let kind = if method == Method::PATCH {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "godwit")
             .header("accept", "application/json")
-            .header("content-type", "application/json")
+            .header("content-type", kind)
             .body(Full::new(Bytes::from(body)))?;
         self.0.ready().await?;
         Ok(self.0.send_request(request).await?)
@@ -119,7 +178,7 @@ impl Connection {
 }
 
 /// A stream of changes.
-pub(crate) struct Watch {
+pub struct Watch {
     body: Incoming,
     read: Vec<u8>,
     at: Instant,
@@ -127,7 +186,10 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// The next change and when it was here.
-    pub(crate) async fn next(&mut self) -> Result<(Instant, Value)> {
+    ///
+    /// # Errors
+    /// When the watch ended.
+    pub async fn next(&mut self) -> Result<(Instant, Value)> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
@@ -142,7 +204,10 @@ impl Watch {
     }
 
     /// Waits until `wanted` answers something for an object.
-    pub(crate) async fn until<T>(
+    ///
+    /// # Errors
+    /// When the watch ended, and what `wanted` answers.
+    pub async fn until<T>(
         &mut self,
         mut wanted: impl FnMut(&Value) -> Option<Result<T>>,
     ) -> Result<(Instant, T)> {
