@@ -9,9 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+pub use hyper::Method;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Method, Request, Response};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -144,7 +145,9 @@ impl Connection {
         let response = self.send(method, path, body).await?;
         let status = response.status().as_u16();
         let header = response.headers().get("retry-after");
-        let retry_after = header.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = header
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let bytes = response.into_body().collect().await?.to_bytes();
         Ok(Answer {
             status,

@@ -8,7 +8,7 @@ mod processes;
 mod services;
 
 pub use network::{BRIDGE, Network};
-pub use processes::{Process, Service, http_get, tail};
+pub use processes::{Process, Service, http_get, http_put, tail};
 
 use std::fs;
 use std::path::{Path, PathBuf};

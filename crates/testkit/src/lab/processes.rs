@@ -194,19 +194,33 @@ impl Service {
     }
 }
 
-/// One plain HTTP request; the answer whole.
+/// One plain HTTP GET; the answer whole.
 ///
 /// # Errors
 /// When nobody answers within a second.
 pub fn http_get(address: &str, path: &str) -> Result<String> {
+    http(address, &format!("GET {path}"), "")
+}
+
+/// One plain HTTP PUT; the answer whole.
+///
+/// # Errors
+/// When nobody answers within a second.
+pub fn http_put(address: &str, path: &str, body: &str) -> Result<String> {
+    http(address, &format!("PUT {path}"), body)
+}
+
+fn http(address: &str, request: &str, body: &str) -> Result<String> {
     use std::io::{Read, Write};
     let address: std::net::SocketAddr = address.parse()?;
     let limit = Duration::from_secs(1);
     let mut stream = std::net::TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
+    let length = body.len();
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -52,6 +52,11 @@ impl Lab {
         all
     }
 
+    /// Where the scheduler listens.
+    pub fn scheduler_port(&self) -> u16 {
+        self.port(7101)
+    }
+
     fn one(&self, name: &str, program: &str, admin: String) -> Service {
         let config = self.options.dir.join("config").join(format!("{name}.toml"));
         Service {

@@ -1,0 +1,103 @@
+//! The machine that the fault suite moves: its guest tells over the network that it runs, so that
+//! two running copies, a step back in time and a second boot are seen from outside.
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use godwit_testkit::guest::heartbeat::Listener;
+use serde_json::{Value, json};
+
+use crate::fault_env::{Faults, INSTANCES, MACHINES};
+use crate::lab_env::example;
+
+/// A running machine with somebody who listens to it.
+pub(crate) struct Guest {
+    pub(crate) name: String,
+    listener: Listener,
+    manifest: Value,
+}
+
+impl Guest {
+    /// Starts a machine, and waits for its first words. `last` is the last byte of its address.
+    pub(crate) fn start(env: &Faults, name: &str, last: u8) -> Result<Self> {
+        let network = env.lab().network();
+        let socket = UdpSocket::bind((network.guest_gateway(), 0))?;
+        let to = socket.local_addr()?;
+        let text = std::fs::read_to_string(example("vm-rhel8-server-nfs.yaml"))?;
+        let text = text.replace("rhel8-server-nfs", name).replace(
+            "/var/lib/godwit/shared",
+            &env.lab().disks().to_string_lossy(),
+        );
+        let mut manifest: Value = serde_yaml_ng::from_str(&text)?;
+        let domain = &mut manifest["spec"]["template"]["spec"]["domain"];
+        domain["memory"]["guest"] = json!("96Mi");
+        let address = network.guest(last);
+        domain["firmware"]["kernelBoot"]["kernelArgs"] = json!(format!(
+            "console=ttyS0 quiet panic=-1 godwit.ip={address}/24 godwit.heartbeat={to} \
+             godwit.tick=20"
+        ));
+        let guest = Self {
+            name: name.to_owned(),
+            listener: Listener::start(socket)?,
+            manifest,
+        };
+        env.create(MACHINES, &guest.manifest)?;
+        guest.beats(env)?;
+        Ok(guest)
+    }
+
+    /// The boots that were heard.
+    pub(crate) fn boots(&self) -> BTreeSet<[u8; 16]> {
+        let report = self.listener.report();
+        report
+            .heard
+            .iter()
+            .map(|heard| heard.record.boot_id)
+            .collect()
+    }
+
+    /// Waits until the instance is Running and its guest says something new.
+    pub(crate) fn beats(&self, env: &Faults) -> Result<()> {
+        env.until("the instance to run", || env.running_on(&self.name))?;
+        let now = Instant::now();
+        env.until("the guest's heartbeat", || {
+            let last = self.listener.report().last();
+            Ok(last.is_some_and(|heard| heard.at > now).then_some(()))
+        })
+    }
+
+    /// Nothing was ever said twice: no two copies ran, and none went back in time.
+    pub(crate) fn judge(&self) -> Result<()> {
+        let repeats = self.listener.report().repeats();
+        ensure!(
+            repeats.is_empty(),
+            "the guest said again: {:?}",
+            repeats.first()
+        );
+        Ok(())
+    }
+
+    /// The longest silence since `since`.
+    pub(crate) fn longest_gap(&self, since: Instant) -> Duration {
+        let report = self.listener.report();
+        let late = report.heard.windows(2).filter(|pair| pair[1].at > since);
+        let gaps = late.map(|pair| pair[1].at.duration_since(pair[0].at));
+        gaps.max().unwrap_or_default()
+    }
+
+    /// Makes the machine anew, after a case that left it in a bad state.
+    pub(crate) fn recover(&self, env: &Faults) -> Result<()> {
+        for worker in ["worker1", "worker2", "worker3"] {
+            env.firewall(worker, &[], &[])?;
+        }
+        env.delete(&format!("{MACHINES}/{}", self.name))?;
+        env.until("the machine to be gone", || {
+            let left = env.get(&format!("{INSTANCES}/{}", self.name))?;
+            Ok(left.is_none().then_some(()))
+        })?;
+        env.create(MACHINES, &self.manifest)?;
+        self.beats(env)
+    }
+}

@@ -1,0 +1,15 @@
+//! The real-QEMU part of the safety suite: one lab, and each section of it in turn.
+//!
+//! Runs alone, by `cargo xtask test safety`. `FAULTS=Moves+Target,Cut` runs those cases of the
+//! matrix whose names hold both words of the first, or the second.
+
+use crate::fault_env::Faults;
+use crate::fault_matrix;
+use crate::lab_suite::say;
+
+#[test]
+fn fault_suite_matrix() {
+    let env = Faults::start(1).unwrap();
+    say("lab: up");
+    fault_matrix::run(&env).unwrap();
+}
