@@ -87,17 +87,36 @@ impl Guest {
         gaps.max().unwrap_or_default()
     }
 
+    /// Whether the machine runs, for good; `None` while it is about to. A machine that crashed
+    /// waits longer and longer for its next start.
+    pub(crate) fn runs(&self, env: &Faults) -> Result<Option<bool>> {
+        let found = env
+            .get(&format!("{MACHINES}/{}", self.name))?
+            .unwrap_or_default();
+        Ok(match found["status"]["printableStatus"].as_str() {
+            Some("Running") => Some(true),
+            Some("CrashLoopBackOff") => Some(false),
+            Some(_) | None => None,
+        })
+    }
+
     /// Makes the machine anew, after a case that left it in a bad state.
     pub(crate) fn recover(&self, env: &Faults) -> Result<()> {
         for worker in ["worker1", "worker2", "worker3"] {
             env.firewall(worker, &[], &[])?;
         }
+        self.remove(env)?;
+        env.create(MACHINES, &self.manifest)?;
+        self.beats(env)
+    }
+
+    /// Ends the machine; nothing of it may be left.
+    pub(crate) fn remove(&self, env: &Faults) -> Result<()> {
         env.delete(&format!("{MACHINES}/{}", self.name))?;
         env.until("the machine to be gone", || {
             let left = env.get(&format!("{INSTANCES}/{}", self.name))?;
             Ok(left.is_none().then_some(()))
         })?;
-        env.create(MACHINES, &self.manifest)?;
-        self.beats(env)
+        env.audit(0)
     }
 }

@@ -4,12 +4,20 @@
 //! matrix whose names hold both words of the first, or the second.
 
 use crate::fault_env::Faults;
-use crate::fault_matrix;
 use crate::lab_suite::say;
+use crate::{fault_matrix, fault_takeover};
 
 #[test]
 fn fault_suite_matrix() {
     let env = Faults::start(1).unwrap();
     say("lab: up");
     fault_matrix::run(&env).unwrap();
+}
+
+#[test]
+fn fault_suite_owners() {
+    let env = Faults::start(2).unwrap();
+    say("lab: up, with two coordinators");
+    fault_takeover::owners_die(&env).unwrap();
+    fault_takeover::owner_freezes(&env).unwrap();
 }

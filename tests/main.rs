@@ -10,6 +10,7 @@ mod fault_env;
 mod fault_guest;
 mod fault_matrix;
 mod fault_suite;
+mod fault_takeover;
 mod lab_bad_input;
 mod lab_continuity;
 mod lab_down;

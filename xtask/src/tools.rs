@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// What the lab runs on, by the program or file that shows that a package is there.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/lib/postgresql", "postgresql"),
     ("/bin/busybox", "busybox-static"),
@@ -17,6 +17,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/bin/setpriv", "util-linux"),
+    ("/usr/sbin/nft", "nftables"),
 ];
 
 /// The workspace's folder.

@@ -307,6 +307,8 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     let code = status.code();
     // A newer owner has spoken to this host.
     if code == Code::Aborted {
+        let job = &drive.lease.job.id;
+        warn!(%job, ?command, message = status.message(), "order refused");
         return Ok(Outcome::Lost);
     }
     let refusals = [
