@@ -17,6 +17,8 @@ use godwit_testkit::lab::{Lab, LabOptions, Process, http_get, http_put};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::lab_env::migration;
+
 /// How long anything may take that a busy machine only makes slower.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
@@ -155,6 +157,24 @@ impl Faults {
     pub(crate) fn until<T>(
         &self,
         what: &str,
+        look: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.until_within(what, PATIENCE, look)
+    }
+
+    /// As [`Self::until`], for what takes minutes.
+    pub(crate) fn until_long<T>(
+        &self,
+        what: &str,
+        look: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.until_within(what, 5 * PATIENCE, look)
+    }
+
+    fn until_within<T>(
+        &self,
+        what: &str,
+        patience: Duration,
         mut look: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let began = Instant::now();
@@ -163,8 +183,8 @@ impl Faults {
             if let Some(found) = look()? {
                 return Ok(found);
             }
-            if began.elapsed() > PATIENCE {
-                bail!("waited {} s for {what}", PATIENCE.as_secs());
+            if began.elapsed() > patience {
+                bail!("waited {} s for {what}", patience.as_secs());
             }
             std::thread::sleep(POLL); // poll
         }
@@ -253,18 +273,12 @@ impl Faults {
 
     /// Asks for a move of `vmi` to `node`.
     pub(crate) fn migrate(&self, job: &str, vmi: &str, node: &str) -> Result<()> {
-        self.create(
-            MIGRATIONS,
-            &json!({
-                "apiVersion": "kubevirt.io/v1",
-                "kind": "VirtualMachineInstanceMigration",
-                "metadata": { "name": job, "namespace": "default" },
-                "spec": {
-                    "vmiName": vmi,
-                    "addedNodeSelector": { "kubernetes.io/hostname": node },
-                },
-            }),
-        )
+        self.create(MIGRATIONS, &migration(job, vmi, Some(node)))
+    }
+
+    /// Asks for a move of `vmi` to any node.
+    pub(crate) fn migrate_anywhere(&self, job: &str, vmi: &str) -> Result<()> {
+        self.create(MIGRATIONS, &migration(job, vmi, None))
     }
 
     /// How a migration ended, when it has: its phase and its object.

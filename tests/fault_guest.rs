@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use godwit_testkit::guest::heartbeat::Listener;
+use godwit_testkit::guest::heartbeat::{Heard, Listener};
 use serde_json::{Value, json};
 
 use crate::fault_env::{Faults, INSTANCES, MACHINES};
@@ -22,6 +22,22 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a machine, and waits for its first words. `last` is the last byte of its address.
     pub(crate) fn start(env: &Faults, name: &str, last: u8) -> Result<Self> {
+        let guest = Self::create(env, name, last)?;
+        guest.beats(env)?;
+        Ok(guest)
+    }
+
+    /// Starts machines, with addresses from `first` on, and waits until all have spoken.
+    pub(crate) fn many(env: &Faults, name: &str, (first, count): (u8, u8)) -> Result<Vec<Self>> {
+        let create = |number| Self::create(env, &format!("{name}-{number}"), first + number);
+        let guests: Vec<Self> = (0..count).map(create).collect::<Result<_>>()?;
+        for guest in &guests {
+            guest.beats(env)?;
+        }
+        Ok(guests)
+    }
+
+    fn create(env: &Faults, name: &str, last: u8) -> Result<Self> {
         let network = env.lab().network();
         let socket = UdpSocket::bind((network.guest_gateway(), 0))?;
         let to = socket.local_addr()?;
@@ -36,7 +52,7 @@ impl Guest {
         let address = network.guest(last);
         domain["firmware"]["kernelBoot"]["kernelArgs"] = json!(format!(
             "console=ttyS0 quiet panic=-1 godwit.ip={address}/24 godwit.heartbeat={to} \
-             godwit.tick=20"
+             godwit.tick=10"
         ));
         let guest = Self {
             name: name.to_owned(),
@@ -44,7 +60,6 @@ impl Guest {
             manifest,
         };
         env.create(MACHINES, &guest.manifest)?;
-        guest.beats(env)?;
         Ok(guest)
     }
 
@@ -79,12 +94,18 @@ impl Guest {
         Ok(())
     }
 
-    /// The longest silence since `since`.
-    pub(crate) fn longest_gap(&self, since: Instant) -> Duration {
+    /// The longest silence between two moments.
+    pub(crate) fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         let report = self.listener.report();
-        let late = report.heard.windows(2).filter(|pair| pair[1].at > since);
-        let gaps = late.map(|pair| pair[1].at.duration_since(pair[0].at));
+        let within = |pair: &&[Heard]| pair[1].at > from && pair[0].at < to;
+        let gaps = report.heard.windows(2).filter(within);
+        let gaps = gaps.map(|pair| pair[1].at.duration_since(pair[0].at));
         gaps.max().unwrap_or_default()
+    }
+
+    /// Heartbeats that were sent and never heard.
+    pub(crate) fn missing(&self) -> u64 {
+        self.listener.report().missing()
     }
 
     /// Whether the machine runs, for good; `None` while it is about to. A machine that crashed
@@ -110,13 +131,18 @@ impl Guest {
         self.beats(env)
     }
 
-    /// Ends the machine; nothing of it may be left.
+    /// Ends the machine, the only one; nothing of it may be left.
     pub(crate) fn remove(&self, env: &Faults) -> Result<()> {
+        self.remove_only(env)?;
+        env.audit(0)
+    }
+
+    /// Ends the machine.
+    pub(crate) fn remove_only(&self, env: &Faults) -> Result<()> {
         env.delete(&format!("{MACHINES}/{}", self.name))?;
         env.until("the machine to be gone", || {
             let left = env.get(&format!("{INSTANCES}/{}", self.name))?;
             Ok(left.is_none().then_some(()))
-        })?;
-        env.audit(0)
+        })
     }
 }

@@ -6,6 +6,7 @@ mod api_env;
 mod api_lab;
 mod api_play;
 mod api_rules;
+mod fault_chaos;
 mod fault_env;
 mod fault_guest;
 mod fault_matrix;
