@@ -1,8 +1,8 @@
 //! What this host can run: the binary, its machine types and CPU models, and the accelerator.
 //!
 //! A `/dev/kvm` that opens proves little: there are nested hosts on which firmware runs and Linux
-//! hangs. So KVM counts as working only after a real kernel has booted on it, and the verdict is
-//! kept for this boot of the host and this version of QEMU.
+//! hangs. So KVM counts as working only after a real kernel has booted on it. What was found is
+//! kept for this boot of the host and this QEMU: an agent that starts again has machines to find.
 
 mod boot;
 
@@ -12,13 +12,16 @@ use crate::qmp::{CpuDefinition, MachineInfo, Qmp, QmpError, Version};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// How long a QEMU without a machine may take until it answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long one may take to end after `quit`.
 const QUIT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Where the answer is kept.
+const ANSWER_FILE: &str = "probe.json";
 
 /// Name of the binary when none is configured.
 const BINARY: &str = "qemu-system-x86_64";
@@ -58,12 +61,12 @@ pub struct Request {
     pub wish: Wish,
     /// The kernel that decides about KVM; `None` means that `Wish::Auto` takes TCG.
     pub kernel: Option<TestKernel>,
-    /// Directory for the verdict and for sockets while probing; must exist and be short.
+    /// Directory for the answer and for sockets while probing; must exist and be short.
     pub directory: PathBuf,
 }
 
 /// What this host can run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// The QEMU binary.
     pub binary: PathBuf,
@@ -96,18 +99,36 @@ pub enum ProbeError {
     Directory(#[source] io::Error),
 }
 
-/// Finds out what this host can run. Takes a tenth of a second, or the time that the test kernel
-/// needs when there is no verdict about KVM yet.
+/// Finds out what this host can run. Takes a tenth of a second, and the time that the test kernel
+/// needs, the first time in a boot of the host; later the answer is read.
 ///
 /// # Errors
 /// See [`ProbeError`]. A KVM that doesn't work is a verdict, not an error.
 pub async fn probe(request: &Request) -> Result<Host, ProbeError> {
     let binary = find_binary(request.binary.as_deref())?;
+    let key = Key::new(&binary, request)?;
+    let file = request.directory.join(ANSWER_FILE);
+    if let Some(kept) = read(&file).filter(|kept| kept.key == key) {
+        return Ok(kept.host);
+    }
+    let host = look(binary, request).await?;
+    keep(
+        &file,
+        &Kept {
+            key,
+            host: host.clone(),
+        },
+    )
+    .map_err(ProbeError::Directory)?;
+    Ok(host)
+}
+
+async fn look(binary: PathBuf, request: &Request) -> Result<Host, ProbeError> {
     let with_tcg = ask(&binary, Accelerator::Tcg, &request.directory).await?;
     let verdict = match request.wish {
         Wish::Kvm => boot::Verdict::wished(Accelerator::Kvm),
         Wish::Tcg => boot::Verdict::wished(Accelerator::Tcg),
-        Wish::Auto => boot::judge(&binary, &with_tcg.version, request).await?,
+        Wish::Auto => boot::judge(&binary, request).await?,
     };
     let answers = match verdict.accelerator {
         Accelerator::Tcg => with_tcg,
@@ -121,6 +142,58 @@ pub async fn probe(request: &Request) -> Result<Host, ProbeError> {
         machine_types: machine_types(&answers.machines),
         cpu_models: cpu_models(&answers.cpus),
     })
+}
+
+/// An answer with all that it depends on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    key: Key,
+    host: Host,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    boot_id: String,
+    binary: PathBuf,
+    /// Nanoseconds since 1970; 0 when unknown.
+    binary_changed: u64,
+    has_kvm: bool,
+    wish: Wish,
+    kernel: Option<TestKernel>,
+    kernel_changed: u64,
+}
+
+impl Key {
+    fn new(binary: &Path, request: &Request) -> Result<Self, ProbeError> {
+        let kernel = request.kernel.as_ref();
+        Ok(Self {
+            boot_id: process::boot_id().map_err(ProbeError::Directory)?,
+            binary: binary.to_owned(),
+            binary_changed: changed(binary),
+            has_kvm: Path::new(boot::KVM_DEVICE).exists(),
+            wish: request.wish,
+            kernel: request.kernel.clone(),
+            kernel_changed: kernel.map_or(0, |kernel| changed(&kernel.kernel)),
+        })
+    }
+}
+
+fn changed(file: &Path) -> u64 {
+    let modified = std::fs::metadata(file).and_then(|metadata| metadata.modified());
+    let since = modified
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or_default()
+}
+
+fn read(file: &Path) -> Option<Kept> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn keep(file: &Path, kept: &Kept) -> io::Result<()> {
+    let new = file.with_extension("new");
+    std::fs::write(&new, serde_json::to_vec(kept)?)?;
+    std::fs::rename(new, file)
 }
 
 fn find_binary(wanted: Option<&Path>) -> Result<PathBuf, ProbeError> {

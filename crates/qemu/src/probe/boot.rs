@@ -1,19 +1,14 @@
-//! Whether KVM runs guests here: by booting two, once for each boot of the host.
+//! Whether KVM runs guests here: by booting two.
 
 use super::{Accelerator, ProbeError, Request, Scratch, TestKernel, bare, end};
 use crate::process::{self, Launch};
-use crate::qmp::Version;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Where the verdict is kept.
-const VERDICT_FILE: &str = "accelerator.json";
-
 /// The device without which there is nothing to try.
-const KVM_DEVICE: &str = "/dev/kvm";
+pub(super) const KVM_DEVICE: &str = "/dev/kvm";
 
 /// Longest time to the first serial output of a boot sector. Firmware under a slow nested KVM was
 /// measured at 2.2 s on an idle host.
@@ -32,7 +27,7 @@ const SECTOR_MARKER: &str = "G";
 const SECTOR_DISK_BYTES: usize = 1 << 20;
 
 /// Which accelerator, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) accelerator: Accelerator,
     pub(super) reason: String,
@@ -54,22 +49,7 @@ impl Verdict {
     }
 }
 
-/// A verdict with all that it depends on.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
-    boot_id: String,
-    version: Version,
-    kernel: TestKernel,
-    /// Time of the kernel file's last change, nanoseconds since 1970; 0 when unknown.
-    kernel_changed: u64,
-    verdict: Verdict,
-}
-
-pub(super) async fn judge(
-    binary: &Path,
-    version: &Version,
-    request: &Request,
-) -> Result<Verdict, ProbeError> {
+pub(super) async fn judge(binary: &Path, request: &Request) -> Result<Verdict, ProbeError> {
     if !Path::new(KVM_DEVICE).exists() {
         return Ok(Verdict::tcg("this host has no /dev/kvm"));
     }
@@ -78,53 +58,13 @@ pub(super) async fn judge(
             "no test kernel is configured to prove that KVM works",
         ));
     };
-    let file = request.directory.join(VERDICT_FILE);
-    let kernel_changed = changed(&kernel.kernel);
-    let boot_id = process::boot_id().map_err(ProbeError::Directory)?;
-    let is_current = |kept: &Kept| {
-        kept.boot_id == boot_id
-            && kept.version == *version
-            && kept.kernel == *kernel
-            && kept.kernel_changed == kernel_changed
-    };
-    if let Some(kept) = read(&file).filter(is_current) {
-        return Ok(kept.verdict);
-    }
     let verdict = try_kvm(binary, kernel, &request.directory).await?;
     tracing::info!(
         accelerator = verdict.accelerator.as_str(),
         reason = verdict.reason,
         "probed"
     );
-    let kept = Kept {
-        boot_id,
-        version: version.clone(),
-        kernel: kernel.clone(),
-        kernel_changed,
-        verdict: verdict.clone(),
-    };
-    keep(&file, &kept).map_err(ProbeError::Directory)?;
     Ok(verdict)
-}
-
-fn changed(file: &Path) -> u64 {
-    let modified = std::fs::metadata(file)
-        .and_then(|metadata| metadata.modified())
-        .ok();
-    let since = modified
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or_default()
-}
-
-fn read(file: &Path) -> Option<Kept> {
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
-}
-
-fn keep(file: &Path, kept: &Kept) -> io::Result<()> {
-    let new = file.with_extension("new");
-    std::fs::write(&new, serde_json::to_vec(kept)?)?;
-    std::fs::rename(new, file)
 }
 
 async fn try_kvm(
