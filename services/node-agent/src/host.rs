@@ -144,14 +144,15 @@ impl Host {
         machine
     }
 
-    /// Keeps a guest that was continued here as a machine of this host.
+    /// Keeps a guest that was continued here as a machine of this host; without a QEMU, as one that
+    /// has ended.
     ///
     /// # Errors
     /// When another QEMU of it runs here, or the disk refuses.
     pub(crate) async fn keep(
         self: &Arc<Self>,
         record: Record,
-        vm: Arc<Vm>,
+        vm: Option<Arc<Vm>>,
     ) -> Result<(), MachineError> {
         let machine = self.machine_or_new(Record::new(record.spec.clone(), record.epoch), None);
         machine.keep(record, vm).await

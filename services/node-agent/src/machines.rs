@@ -188,7 +188,7 @@ pub(crate) enum Order {
         reply: oneshot::Sender<Outcome>,
     },
     Keep {
-        kept: Box<(Record, Arc<Vm>)>,
+        kept: Box<(Record, Option<Arc<Vm>>)>,
         reply: oneshot::Sender<Outcome>,
     },
 }
@@ -306,7 +306,7 @@ impl Machine {
     ///
     /// # Errors
     /// `NotNow` when another QEMU of it runs here, `Record` when the disk refuses.
-    pub(crate) async fn keep(&self, record: Record, vm: Arc<Vm>) -> Outcome {
+    pub(crate) async fn keep(&self, record: Record, vm: Option<Arc<Vm>>) -> Outcome {
         let kept = Box::new((record, vm));
         self.ask(self.id(), |reply| Order::Keep { kept, reply })
             .await

@@ -110,7 +110,8 @@ pub enum TargetEffect {
     Continue,
     /// Announce the guest on its networks.
     Announce,
-    /// The machine is this host's: keep it like one that was started here.
+    /// The machine is this host's: keep it like one that was started here, or like one that
+    /// crashed here when its QEMU is gone.
     KeepMachine,
     /// End the QEMU process, wait until it is gone, remove its devices.
     EndQemu,
@@ -343,7 +344,12 @@ impl Target {
         self.state = TargetState::Lost { continued };
         self.reason = reason;
         self.deadline = None;
-        vec![TargetEffect::Journal]
+        if continued {
+            // It may have run, so it is this host's machine, that crashed. Kept before it is said.
+            vec![TargetEffect::KeepMachine, TargetEffect::Journal]
+        } else {
+            vec![TargetEffect::Journal]
+        }
     }
 
     fn adopted(&mut self, status: LoadStatus, now: Duration) -> Vec<TargetEffect> {
@@ -501,7 +507,10 @@ mod tests {
         let mut half = prepared();
         after(&mut half, TargetEvent::Load(LoadStatus::Completed));
         after(&mut half, TargetEvent::Proof(proof()));
-        after(&mut half, TargetEvent::Gone);
+        assert_eq!(
+            after(&mut half, TargetEvent::Gone),
+            [Do::KeepMachine, Do::Journal]
+        );
         assert_eq!(half.state(), TargetState::Lost { continued: true });
     }
 

@@ -265,16 +265,19 @@ impl Owner {
         }
     }
 
-    pub(super) fn keep(&mut self, record: Record, vm: Arc<Vm>) -> Outcome {
-        if let Some(mine) = &self.vm {
-            if mine.identity() != vm.identity() {
+    pub(super) fn keep(&mut self, record: Record, vm: Option<Arc<Vm>>) -> Outcome {
+        let mine = self.vm.as_ref().map(|vm| vm.identity());
+        match &vm {
+            None if mine.is_some() => return Ok(()),
+            Some(vm) if mine == Some(vm.identity()) => return Ok(()),
+            Some(_) if mine.is_some() => {
                 return Err(not_now("another process of this machine runs here"));
             }
-            return Ok(());
+            Some(_) | None => {}
         }
         self.host.store.record_put(&record.spec.id, &record)?;
         self.record = record;
-        self.vm = Some(vm);
+        self.vm = vm;
         self.hold = None;
         self.paused = false;
         self.message.clear();

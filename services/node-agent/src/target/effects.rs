@@ -16,7 +16,7 @@ use godwit_runtime::failpoint;
 use super::{Note, Owner};
 use crate::half::{self, HalfError};
 use crate::host::Host;
-use crate::machines::Record;
+use crate::machines::{End, Record};
 use crate::metrics::Piece;
 use crate::text::chain;
 use crate::vm::Vm;
@@ -160,17 +160,25 @@ impl Owner {
     }
 
     pub(super) async fn keep(&mut self) -> Result<(), String> {
-        let (Some(spec), Some(vm)) = (self.line.spec.clone(), self.vm.clone()) else {
-            return Err("no qemu".to_owned());
+        let Some(spec) = self.line.spec.clone() else {
+            return Err("no machine".to_owned());
         };
-        let started = vm.identity().started_at();
-        let record = Record {
-            place: vm.place().clone(),
-            started_at: started.and_then(|at| jiff::Timestamp::try_from(at).ok()),
-            ..Record::new(spec, self.line.machine_epoch)
-        };
+        let mut record = Record::new(spec, self.line.machine_epoch);
+        match &self.vm {
+            Some(vm) => {
+                let started = vm.identity().started_at();
+                record.place = vm.place().clone();
+                record.started_at = started.and_then(|at| jiff::Timestamp::try_from(at).ok());
+            }
+            None => {
+                record.ended = Some(End {
+                    crashed: true,
+                    message: "qemu ended before the guest was continued, or just after".to_owned(),
+                });
+            }
+        }
         self.host
-            .keep(record, Arc::clone(&vm))
+            .keep(record, self.vm.clone())
             .await
             .map_err(|error| chain(&error))?;
         // From here on it is a machine like any other.
