@@ -108,16 +108,18 @@ impl Guest {
         self.listener.report().missing()
     }
 
-    /// Whether the machine runs, for good; `None` while it is about to. A machine that crashed
-    /// waits longer and longer for its next start.
-    pub(crate) fn runs(&self, env: &Faults) -> Result<Option<bool>> {
-        let found = env
-            .get(&format!("{MACHINES}/{}", self.name))?
-            .unwrap_or_default();
-        Ok(match found["status"]["printableStatus"].as_str() {
-            Some("Running") => Some(true),
-            Some("CrashLoopBackOff") => Some(false),
-            Some(_) | None => None,
+    /// Waits until the guest says something new, or its machine has crashed and waits for its next
+    /// start, longer and longer. Answers whether it runs.
+    pub(crate) fn runs(&self, env: &Faults) -> Result<bool> {
+        let now = Instant::now();
+        env.until("the guest's heartbeat, or its crash", || {
+            let last = self.listener.report().last();
+            if last.is_some_and(|heard| heard.at > now) {
+                return Ok(Some(true));
+            }
+            let found = env.get(&format!("{MACHINES}/{}", self.name))?;
+            let status = found.unwrap_or_default()["status"]["printableStatus"].clone();
+            Ok((status == "CrashLoopBackOff").then_some(false))
         })
     }
 

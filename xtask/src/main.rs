@@ -2,6 +2,8 @@
 
 mod bench;
 mod lab;
+mod mutants;
+mod safety;
 mod test;
 mod tidy;
 mod tools;
@@ -25,13 +27,19 @@ enum Command {
     /// What Godwit adds to a move, beside a script that does the same by hand; printed, and as JSON.
     Bench(bench::Arguments),
     /// Every check; with a filter, only the tests that match it.
+    ///
+    /// `safety` and `chaos` are suites of their own. `safety`: the model check, simulated runs, and
+    /// every fault at every step on real machines. `chaos`: takeovers, frozen owners, an agent and
+    /// the ledger killed, and drains under random deaths.
     Test {
-        /// Part of a test's name.
+        /// Part of a test's name, `safety` or `chaos`.
         filter: Option<String>,
         /// Only the lab suite: the lab's document, moves, drains and restarts on a whole lab.
         #[arg(long, conflicts_with = "filter")]
         lab: bool,
     },
+    /// Takes one guard of the protocol away at a time: each has to make a check fail.
+    Mutants,
     /// Who may import what, sizes, words.
     Tidy,
 }
@@ -41,7 +49,12 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Test { lab: true, .. } => test::run_lab(),
-        Command::Test { filter, lab: false } => test::run(filter.as_deref()),
+        Command::Test { filter, lab: false } => match filter.as_deref() {
+            Some("safety") => safety::run(),
+            Some("chaos") => safety::chaos(),
+            filter => test::run(filter),
+        },
+        Command::Mutants => mutants::run(),
         Command::Tidy => tidy::run(),
     };
     match done {

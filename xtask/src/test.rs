@@ -10,6 +10,8 @@ use crate::{tidy, tools};
 /// The suite that runs alone and last, with its output seen: it takes minutes, and the machine to
 /// itself. See `.config/nextest.toml` too.
 const LAB_SUITE: &str = "lab_suite";
+/// The suites of `cargo xtask test safety` and `chaos`.
+const FAULT_SUITES: &str = "fault_suite";
 
 /// Runs every check, or only the tests that match `filter`.
 ///
@@ -33,7 +35,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("==> {name}");
     let began = Instant::now();
     work().with_context(|| format!("{name} failed"))?;
@@ -69,7 +71,7 @@ fn tests(filter: Option<&str>) -> Result<()> {
     };
     arguments.extend(filter);
     if !has("cargo-nextest") {
-        arguments.extend(["--", "--skip", LAB_SUITE]);
+        arguments.extend(["--", "--skip", LAB_SUITE, "--skip", FAULT_SUITES]);
     }
     tools::cargo(&arguments)
 }
@@ -92,7 +94,7 @@ fn lab_suite() -> Result<()> {
 }
 
 /// Installs and fetches what the tests need.
-fn prepare() -> Result<()> {
+pub(crate) fn prepare() -> Result<()> {
     let bar = tools::spinner();
     tools::ensure_packages(&bar)?;
     for release in Release::ALL {

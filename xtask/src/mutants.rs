@@ -1,0 +1,188 @@
+//! `cargo xtask mutants`: takes one guard of the protocol out of the code at a time, in a copy, and
+//! runs the check that has to notice. A guard that nobody misses is not tested.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::tools;
+
+/// A guard, how it is taken away, and the check that must fail without it.
+struct Mutant {
+    guard: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+    check: &'static [&'static str],
+}
+
+const MUTANTS: [Mutant; 5] = [
+    Mutant {
+        guard: "the agents refuse orders of older epochs",
+        file: "crates/model/src/migration/grant.rs",
+        from: "if epoch < self.seen {",
+        to: "if false && epoch < self.seen {",
+        check: MODEL_CHECK,
+    },
+    Mutant {
+        guard: "the ledger refuses writes of older epochs",
+        file: "crates/ledger/queries/job_record.sql",
+        from: "WHERE id = $1 AND state = $2 AND epoch = $4",
+        to: "WHERE id = $1 AND state = $2 AND epoch >= $4",
+        check: &[
+            "test",
+            "--package",
+            "godwit-tests",
+            "--test",
+            "godwit",
+            "ledger_jobs",
+        ],
+    },
+    Mutant {
+        guard: "the target's QEMU starts paused (-S)",
+        file: "crates/qemu/src/command_line.rs",
+        from: "    line.flag(\"-S\");",
+        to: "    if matches!(role, Role::Start) {\n        line.flag(\"-S\");\n    }",
+        check: FAULTS,
+    },
+    Mutant {
+        guard: "a source is reverted only after the target's tombstone",
+        file: "crates/model/src/migration/decide.rs",
+        from: "        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),\n        Some(\n",
+        to: "        Some(_) => Action::Command(Command::RevertSource),\n        #[allow(unreachable_patterns)]\n        Some(\n",
+        check: MODEL_CHECK,
+    },
+    Mutant {
+        guard: "the proof is sent only of a QEMU that completed",
+        file: "crates/model/src/migration/source.rs",
+        from: "                self.deadline.get_or_insert(now + DEVICE_MAX);\n                vec![]",
+        to: "                self.deadline.get_or_insert(now + DEVICE_MAX);\n                vec![SourceEffect::SendProof]",
+        check: MODEL_CHECK,
+    },
+];
+
+/// The exhaustive check of the real decision code.
+const MODEL_CHECK: &[&str] = &[
+    "run",
+    "--release",
+    "--package",
+    "godwit-sim",
+    "--example",
+    "check",
+];
+/// Real machines: a migration cancelled when its source has stopped.
+const FAULTS: &[&str] = &[
+    "test",
+    "--workspace",
+    "--test",
+    "godwit",
+    "fault_suite_matrix",
+    "--",
+    "--nocapture",
+];
+
+/// Runs every mutant, and prints which check noticed.
+///
+/// # Errors
+/// When a mutant survives, or a check fails without any.
+pub(crate) fn run() -> Result<()> {
+    let copy = Copied::make()?;
+    let mut survivors = vec![];
+    for mutant in &MUTANTS {
+        let began = Instant::now();
+        let noticed = copy.noticed(mutant)?;
+        let verdict = if noticed { "noticed" } else { "SURVIVED" };
+        println!(
+            "{verdict:>8}  without: {}  ({}, {} s)",
+            mutant.guard,
+            mutant.check.join(" "),
+            began.elapsed().as_secs()
+        );
+        if !noticed {
+            survivors.push(mutant.guard);
+        }
+    }
+    ensure!(
+        survivors.is_empty(),
+        "nobody missed: {}",
+        survivors.join("; ")
+    );
+    Ok(())
+}
+
+/// A copy of the committed sources, with its own build.
+struct Copied {
+    dir: PathBuf,
+}
+
+impl Copied {
+    fn make() -> Result<Self> {
+        let dir = tools::cache_dir().join("mutants");
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        let path = dir.to_string_lossy().into_owned();
+        let done = Command::new("git")
+            .args(["clone", "--quiet", "--shared", ".", &path])
+            .current_dir(tools::root())
+            .status()
+            .context("run git")?;
+        ensure!(done.success(), "the sources could not be copied");
+        Ok(Self { dir })
+    }
+
+    /// Whether the check fails, that has to hold before.
+    fn noticed(&self, mutant: &Mutant) -> Result<bool> {
+        let file = self.dir.join(mutant.file);
+        let sound = fs::read_to_string(&file)?;
+        ensure!(
+            sound.matches(mutant.from).count() == 1,
+            "{}: the guard is not where it was: {:?}",
+            mutant.file,
+            mutant.from
+        );
+        fs::write(&file, sound.replacen(mutant.from, mutant.to, 1))?;
+        let built = self.cargo(&build_only(mutant.check))?;
+        let passed = built && self.cargo(mutant.check)?;
+        fs::write(&file, sound)?;
+        ensure!(built, "{}: the mutant does not build", mutant.guard);
+        Ok(!passed)
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Result<bool> {
+        let log = fs::File::create(self.dir.join("mutant.log"))?;
+        let status = Command::new("cargo")
+            .args(arguments)
+            .env("CARGO_TARGET_DIR", target(&self.dir))
+            .env("FAULTS", "CancelledComplete+Coordinator+ledger")
+            .current_dir(&self.dir)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .status()
+            .context("run cargo")?;
+        Ok(status.success())
+    }
+}
+
+/// Builds of mutants are kept apart from the sound ones.
+fn target(dir: &Path) -> PathBuf {
+    dir.with_file_name("mutants-target")
+}
+
+/// The same command, that stops before it runs anything.
+fn build_only<'a>(check: &[&'a str]) -> Vec<&'a str> {
+    if check[0] == "run" {
+        return [&["build"], &check[1..]].concat();
+    }
+    if check.contains(&"--workspace") {
+        return vec!["build", "--workspace", "--all-targets"];
+    }
+    let end = check
+        .iter()
+        .position(|word| *word == "--")
+        .unwrap_or(check.len());
+    [&check[..end], &["--no-run"]].concat()
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask test safety` and `chaos`: what the promise of docs/safety.md rests on.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::test::{prepare, step};
+use crate::tools;
+
+/// Simulated runs of a safety run.
+const SEEDS: &str = "2000";
+
+/// The model check, the simulation, and every fault at every step of real migrations.
+///
+/// # Errors
+/// With the first part that failed.
+pub(crate) fn run() -> Result<()> {
+    let began = Instant::now();
+    prepare()?;
+    step("model check", || sim("check", &[]))?;
+    step("simulation", || sim("simulate", &["--seeds", SEEDS]))?;
+    step("build", build)?;
+    step("fault matrix", || suite("fault_suite_matrix"))?;
+    println!("==> safety: good after {} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+/// Deaths and freezes under load, on a lab with two coordinators.
+///
+/// # Errors
+/// With the first part that failed.
+pub(crate) fn chaos() -> Result<()> {
+    prepare()?;
+    step("build", build)?;
+    for (name, test) in [
+        ("owners", "fault_suite_owners"),
+        ("hosts", "fault_suite_hosts"),
+        ("ledger", "fault_suite_ledger"),
+        ("drain", "fault_suite_drain"),
+    ] {
+        step(name, || suite(test))?;
+    }
+    Ok(())
+}
+
+/// A program of the checker, at full speed.
+pub(crate) fn sim(example: &str, arguments: &[&str]) -> Result<()> {
+    let run = [
+        "run",
+        "--release",
+        "--package",
+        "godwit-sim",
+        "--example",
+        example,
+        "--",
+    ];
+    tools::cargo(&[&run[..], arguments].concat())
+}
+
+fn build() -> Result<()> {
+    tools::cargo(&["build", "--workspace", "--all-targets"])
+}
+
+fn suite(test: &str) -> Result<()> {
+    let run = [
+        "test",
+        "--workspace",
+        "--test",
+        "godwit",
+        test,
+        "--",
+        "--nocapture",
+    ];
+    tools::cargo(&run)
+}
