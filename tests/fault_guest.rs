@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use godwit_testkit::guest::heartbeat::{Heard, Listener};
+use godwit_testkit::guest::record::{POWER_OFF, QUERY_PORT};
 use serde_json::{Value, json};
 
 use crate::fault_env::{Faults, INSTANCES, MACHINES};
@@ -17,6 +18,8 @@ pub(crate) struct Guest {
     pub(crate) name: String,
     listener: Listener,
     manifest: Value,
+    /// Last byte of its address.
+    last: u8,
 }
 
 impl Guest {
@@ -58,6 +61,7 @@ impl Guest {
             name: name.to_owned(),
             listener: Listener::start(socket)?,
             manifest,
+            last,
         };
         env.create(MACHINES, &guest.manifest)?;
         Ok(guest)
@@ -108,6 +112,14 @@ impl Guest {
         self.listener.report().missing()
     }
 
+    /// Makes the guest power itself off.
+    pub(crate) fn power_off(&self, env: &Faults) -> Result<()> {
+        let socket = UdpSocket::bind((env.lab().network().guest_gateway(), 0))?;
+        let guest = env.lab().network().guest(self.last);
+        socket.send_to(POWER_OFF, (guest, QUERY_PORT))?;
+        Ok(())
+    }
+
     /// Waits until the guest says something new, or its machine has crashed and waits for its next
     /// start, longer and longer. Answers whether it runs.
     pub(crate) fn runs(&self, env: &Faults) -> Result<bool> {
@@ -142,6 +154,11 @@ impl Guest {
     /// Ends the machine.
     pub(crate) fn remove_only(&self, env: &Faults) -> Result<()> {
         env.delete(&format!("{MACHINES}/{}", self.name))?;
+        self.gone(env)
+    }
+
+    /// Waits until the instance is gone.
+    pub(crate) fn gone(&self, env: &Faults) -> Result<()> {
         env.until("the machine to be gone", || {
             let left = env.get(&format!("{INSTANCES}/{}", self.name))?;
             Ok(left.is_none().then_some(()))

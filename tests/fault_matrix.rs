@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use godwit_testkit::lab::Process;
 use serde_json::json;
 
-use crate::fault_env::{Faults, MIGRATIONS, Place};
+use crate::fault_env::{Faults, MACHINES, MIGRATIONS, Place};
 use crate::fault_guest::Guest;
 use crate::lab_suite::say;
 
@@ -62,6 +62,12 @@ pub(crate) enum Fault {
     Dies,
     /// Whoever comes there waits while another service is killed.
     Kills(Role),
+    /// As before, but the migration is cancelled.
+    Cancels,
+    /// As before, but the virtual machine is deleted.
+    DeletesMachine,
+    /// As before, but the guest powers itself off.
+    PowersOff,
     /// As before, but the source's QEMU.
     KillsSourceQemu,
     /// As before, but the target's QEMU.
@@ -224,6 +230,9 @@ fn at(scenario: Scenario, role: Role, place: &str) -> Vec<Case> {
             Fault::Parts(Role::Coordinator, Role::Target),
             Fault::Parts(Role::Source, Role::Target),
             Fault::Parts(Role::Scheduler, Role::Target),
+            Fault::Cancels,
+            Fault::DeletesMachine,
+            Fault::PowersOff,
         ]);
     }
     let case = |fault| Case {
@@ -262,6 +271,8 @@ fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String
     )?;
     let mut strike = Strike {
         env,
+        guest,
+        job: &job,
         way: &way,
         fault: case.fault,
         place: place.clone(),
@@ -282,11 +293,24 @@ fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String
     env.until("the place to be off", || Ok(env.arm(&place, "off").ok()))?;
     acted?;
     let phase = settle(env, guest, &job)?;
-    if matches!(case.fault, Fault::KillsSourceQemu | Fault::KillsTargetQemu) {
-        survived(env, guest)?;
-    } else {
-        unharmed(env, guest)?;
-        ensure!(guest.boots() == before, "the guest booted again");
+    match case.fault {
+        Fault::KillsSourceQemu | Fault::KillsTargetQemu | Fault::PowersOff => {
+            survived(env, guest)?;
+        }
+        Fault::DeletesMachine => {
+            guest.gone(env)?;
+            env.audit(0)?;
+            guest.recover(env)?;
+        }
+        Fault::Dies
+        | Fault::Kills(_)
+        | Fault::Cancels
+        | Fault::CutsStream
+        | Fault::StallsStream
+        | Fault::Parts(..) => {
+            unharmed(env, guest)?;
+            ensure!(guest.boots() == before, "the guest booted again");
+        }
     }
     let reached = if reached { "" } else { " (place not reached)" };
     Ok(format!("{phase}{reached}"))
@@ -366,6 +390,8 @@ fn settle(env: &Faults, guest: &Guest, job: &str) -> Result<String> {
 /// A fault that begins, and that has to end.
 struct Strike<'a> {
     env: &'a Faults,
+    guest: &'a Guest,
+    job: &'a str,
     way: &'a Way,
     fault: Fault,
     place: Place,
@@ -393,6 +419,9 @@ impl Strike<'_> {
         match self.fault {
             Fault::Dies => {}
             Fault::Kills(role) => env.kill(&way.service(role))?,
+            Fault::Cancels => env.delete(&format!("{MIGRATIONS}/{}", self.job))?,
+            Fault::DeletesMachine => env.delete(&format!("{MACHINES}/{}", self.guest.name))?,
+            Fault::PowersOff => self.guest.power_off(env)?,
             Fault::KillsSourceQemu => kill_all(env, &way.from)?,
             Fault::KillsTargetQemu => kill_all(env, &way.to)?,
             Fault::CutsStream => {

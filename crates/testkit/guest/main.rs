@@ -13,7 +13,7 @@
 #[path = "../src/guest/record.rs"]
 mod record;
 
-use record::{DISK_RECORD_BYTES, QUERY_PORT, Record};
+use record::{DISK_RECORD_BYTES, POWER_OFF, QUERY_PORT, Record};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -148,7 +148,11 @@ fn answer_queries(guest: &Guest) {
     };
     let mut question = [0; 64];
     let mut sequence = 0;
-    while let Ok((_, from)) = socket.recv_from(&mut question) {
+    while let Ok((length, from)) = socket.recv_from(&mut question) {
+        if question[..length] == *POWER_OFF {
+            guest.ending.store(true, Ordering::SeqCst);
+            return;
+        }
         let _ = socket.send_to(&guest.record(sequence).to_datagram(), from);
         sequence += 1;
     }

@@ -13,6 +13,8 @@ pub const HEARTBEAT_BYTES: usize = HEAD_BYTES + CHECKSUM_BYTES;
 
 /// UDP port on which the guest answers any datagram with its present state.
 pub const QUERY_PORT: u16 = 7777;
+/// The question that makes the guest power off.
+pub const POWER_OFF: &[u8] = b"off";
 
 const DISK_MAGIC: [u8; 8] = *b"GODWITR1";
 const HEARTBEAT_MAGIC: [u8; 8] = *b"GODWITH1";
