@@ -148,11 +148,12 @@ impl Owner {
                 biased;
                 () = self.host.shutdown.cancelled() => return Ok(()),
                 event = half::next_event(&mut self.events) => self.event(event).await?,
+                // Before a proof is taken: a copy that is gone has not run, and its source may go on.
+                () = half::exited(vm.as_deref()) => self.exited().await?,
                 command = commands.recv() => match command {
                     Some(command) => self.command(command).await?,
                     None => return Ok(()),
                 },
-                () = half::exited(vm.as_deref()) => self.exited().await?,
                 Some(note) = notes.recv() => self.note(note).await?,
                 () = half::at(tick) => self.feed(TargetEvent::Tick).await?,
                 () = half::at(self.look_at) => self.look().await?,
