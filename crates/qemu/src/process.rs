@@ -286,7 +286,10 @@ pub fn boot_id() -> io::Result<String> {
 }
 
 /// Who has this id at present; `None` when nobody has, or only a process that has ended.
-fn identify(pid: u32) -> io::Result<Option<Identity>> {
+///
+/// # Errors
+/// When `/proc` can't be read.
+pub fn identify(pid: u32) -> io::Result<Option<Identity>> {
     let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
         Err(error) if is_gone(&error) => return Ok(None),

@@ -176,19 +176,24 @@ impl From<wire::Kernel> for Kernel {
     }
 }
 
+impl From<SourceState> for wire::SourceState {
+    fn from(state: SourceState) -> Self {
+        match state {
+            SourceState::Absent => Self::Absent,
+            SourceState::Copying => Self::Copying,
+            SourceState::Switching => Self::Switching,
+            SourceState::Completed => Self::Completed,
+            SourceState::Resumed => Self::Resumed,
+            SourceState::Retired => Self::Retired,
+            SourceState::Lost => Self::Lost,
+        }
+    }
+}
+
 impl From<&SourceFact> for wire::SourceFact {
     fn from(fact: &SourceFact) -> Self {
-        let state = match fact.state {
-            SourceState::Absent => wire::SourceState::Absent,
-            SourceState::Copying => wire::SourceState::Copying,
-            SourceState::Switching => wire::SourceState::Switching,
-            SourceState::Completed => wire::SourceState::Completed,
-            SourceState::Resumed => wire::SourceState::Resumed,
-            SourceState::Retired => wire::SourceState::Retired,
-            SourceState::Lost => wire::SourceState::Lost,
-        };
         Self {
-            state: state.into(),
+            state: wire::SourceState::from(fact.state).into(),
             allowed: fact.allowed,
             reason: fact.reason.clone(),
             progress: Some(fact.progress.into()),
@@ -257,21 +262,35 @@ impl From<wire::Progress> for Progress {
     }
 }
 
+impl From<TargetState> for wire::TargetState {
+    fn from(state: TargetState) -> Self {
+        match state {
+            TargetState::Absent => Self::Absent,
+            TargetState::Preparing => Self::Preparing,
+            TargetState::Prepared => Self::Prepared,
+            TargetState::Loaded => Self::Loaded,
+            TargetState::Continuing => Self::Continuing,
+            TargetState::Running => Self::Running,
+            TargetState::Discarded => Self::Discarded,
+            TargetState::Lost { .. } => Self::Lost,
+        }
+    }
+}
+
 impl From<&TargetFact> for wire::TargetFact {
     fn from(fact: &TargetFact) -> Self {
-        let (state, continued) = match fact.state {
-            TargetState::Absent => (wire::TargetState::Absent, false),
-            TargetState::Preparing => (wire::TargetState::Preparing, false),
-            TargetState::Prepared => (wire::TargetState::Prepared, false),
-            TargetState::Loaded => (wire::TargetState::Loaded, false),
-            TargetState::Continuing => (wire::TargetState::Continuing, true),
-            TargetState::Running => (wire::TargetState::Running, true),
-            TargetState::Discarded => (wire::TargetState::Discarded, false),
-            TargetState::Lost { continued } => (wire::TargetState::Lost, continued),
+        let continued = match fact.state {
+            TargetState::Continuing | TargetState::Running => true,
+            TargetState::Lost { continued } => continued,
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Discarded => false,
         };
         let address = fact.address.clone();
         Self {
-            state: state.into(),
+            state: wire::TargetState::from(fact.state).into(),
             reason: fact.reason.clone(),
             uri: address.as_ref().map(|a| a.uri.clone()).unwrap_or_default(),
             address: address

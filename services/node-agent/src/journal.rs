@@ -31,6 +31,11 @@ const LOG_RESERVE: u64 = 64 * 1024;
 /// Longest log that is read back; a longer one is damaged, not ours.
 const LOG_MAX: u64 = 16 * 1024 * 1024;
 
+/// Names in a machine's directory.
+const RECORD: &str = "machine.json";
+const FENCE: &str = "fence.json";
+const JOBS: &str = "jobs";
+
 /// Which half of a job a log belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Side {
@@ -87,22 +92,8 @@ impl Store {
     /// # Errors
     /// When the directory can't be read.
     pub(crate) fn jobs(&self, machine: &MachineId) -> io::Result<Vec<(JobId, Side)>> {
-        let entries = match fs::read_dir(self.jobs_dir(machine)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            for side in [Side::Source, Side::Target] {
-                let id = name
-                    .strip_suffix(side.suffix())
-                    .and_then(|id| JobId::parse(id).ok());
-                found.extend(id.map(|id| (id, side)));
-            }
-        }
-        Ok(found)
+        let files = names(&self.jobs_dir(machine))?;
+        Ok(files.iter().filter_map(|name| log_of(name)).collect())
     }
 
     /// The record of `machine`; `None` when this host keeps none.
@@ -133,7 +124,7 @@ impl Store {
         let dir = self.root.join(machine.as_str());
         let fresh = !dir.exists();
         fs::create_dir_all(&dir)?;
-        let draft = path.with_extension("json.new");
+        let draft = draft_of(path);
         let mut file = File::create(&draft)?;
         file.write_all(&serde_json::to_vec_pretty(value)?)?;
         file.sync_all()?;
@@ -213,7 +204,34 @@ impl Store {
         Ok(log)
     }
 
-    /// Removes logs and fences not written for `age`, and directories with nothing left in them.
+    /// What is in here and belongs to no machine and no job, as paths under the store.
+    ///
+    /// # Errors
+    /// When a directory can't be read.
+    pub(crate) fn strays(&self) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for name in names(&self.root)? {
+            if MachineId::parse(name.as_str()).is_err() {
+                found.push(name);
+                continue;
+            }
+            let jobs = format!("{name}/{JOBS}");
+            for file in names(&self.root.join(&name))? {
+                if ![RECORD, FENCE, JOBS].contains(&file.as_str()) {
+                    found.push(format!("{name}/{file}"));
+                }
+            }
+            for file in names(&self.root.join(&jobs))? {
+                if log_of(&file).is_none() {
+                    found.push(format!("{jobs}/{file}"));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes logs and fences not written for `age`, drafts, and directories with nothing left in
+    /// them. Nobody may be writing.
     ///
     /// A tombstone has to outlive every message of its job, and those end within minutes.
     ///
@@ -228,6 +246,10 @@ impl Store {
                 _ => {}
             }
         }
+        // What a crash left unfinished; mostly there is none.
+        for path in [self.record_path(machine), self.fence_path(machine)] {
+            let _ = fs::remove_file(draft_of(&path));
+        }
         // Not empty is the common answer, and no error.
         let _ = fs::remove_dir(self.jobs_dir(machine));
         let _ = fs::remove_dir(self.root.join(machine.as_str()));
@@ -235,15 +257,15 @@ impl Store {
     }
 
     fn record_path(&self, machine: &MachineId) -> PathBuf {
-        self.root.join(machine.as_str()).join("machine.json")
+        self.root.join(machine.as_str()).join(RECORD)
     }
 
     fn fence_path(&self, machine: &MachineId) -> PathBuf {
-        self.root.join(machine.as_str()).join("fence.json")
+        self.root.join(machine.as_str()).join(FENCE)
     }
 
     fn jobs_dir(&self, machine: &MachineId) -> PathBuf {
-        self.root.join(machine.as_str()).join("jobs")
+        self.root.join(machine.as_str()).join(JOBS)
     }
 
     fn log_path(&self, machine: &MachineId, job: &JobId, side: Side) -> PathBuf {
@@ -348,6 +370,31 @@ fn valid_end(bytes: &[u8]) -> usize {
     end
 }
 
+/// The half of a job whose log has this name; `None` for a name of something else.
+fn log_of(name: &str) -> Option<(JobId, Side)> {
+    [Side::Source, Side::Target].into_iter().find_map(|side| {
+        let id = name.strip_suffix(side.suffix())?;
+        Some((JobId::parse(id).ok()?, side))
+    })
+}
+
+/// Where a file is written before it takes the place of the one at `path`.
+fn draft_of(path: &Path) -> PathBuf {
+    path.with_extension("json.new")
+}
+
+/// Names in a directory; none when there is no such directory.
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| -> io::Result<String> {
+        Ok(entry?.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
+}
+
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -441,6 +488,25 @@ mod tests {
             .expect("opens");
         file.set_len(3).expect("cut");
         assert_eq!(reopened(&store).last::<u32>().expect("readable"), None);
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_nothing_is_named_and_drafts_go_with_the_next_pruning() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = with_lines(dir.path(), &[1]).await;
+        store.record_put(&machine(), &1).expect("written");
+        assert_eq!(store.strays().expect("read"), Vec::<String>::new());
+        let machine_dir = dir.path().join("machines").join(machine().as_str());
+        fs::write(machine_dir.join("machine.json.new"), "{").expect("torn");
+        fs::write(machine_dir.join("jobs/other"), "").expect("written");
+        let mut found = store.strays().expect("read");
+        found.sort();
+        let wanted = ["jobs/other", "machine.json.new"].map(|name| format!("{}/{name}", machine()));
+        assert_eq!(found, wanted);
+        store
+            .prune(&machine(), Duration::from_secs(60))
+            .expect("pruned");
+        assert_eq!(store.strays().expect("read"), wanted[..1]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod adopt;
 mod check;
 mod half;
 mod host;
+mod inspect;
 mod journal;
 mod machines;
 mod metrics;

@@ -226,6 +226,12 @@ fn device_name(machine: &MachineId, owner: &str, at: usize) -> String {
     format!("gw{}", &hex[..11])
 }
 
+/// Whether [`device_name`] may have made this name, for whichever agent.
+pub(crate) fn is_ours(device: &str) -> bool {
+    let hex = device.strip_prefix("gw").unwrap_or_default();
+    hex.len() == 11 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +247,7 @@ mod tests {
             names.iter().all(|name| name.len() <= 15),
             "IFNAMSIZ is 16 with its zero"
         );
+        assert!(names.iter().all(|name| is_ours(name)));
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 80);

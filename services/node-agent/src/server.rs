@@ -25,7 +25,7 @@ use crate::report::{is_arriving, machine_report, machines};
 use crate::source::{self, CopyOrder};
 use crate::text::chain;
 use crate::vm::LaunchError;
-use crate::{check, target, watch};
+use crate::{check, inspect, target, watch};
 
 /// Longest wait for a QEMU to listen.
 const PREPARE_LIMIT: Duration = Duration::from_secs(20);
@@ -161,6 +161,14 @@ impl Agent for Server {
         )?;
         let machines = machines(&self.host);
         Ok(Response::new(wire::ListMachinesResponse { machines }))
+    }
+
+    async fn inspect_host(
+        &self,
+        request: Request<wire::InspectHostRequest>,
+    ) -> Result<Response<wire::HostInspection>, Status> {
+        peer::require(&request, &[Role::Admin])?;
+        Ok(Response::new(inspect::inspect(&self.host).await))
     }
 
     async fn prepare_target(

@@ -31,6 +31,9 @@ const LINK_LIMIT: Duration = Duration::from_secs(3);
 /// Name of the monitor's socket in a QEMU's directory.
 const MONITOR: &str = "qmp.sock";
 
+/// Name of the socket of the monitor for people and auditors.
+pub(crate) const DEBUG_MONITOR: &str = "debug.sock";
+
 /// Where a QEMU is found again after a restart of the agent; kept on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
@@ -343,6 +346,11 @@ fn directory(run_dir: &Path, machine: &MachineId, owner: &str) -> PathBuf {
         format!("{machine}/{owner}").as_bytes(),
     );
     run_dir.join(&id.simple().to_string()[..16])
+}
+
+/// Whether [`directory`] may have made this name.
+pub(crate) fn is_directory_name(name: &str) -> bool {
+    name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

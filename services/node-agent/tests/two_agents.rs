@@ -215,6 +215,72 @@ async fn a_machine_moves_and_its_guest_goes_on_counting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_tells_what_is_really_there_and_disturbs_no_copy() {
+    let mut lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    let (left, right) = (lab.source.inspect().await, lab.target.inspect().await);
+    assert_eq!(left.node, "worker1");
+    assert_eq!(qemu(&left), ("running", true, false));
+    assert_eq!(qemu(&right), ("inmigrate", false, true));
+    assert_eq!(left.qemus[0].pid, lab.source.qemus()[0]);
+    assert_eq!(left.qemus[0].listening, Vec::<u32>::new());
+    assert_eq!(right.qemus[0].listening, prepared.ports);
+    assert_eq!((left.records[0].epoch, left.records[0].ended), (1, false));
+    assert_eq!(right.halves[0].target(), TargetState::Prepared);
+    assert_eq!(
+        (right.halves[0].job.as_str(), right.halves[0].epoch),
+        (JOB, 1)
+    );
+
+    lab.copy(&prepared, 0).await;
+    lab.source.client().allow_switchover(job(1)).await.unwrap();
+    lab.target_running().await;
+    lab.source_in(SourceState::Completed).await;
+    let (left, right) = (lab.source.inspect().await, lab.target.inspect().await);
+    assert_eq!(qemu(&left), ("postmigrate", false, false));
+    assert_eq!(qemu(&right), ("running", true, true));
+    assert_eq!(right.qemus[0].listening, Vec::<u32>::new());
+    assert_eq!(left.halves[0].source(), SourceState::Completed);
+    assert_eq!(right.halves[0].target(), TargetState::Running);
+
+    lab.source.client().retire_source(job(1)).await.unwrap();
+    let run = lab.dir.path().join("worker1/run/0123456789abcdef");
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::write(run.join("qmp.sock"), "").unwrap();
+    let left = lab.source.inspect().await;
+    assert!(left.qemus.is_empty() && left.records.is_empty(), "{left:?}");
+    assert_eq!(
+        (left.fences[0].machine.as_str(), left.fences[0].epoch),
+        (MACHINE, 2)
+    );
+    let directory = &left.directories[0];
+    assert_eq!(
+        (directory.name.as_str(), directory.pid),
+        ("0123456789abcdef", 0)
+    );
+    assert_eq!(directory.files, ["qmp.sock"]);
+
+    // What the agent remembers plays no part: a new one tells the same.
+    lab.target.restart().await;
+    assert_eq!(lab.target.inspect().await, right);
+    for found in [&left, &right] {
+        assert!(
+            found.strays.is_empty() && found.unreadable.is_empty(),
+            "{found:?}"
+        );
+    }
+}
+
+/// The only QEMU: its own word, whether its CPUs run, whether it came to receive a copy.
+fn qemu(found: &HostInspection) -> (&str, bool, bool) {
+    let [qemu] = found.qemus.as_slice() else {
+        panic!("{found:?}");
+    };
+    assert_eq!((qemu.machine.as_str(), qemu.error.as_str()), (MACHINE, ""));
+    (&qemu.run_state, qemu.running, qemu.incoming)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_late_start_of_a_machine_that_left_is_refused() {
     let mut lab = Lab::running().await;
     let prepared = lab.prepare().await.unwrap();

@@ -98,6 +98,12 @@ impl Agent {
             .find(|report| report.machine == machine)
     }
 
+    /// What is really on this host.
+    pub async fn inspect(&self) -> HostInspection {
+        let asked = self.client().inspect_host(InspectHostRequest {}).await;
+        asked.expect("inspected").into_inner()
+    }
+
     /// The guests' counters, of all QEMUs that have a directory here.
     pub fn counters(&self) -> Vec<u32> {
         let directories = std::fs::read_dir(self.dir.join("run")).expect("a run directory");

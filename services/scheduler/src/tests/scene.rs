@@ -130,6 +130,13 @@ impl Agent for Door {
         Ok(Response::new(wire::ForgetMachineResponse {}))
     }
 
+    async fn inspect_host(
+        &self,
+        _: Request<wire::InspectHostRequest>,
+    ) -> Result<Response<wire::HostInspection>, Status> {
+        never()
+    }
+
     async fn pause_machine(
         &self,
         _: Request<wire::MachineRef>,
