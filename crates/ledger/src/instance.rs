@@ -46,7 +46,7 @@ pub struct InstanceRow {
 /// Resource key of the objects that instances stand for.
 const RESOURCE: &str = "virtualmachineinstances.kubevirt.io";
 
-const LIST: &str = "SELECT uid, namespace, name, node, epoch, state, machine FROM instance \
+pub(crate) const LIST: &str = "SELECT uid, namespace, name, node, epoch, state, machine FROM instance \
     ORDER BY uid";
 const GET: &str = "SELECT uid, namespace, name, node, epoch, state, machine FROM instance \
     WHERE uid = $1";
@@ -206,7 +206,7 @@ fn bind<'q>(statement: Statement<'q>, row: &'q InstanceRow) -> Result<Statement<
         .bind(machine.map_err(|error| LedgerError::Database(sqlx::Error::Encode(error.into())))?))
 }
 
-fn read(row: &PgRow) -> Result<InstanceRow, LedgerError> {
+pub(crate) fn read(row: &PgRow) -> Result<InstanceRow, LedgerError> {
     let machine: Option<Json<MachineSpec>> = row.try_get("machine")?;
     let namespace: String = row.try_get("namespace")?;
     let name: String = row.try_get("name")?;

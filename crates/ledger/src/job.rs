@@ -77,7 +77,7 @@ const RESOURCE: &str = "virtualmachineinstancemigrations.kubevirt.io";
 /// Resource key of the objects that jobs move.
 const VMI_RESOURCE: &str = "virtualmachineinstances.kubevirt.io";
 
-const OPEN: &str = "SELECT id, namespace, name, machine, vmi_namespace, vmi_name, state, source, \
+pub(crate) const OPEN: &str = "SELECT id, namespace, name, machine, vmi_namespace, vmi_name, state, source, \
     target, target_address, priority, created_at, state_since, finished_at, epoch, owner, cancel, \
     failure, trace, history, switch_allowed \
     FROM migration WHERE state NOT IN ('Succeeded', 'Failed') \

@@ -5,10 +5,12 @@
 //! alone are claimed and renewed outside it. The ledger decides nothing about migrations: it
 //! records what `model` decided, and constraints refuse what must never be.
 
+mod audit;
 mod change;
 mod convert;
 mod error;
 mod event;
+mod history;
 mod instance;
 mod job;
 mod lease;
@@ -20,9 +22,11 @@ mod transition;
 mod tx;
 mod wakeup;
 
+pub use audit::{Audit, Cordon};
 pub use change::{Change, ChangeKind, Changes};
 pub use error::{LedgerError, retry};
 pub use event::{EventKind, EventRecord, ObjectRef};
+pub use history::JobHistory;
 pub use instance::{InstanceRow, InstanceState};
 pub use job::{JobRow, MigrationRequest, TraceContext};
 pub use lease::Lease;

@@ -36,7 +36,7 @@ pub struct NodeRow {
     pub heartbeat_at: Timestamp,
 }
 
-const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
+pub(crate) const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
     heartbeat_at FROM node ORDER BY name";
 
 impl Ledger {
@@ -99,7 +99,7 @@ impl Tx {
     }
 }
 
-fn read(row: &PgRow) -> Result<NodeRow, LedgerError> {
+pub(crate) fn read(row: &PgRow) -> Result<NodeRow, LedgerError> {
     Ok(NodeRow {
         name: convert::name(row, "name")?,
         agent_address: row.try_get("agent_address")?,

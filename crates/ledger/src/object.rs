@@ -128,7 +128,7 @@ fn get(key: &ObjectKey) -> Statement<'_> {
         .bind(&key.name)
 }
 
-fn list(resource: &str) -> Statement<'_> {
+pub(crate) fn list(resource: &str) -> Statement<'_> {
     let statement = if resource == EVENTS {
         LIST_EVENTS
     } else {

@@ -53,7 +53,7 @@ pub enum Reserved {
     Duplicate,
 }
 
-const LIST: &str = "SELECT machine, node, job, memory_bytes, cpu_milli FROM reservation \
+pub(crate) const LIST: &str = "SELECT machine, node, job, memory_bytes, cpu_milli FROM reservation \
     ORDER BY node, machine";
 
 impl Ledger {
@@ -122,7 +122,7 @@ impl Tx {
     }
 }
 
-fn read(row: &PgRow) -> Result<ReservationRow, LedgerError> {
+pub(crate) fn read(row: &PgRow) -> Result<ReservationRow, LedgerError> {
     Ok(ReservationRow {
         machine: convert::id(row, "machine")?,
         node: convert::name(row, "node")?,

@@ -128,7 +128,7 @@ impl Tx {
     }
 }
 
-fn read(row: &PgRow) -> Result<TransitionRow, LedgerError> {
+pub(crate) fn read(row: &PgRow) -> Result<TransitionRow, LedgerError> {
     let from: Option<String> = row.try_get("from_state")?;
     let seq: i32 = row.try_get("seq")?;
     Ok(TransitionRow {

@@ -189,13 +189,19 @@ impl Postgres {
         Ok(self.url(name))
     }
 
-    /// Lets each service log in under the name of its own role. The ledger's migrations made the
+    /// Lets each service, and the auditor, log in under the name of its own role. The ledger's migrations made the
     /// roles; run them first.
     ///
     /// # Errors
     /// When there are no such roles.
     pub fn open_service_logins(&self) -> Result<()> {
-        for role in ["gateway", "scheduler", "coordinator", "maintenance"] {
+        for role in [
+            "gateway",
+            "scheduler",
+            "coordinator",
+            "maintenance",
+            "auditor",
+        ] {
             self.psql(SUPERUSER, &format!("ALTER ROLE godwit_{role} LOGIN"))?;
         }
         Ok(())
