@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use godwit_cli::audit::{Audit, Outcome, audit};
 use godwit_cli::issue::{Certificates, issue};
 use godwit_cli::kubeconfig::Kubeconfig;
+use godwit_cli::output::Output;
 use godwit_cli::project;
 use godwit_cli::version::{ServerVersion, of_server};
 use godwit_runtime::build;
@@ -42,6 +44,16 @@ enum Command {
         --node worker1=10.0.0.11 --node worker2=10.0.0.12 \\\n      \
         --service api-gateway=godwit.example.com --server https://godwit.example.com:6443")]
     Certificates(Certificates),
+    /// Check that everything that must hold does hold; read only.
+    ///
+    /// Reads the ledger, asks every agent what is really on its host, and compares. Ends with 0
+    /// when nothing is broken, with 1 when something is, with 2 when something could not be
+    /// checked. Only what two looks in a row show is told: what is gone after a tenth of a second
+    /// was a step on its way.
+    #[command(after_help = "Example:\n  godwit audit --database \
+        'postgres:///godwit?host=/var/lib/godwit-lab/pg&user=godwit_auditor' \\\n      \
+        --cert admin.crt --key admin.key --ca ca.crt")]
+    Audit(Audit),
     /// Work in another project (namespace) from now on, as `oc project` does.
     ///
     /// Under the name kubectl-project on the PATH, `kubectl project NAME` does the same.
@@ -67,16 +79,11 @@ struct Version {
     output: Output,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
 fn main() -> ExitCode {
     let outcome = match Cli::parse_from(arguments()).command {
         Command::Version(wanted) => version(&wanted),
         Command::Certificates(wanted) => certificates(&wanted),
+        Command::Audit(wanted) => return check(&wanted),
         Command::Project { name } => project::switch(&name).map(|text| print(&text)),
     };
     match outcome {
@@ -86,6 +93,31 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Everything that keeps an audit from its end is "could not be checked", never "broken".
+fn check(wanted: &Audit) -> ExitCode {
+    let report = runtime().and_then(|runtime| runtime.block_on(audit(wanted)));
+    let code = match report {
+        Ok(report) => {
+            print(&match wanted.output {
+                Output::Text => report.text(),
+                Output::Json => format!("{:#}", report.json()),
+            });
+            report.outcome()
+        }
+        Err(error) => {
+            complain(&error);
+            Outcome::Unknown
+        }
+    };
+    ExitCode::from(code.exit_code())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// The arguments, with the subcommand that a plugin's name stands for.
@@ -128,10 +160,7 @@ fn version(wanted: &Version) -> anyhow::Result<()> {
 fn server_version(wanted: &Version) -> anyhow::Result<ServerVersion> {
     let config = Kubeconfig::load(wanted.kubeconfig.as_deref())?;
     let access = config.access(wanted.context.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(of_server(&access))
+    runtime()?.block_on(of_server(&access))
 }
 
 fn certificates(wanted: &Certificates) -> anyhow::Result<()> {
