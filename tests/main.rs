@@ -21,6 +21,7 @@ mod lab_restart;
 mod lab_suite;
 mod lab_trace;
 mod lab_walkthrough;
+mod ledger_audit;
 mod ledger_cluster;
 mod ledger_failures;
 mod ledger_jobs;

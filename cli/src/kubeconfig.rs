@@ -35,6 +35,8 @@ struct ContextEntry {
     cluster: String,
     #[serde(default)]
     user: String,
+    #[serde(default)]
+    namespace: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,11 +114,7 @@ impl Kubeconfig {
     /// # Errors
     /// When something that it names is missing or can't be read.
     pub fn access(&self, context: Option<&str>) -> anyhow::Result<Access> {
-        let name = context.unwrap_or(&self.current_context);
-        let context = self.contexts.iter().find(|entry| entry.name == name);
-        let context = &context
-            .ok_or_else(|| anyhow!("there is no context {name:?}"))?
-            .context;
+        let context = self.context(context)?;
         let cluster = self
             .clusters
             .iter()
@@ -145,6 +143,25 @@ impl Kubeconfig {
                 .flatten(),
             token: user.and_then(|user| user.token.clone()),
         })
+    }
+
+    /// The namespace to work in, of `context` or of the current one.
+    ///
+    /// # Errors
+    /// When there is no such context.
+    pub fn namespace(&self, context: Option<&str>) -> anyhow::Result<&str> {
+        let context = self.context(context)?;
+        Ok(match context.namespace.as_str() {
+            "" => "default",
+            given => given,
+        })
+    }
+
+    fn context(&self, name: Option<&str>) -> anyhow::Result<&ContextEntry> {
+        let name = name.unwrap_or(&self.current_context);
+        let found = self.contexts.iter().find(|entry| entry.name == name);
+        let found = found.ok_or_else(|| anyhow!("there is no context {name:?}"))?;
+        Ok(&found.context)
     }
 
     fn certificate(&self, user: &User) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
@@ -187,7 +204,7 @@ mod tests {
 current-context: lab
 contexts:
 - {name: lab, context: {cluster: lab, user: jane}}
-- {name: lost, context: {cluster: nowhere, user: jane}}
+- {name: lost, context: {cluster: nowhere, user: jane, namespace: far}}
 clusters:
 - {name: lab, cluster: {server: 'https://127.0.0.1:6443', certificate-authority: ca.crt}}
 users:
@@ -204,6 +221,8 @@ users:
         assert_eq!(access.authority, b"pem");
         assert_eq!(access.token.as_deref(), Some("secret"));
         assert!(access.certificate.is_none());
+        assert_eq!(config.namespace(None).unwrap(), "default");
+        assert_eq!(config.namespace(Some("lost")).unwrap(), "far");
     }
 
     #[test]

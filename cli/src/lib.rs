@@ -1,7 +1,9 @@
 //! The godwit command: what it does, apart from reading its arguments.
 
+pub mod api;
 pub mod audit;
 pub mod certificates;
+pub mod history;
 pub mod issue;
 pub mod kubeconfig;
 pub mod output;

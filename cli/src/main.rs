@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use godwit_cli::audit::{Audit, Outcome, audit};
+use godwit_cli::history::{History, history};
 use godwit_cli::issue::{Certificates, issue};
 use godwit_cli::kubeconfig::Kubeconfig;
 use godwit_cli::output::Output;
@@ -54,6 +55,11 @@ enum Command {
         'postgres:///godwit?host=/var/lib/godwit-lab/pg&user=godwit_auditor' \\\n      \
         --cert admin.crt --key admin.key --ca ca.crt")]
     Audit(Audit),
+    /// Show all that became of a migration, also when it is long deleted.
+    ///
+    /// One line a step, with the time since the request, who recorded it, under which epoch, and
+    /// why; then what was measured. `kubectl get migrationhistory NAME -o yaml` has the same.
+    History(History),
     /// Work in another project (namespace) from now on, as `oc project` does.
     ///
     /// Under the name kubectl-project on the PATH, `kubectl project NAME` does the same.
@@ -84,6 +90,9 @@ fn main() -> ExitCode {
         Command::Version(wanted) => version(&wanted),
         Command::Certificates(wanted) => certificates(&wanted),
         Command::Audit(wanted) => return check(&wanted),
+        Command::History(wanted) => runtime()
+            .and_then(|runtime| runtime.block_on(history(&wanted)))
+            .map(|text| print(&text)),
         Command::Project { name } => project::switch(&name).map(|text| print(&text)),
     };
     match outcome {

@@ -1,25 +1,9 @@
 //! `godwit version`: which build this is, and which one serves the API.
 
-use std::sync::Arc;
-use std::time::Duration;
+use anyhow::Context;
 
-use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
-use http::{Request, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-
+use crate::api;
 use crate::kubeconfig::Access;
-
-/// Longest wait for the API.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Largest answer that is read: a version has a few hundred bytes.
-const BODY_MAX: usize = 64 * 1024;
 
 /// What the API says of itself, as Kubernetes' `version.Info`.
 #[derive(Debug, serde::Deserialize, serde::Serialize)]
@@ -35,75 +19,20 @@ pub struct ServerVersion {
 /// Asks the API for its version.
 ///
 /// # Errors
-/// When it can't be reached within 10 s, is not whom the authority vouches for, or doesn't answer.
+/// As [`api::get`], and when the answer makes no sense.
 pub async fn of_server(access: &Access) -> anyhow::Result<ServerVersion> {
-    let answer = tokio::time::timeout(ANSWER_MAX, ask(access)).await;
-    let body = answer.context("no answer within 10 s")??;
+    let body = api::get(access, "/version").await?;
     serde_json::from_slice(&body).context("understand the answer")
-}
-
-async fn ask(access: &Access) -> anyhow::Result<Bytes> {
-    let uri: Uri = access
-        .server
-        .parse()
-        .context("understand the server's URL")?;
-    ensure!(
-        uri.scheme_str() == Some("https"),
-        "{} is not https",
-        access.server
-    );
-    let host = uri.host().context("the server's URL has no host")?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().unwrap_or(443);
-    let stream = TcpStream::connect((bare, port)).await;
-    let stream = stream.with_context(|| format!("connect to {host}:{port}"))?;
-    let name = ServerName::try_from(bare.to_owned())?;
-    let tls = TlsConnector::from(Arc::new(tls(access)?));
-    let stream = tls.connect(name, stream).await.context("talk TLS")?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let mut request = Request::get(format!("{}/version", uri.path().trim_end_matches('/')))
-        .header(header::HOST, format!("{host}:{port}"))
-        .header(header::ACCEPT, "application/json");
-    if let Some(token) = &access.token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-    }
-    let answer = sender
-        .send_request(request.body(Empty::<Bytes>::new())?)
-        .await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?;
-    if !status.is_success() {
-        bail!("the server answers {status}");
-    }
-    Ok(body.to_bytes())
-}
-
-fn tls(access: &Access) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(&access.authority) {
-        roots.add(authority.context("understand the authority")?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let Some((certificate, key)) = &access.certificate else {
-        return Ok(config.with_no_client_auth());
-    };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-    let chain = chain.context("understand the user's certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(key).context("understand the user's key")?;
-    Ok(config.with_client_auth_cert(chain, key)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use rustls::ServerConfig;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;

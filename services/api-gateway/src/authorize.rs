@@ -32,13 +32,14 @@ const SELF_REVIEWS: [(&str, &str); 3] = [
 /// What readers may read of the core group, to be shown: all but secrets.
 const READABLE_CORE: [&str; 5] = ["namespaces", "nodes", "events", "configmaps", "pods"];
 /// Groups that readers may read, to be shown.
-const OUR_GROUPS: [&str; 6] = [
+const OUR_GROUPS: [&str; 7] = [
     "kubevirt.io",
     "nodemaintenance.kubevirt.io",
     "nodemaintenance.medik8s.io",
     "events.k8s.io",
     "coordination.k8s.io",
     "project.openshift.io",
+    "godwit.io",
 ];
 /// Paths outside the API that anonymous users got as far as.
 const OPEN_PREFIXES: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];

@@ -12,6 +12,7 @@ mod convert;
 mod facts;
 mod feed;
 mod gateway;
+mod histories;
 mod honour;
 mod kinds;
 mod observe;

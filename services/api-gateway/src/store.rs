@@ -22,6 +22,7 @@ use tracing::{error, warn};
 use crate::convert;
 use crate::facts::Facts;
 use crate::feed::Poke;
+use crate::histories;
 use crate::kinds::{self, resource};
 use crate::peers::Peers;
 use crate::watch_cache::WatchCache;
@@ -48,6 +49,9 @@ impl Store for LedgerStore {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Arc<Stored>>, StoreError> {
+        if resource == resource::MIGRATION_HISTORIES {
+            return histories::get(&self.ledger, namespace, name).await;
+        }
         self.cache.fresh().await?;
         Ok(self.cache.get(resource, namespace, name))
     }
@@ -58,6 +62,9 @@ impl Store for LedgerStore {
         namespace: Option<&str>,
         at: ListAt,
     ) -> Result<Listed, StoreError> {
+        if resource == resource::MIGRATION_HISTORIES {
+            return histories::list(&self.ledger, namespace, at).await;
+        }
         self.cache.list(resource, namespace, at).await
     }
 
@@ -290,7 +297,7 @@ async fn end_migration(tx: &mut Tx, row: &mut Object) -> Result<(), StoreError> 
     Ok(())
 }
 
-fn store_error(error: LedgerError) -> StoreError {
+pub(crate) fn store_error(error: LedgerError) -> StoreError {
     match error {
         LedgerError::AlreadyExists => StoreError::AlreadyExists,
         LedgerError::NotFound => StoreError::NotFound,

@@ -10,6 +10,7 @@ mod kubevirt;
 mod lease;
 mod machine;
 mod migration;
+mod migration_history;
 mod namespace;
 mod node;
 mod node_maintenance;
@@ -26,6 +27,7 @@ use crate::facts::Facts;
 pub(crate) use migration::{
     FINALIZER as MIGRATION_FINALIZER, in_flight, machine_name as migration_machine, no_instance,
 };
+pub(crate) use migration_history::show as show_history;
 pub(crate) use namespace::{
     Lifecycle, PREDEFINED as PREDEFINED_NAMESPACES, check_delete as check_namespace_delete,
     complete as complete_namespace,
@@ -40,6 +42,7 @@ pub(crate) mod resource {
     pub(crate) const MACHINES: &str = "virtualmachines.kubevirt.io";
     pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
     pub(crate) const MIGRATIONS: &str = "virtualmachineinstancemigrations.kubevirt.io";
+    pub(crate) const MIGRATION_HISTORIES: &str = "migrationhistories.godwit.io";
     pub(crate) const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
     pub(crate) const NODE_MAINTENANCES: &str = "nodemaintenances";
     pub(crate) const EVENTS: &str = "events";
@@ -66,6 +69,7 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         event::events_group(),
         lease::kind(),
         project::kind(),
+        migration_history::kind(),
     ]
 }
 
