@@ -126,7 +126,7 @@ impl Api {
         std::fs::write(self.kubeconfig(user), config.to_string()).context("write a kubeconfig")
     }
 
-    fn kubeconfig(&self, user: &str) -> PathBuf {
+    pub(crate) fn kubeconfig(&self, user: &str) -> PathBuf {
         self.dir.path().join(format!("{user}.kubeconfig"))
     }
 

@@ -9,7 +9,7 @@ use crate::api_env::{Api, Kubectl, cells, example};
 use crate::api_play as play;
 
 /// The machine of the lab as an instance of its own.
-const INSTANCE: &str = "
+pub(crate) const INSTANCE: &str = "
 apiVersion: kubevirt.io/v1alpha3
 kind: VirtualMachineInstance
 metadata:

@@ -58,8 +58,9 @@ async fn the_auditor_sees_all_at_one_moment_and_writes_nothing() {
 
     let mut sql = auditor.sql().await;
     let writable: Vec<String> = sqlx::query_scalar(
-        "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema() \
-         AND has_table_privilege(tablename, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')",
+        "SELECT relname::text FROM pg_class WHERE relnamespace = current_schema()::regnamespace \
+         AND relkind IN ('r', 'p', 'v') \
+         AND has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')",
     )
     .fetch_all(&mut sql)
     .await

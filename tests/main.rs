@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod api_env;
+mod api_history;
 mod api_lab;
 mod api_play;
 mod api_rules;
+mod audit_live;
 mod fault_chaos;
 mod fault_env;
 mod fault_guest;

@@ -113,3 +113,76 @@ fn seen_twice(last: &Look, next: &Look) -> BTreeSet<Finding> {
     let again = again.filter(|finding| before.contains(&key(finding)));
     again.cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looked(findings: &[(Check, &str, &str)]) -> Look {
+        let finding = |(check, subject, seen): &(Check, &str, &str)| Finding {
+            check: *check,
+            subject: (*subject).to_owned(),
+            seen: (*seen).to_owned(),
+        };
+        Look {
+            findings: findings.iter().map(finding).collect(),
+            hosts: 2,
+            machines: 1,
+            migrations: 3,
+            qemus: 1,
+        }
+    }
+
+    fn report(last: &Look) -> Report {
+        Report {
+            findings: last.findings.iter().cloned().collect(),
+            looks: 2,
+            took: PAUSE,
+            last: looked(&[]),
+        }
+    }
+
+    #[test]
+    fn only_what_two_looks_show_of_the_same_subject_counts() {
+        let first = looked(&[
+            (Check::Leftovers, "tap a", "no QEMU uses it"),
+            (Check::InPlace, "vm1", "no QEMU on worker1"),
+            (Check::Asked, "worker2", "no answer"),
+        ]);
+        let second = looked(&[
+            (Check::Leftovers, "tap b", "no QEMU uses it"),
+            (Check::InPlace, "vm1", "no QEMU on worker2"),
+            (Check::OneRuns, "worker2", "no answer"),
+        ]);
+        let lasting = seen_twice(&first, &second);
+        let wanted = looked(&[(Check::InPlace, "vm1", "no QEMU on worker2")]);
+        assert_eq!(lasting, wanted.findings);
+    }
+
+    #[test]
+    fn broken_wins_over_not_asked_and_both_over_clean() {
+        let asked = (Check::Asked, "host worker2", "no answer");
+        let broken = (Check::OneRuns, "vm1", "runs on worker1 and on worker2");
+        for (findings, outcome, code) in [
+            (&[][..], Outcome::Clean, 0),
+            (&[asked], Outcome::Unknown, 2),
+            (&[asked, broken], Outcome::Broken, 1),
+        ] {
+            let report = report(&looked(findings));
+            assert_eq!(
+                (report.outcome(), report.outcome().exit_code()),
+                (outcome, code)
+            );
+            assert_eq!(report.json()["outcome"], outcome.as_str());
+            assert_eq!(
+                report.json()["findings"].as_array().unwrap().len(),
+                findings.len()
+            );
+            for (check, subject, seen) in findings {
+                let text = report.text();
+                assert!(text.contains(check.sentence()), "{text}");
+                assert!(text.contains(&format!("  {subject}: {seen}\n")), "{text}");
+            }
+        }
+    }
+}
