@@ -30,59 +30,50 @@ async fn a_history_outlives_its_migration(release: Release) -> Result<()> {
     let second = bygone(&api, &kubectl).await?;
 
     let viewer = api.viewer(release).await?;
+    told_by_kubectl(&viewer, &first, &second).await?;
+    declared(&viewer).await?;
+    kubectl
+        .fails(&["delete", "migrationhistory", "migration-job"])
+        .await?;
+    told_by_godwit(&api).await
+}
+
+async fn told_by_kubectl(viewer: &Kubectl, first: &str, second: &str) -> Result<()> {
     let json = ["get", "migrationhistory", "migration-job", "-o", "json"];
     let shown: Value = serde_json::from_str(&viewer.ok(&json).await?)?;
     assert_eq!(shown["apiVersion"], "godwit.io/v1alpha1");
     assert_eq!(shown["kind"], "MigrationHistory");
-    assert_eq!(shown["metadata"]["uid"], second.as_str());
+    assert_eq!(shown["metadata"]["uid"], second);
     assert_eq!(
         (&shown["vmi"], &shown["state"]),
         (&"rhel8-server-nfs".into(), &"Failed".into())
     );
     let steps = shown["transitions"].as_array().cloned().unwrap_or_default();
-    let steps: Vec<[String; 6]> = steps
-        .iter()
-        .map(|step| {
-            ["seq", "from", "to", "actor", "epoch", "reason"].map(|key| step[key].to_string())
-        })
-        .collect();
+    let said = |step: &Value| {
+        let keys = ["seq", "from", "to", "actor", "epoch", "reason"];
+        keys.map(|key| step[key].to_string()).join(" ")
+    };
+    let steps: Vec<String> = steps.iter().map(said).collect();
     let wanted = [
-        [
-            "1",
-            "null",
-            "\"Pending\"",
-            "\"request\"",
-            "0",
-            "\"requested\"",
-        ],
-        [
-            "2",
-            "\"Pending\"",
-            "\"Failed\"",
-            "\"test\"",
-            "1",
-            "\"played\"",
-        ],
+        r#"1 null "Pending" "request" 0 "requested""#,
+        r#"2 "Pending" "Failed" "test" 1 "played""#,
     ];
-    assert_eq!(steps, wanted.map(|step| step.map(str::to_owned)));
-    let yaml = ["get", "migrationhistory", &first, "-o", "yaml"];
+    assert_eq!(steps, wanted);
+    let yaml = ["get", "migrationhistory", first, "-o", "yaml"];
     let older = viewer.ok(&yaml).await?;
     assert!(older.contains(&format!("uid: {first}")), "{older}");
     assert!(older.contains("\nmigration: migration-job\n"), "{older}");
 
     let table = cells(&viewer.ok(&["get", "migrationhistories", "-A"]).await?);
-    let head = [
-        "NAMESPACE",
-        "NAME",
-        "VMI",
-        "SOURCE",
-        "TARGET",
-        "STATE",
-        "BLACKOUT",
-        "AGE",
-    ];
-    assert_eq!(table[0], head);
+    let head = "NAMESPACE NAME VMI SOURCE TARGET STATE BLACKOUT AGE";
+    assert_eq!(table[0].join(" "), head);
     assert_eq!((table.len(), table[1][1].as_str()), (2, "migration-job"));
+    let missing = viewer.fails(&["get", "migrationhistory", "nobody"]).await?;
+    assert!(missing.contains("\"nobody\" not found"), "{missing}");
+    Ok(())
+}
+
+async fn declared(viewer: &Kubectl) -> Result<()> {
     let resources = ["api-resources", "--api-group=godwit.io", "-o", "wide"];
     let resources = viewer.ok(&resources).await?;
     assert!(resources.contains("MigrationHistory"), "{resources}");
@@ -93,12 +84,7 @@ async fn a_history_outlives_its_migration(release: Release) -> Result<()> {
         .ok(&["explain", "migrationhistory.transitions"])
         .await?;
     assert!(explained.contains("without a gap"), "{explained}");
-    let missing = viewer.fails(&["get", "migrationhistory", "nobody"]).await?;
-    assert!(missing.contains("\"nobody\" not found"), "{missing}");
-    kubectl
-        .fails(&["delete", "migrationhistory", "migration-job"])
-        .await?;
-    told_by_godwit(&api).await
+    Ok(())
 }
 
 async fn told_by_godwit(api: &Api) -> Result<()> {

@@ -112,7 +112,10 @@ impl Report {
         );
         let verdict = match self.outcome() {
             Outcome::Clean => "nothing is broken".to_owned(),
-            Outcome::Broken => format!("{} findings", self.findings.len()),
+            Outcome::Broken => match self.findings.len() {
+                1 => "1 finding".to_owned(),
+                many => format!("{many} findings"),
+            },
             Outcome::Unknown => "nothing that could be checked is broken".to_owned(),
         };
         let _ = write!(text, "{verdict}: {seen}");

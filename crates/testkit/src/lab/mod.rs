@@ -16,8 +16,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_cli::audit::Audit;
 
-use crate::certs::Ca;
+use crate::certs::{Ca, Subject};
 use crate::guest::linux;
 use crate::postgres::Postgres;
 
@@ -102,6 +103,13 @@ impl Lab {
         progress("making certificates");
         let ca = Ca::load_or_create(&self.options.dir.join("certs"))?;
         kubeconfig::write(&ca, &self.kubeconfig(), &self.server(), ADMIN)?;
+        let (name, group) = ADMIN;
+        let admin = Subject {
+            name,
+            organizations: &[group],
+            served_as: &[],
+        };
+        ca.issue_files(name, admin)?;
         progress("starting services");
         self.configure(&ca, &postgres, &image)?;
         for service in self.services() {
@@ -184,6 +192,23 @@ impl Lab {
     /// Where the admin's kubeconfig is.
     pub fn kubeconfig(&self) -> PathBuf {
         self.options.dir.join("kubeconfig")
+    }
+
+    /// What `godwit audit` needs to look at this lab; it may take `settle` seconds to come to rest.
+    ///
+    /// # Errors
+    /// When the lab was never up.
+    pub fn audit(&self, settle: u32) -> Result<Audit> {
+        let postgres = Postgres::start_detached(&self.options.dir.join("pg"))?;
+        let certs = self.options.dir.join("certs");
+        Ok(Audit {
+            database: postgres.url_as(DATABASE, "godwit_auditor"),
+            cert: Some(certs.join("admin.crt")),
+            key: Some(certs.join("admin.key")),
+            ca: Some(certs.join("ca.crt")),
+            settle,
+            output: godwit_cli::output::Output::Text,
+        })
     }
 
     /// The API's URL.
