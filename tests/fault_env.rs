@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_cli::audit::{Outcome, audit};
 use godwit_testkit::api::{Answer, Api, Method};
 use godwit_testkit::lab::{Lab, LabOptions, Process, http_get, http_put};
 use serde_json::{Value, json};
@@ -25,6 +26,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 /// Longest wait for one answer of the API.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long what was disturbed may take to come to rest.
+const SETTLE_SECONDS: u32 = 20;
 /// Virtual machines.
 pub(crate) const MACHINES: &str = "/apis/kubevirt.io/v1/namespaces/default/virtualmachines";
 /// Their instances.
@@ -376,13 +379,21 @@ impl Faults {
         self.create(path, &object)
     }
 
-    /// Checks the whole system: nothing may be left behind that shouldn't be.
+    /// Checks that every invariant holds, and that so many QEMUs run.
     pub(crate) fn audit(&self, machines: usize) -> Result<()> {
         self.until("no QEMU too many or too few", || {
             let workers = ["worker1", "worker2", "worker3"];
             let all: usize = workers.iter().map(|worker| self.qemus(worker).len()).sum();
             Ok((all == machines).then_some(()))
-        })
+        })?;
+        self.ready()?;
+        let report = self.block_on(audit(&self.lab.audit(SETTLE_SECONDS)?))?;
+        ensure!(
+            report.outcome() == Outcome::Clean,
+            "audit: {}",
+            report.text()
+        );
+        Ok(())
     }
 
     /// What a person would look at first when something went wrong.
