@@ -402,6 +402,12 @@ impl Source {
                 self.resumed("cancelled before the copy began".to_owned())
             }
             (SourceState::Copying, CopyStatus::None) => vec![SourceEffect::BeginCopy],
+            // The permission was on disk, the order to QEMU was not given, and the timer is gone:
+            // the guest would stay stopped for ever.
+            (SourceState::Switching, CopyStatus::PreSwitchover) if !self.cancelling => {
+                self.state = SourceState::Copying;
+                self.pre_switchover(now)
+            }
             (SourceState::Copying | SourceState::Switching, _) if self.cancelling => {
                 let mut effects = self.copy(status, now);
                 if matches!(self.state, SourceState::Copying | SourceState::Switching) {
@@ -602,6 +608,26 @@ mod tests {
             after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
             []
         );
+    }
+
+    #[test]
+    fn a_restarted_agent_lets_a_guest_go_on_that_waits_with_the_permission_on_disk() {
+        let mut half = copying();
+        after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover));
+        after(&mut half, SourceEvent::Allow { epoch: E1 });
+        let mut restarted = Source {
+            deadline: None,
+            ..half
+        };
+        assert_eq!(
+            after(
+                &mut restarted,
+                SourceEvent::Adopted(CopyStatus::PreSwitchover)
+            ),
+            [Do::ContinueSwitchover]
+        );
+        assert_eq!(restarted.state(), SourceState::Switching);
+        assert_eq!(restarted.next_deadline(), Some(NOW + DEVICE_MAX));
     }
 
     #[test]

@@ -1,0 +1,144 @@
+//! Checks the migration protocol and prints what was explored and found.
+//!
+//! - `cargo run --release -p godwit-sim --example check`: every kind of fault once; about a minute.
+//! - `... -- --mutants`: takes the guards away one by one; each must lead to a violation.
+//! - `... -- --large`, or `--takeovers N --crashes N --deaths N --unknown-commits 0|1 --memory 0|1
+//!   --later-job 0|1 --without GUARD`: more, or less.
+//!
+//! Exit code 1 when something is violated, never happens, can't end, or when a mutant survives.
+
+#![expect(clippy::print_stdout, reason = "a tool for people")]
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use godwit_sim::{Config, Guard, Migration, check, ends, way};
+
+enum Task {
+    Check(Config),
+    Mutants,
+}
+
+fn main() -> ExitCode {
+    let good = match arguments() {
+        Ok(Task::Check(config)) => {
+            let safe = safety(config);
+            safe & live(config)
+        }
+        Ok(Task::Mutants) => mutants(),
+        Err(why) => {
+            println!("{why}");
+            false
+        }
+    };
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn safety(config: Config) -> bool {
+    println!("{config:?}");
+    let began = Instant::now();
+    let report = check(config);
+    println!(
+        "states generated {}, distinct {}, depth {}, {:.1} s, complete",
+        report.generated,
+        report.distinct,
+        report.depth,
+        began.elapsed().as_secs_f64(),
+    );
+    for finding in &report.findings {
+        println!("{:>14}  {}", finding.verdict.as_str(), finding.name);
+        for step in &finding.way {
+            println!("      {step}");
+        }
+    }
+    report.is_good()
+}
+
+fn live(config: Config) -> bool {
+    let began = Instant::now();
+    let model = Migration::new(config);
+    let found = ends(&model);
+    let verdict = if found.is_good() { "holds" } else { "VIOLATED" };
+    println!("{verdict:>14}  once faults stop, every state has a way to a final one");
+    for step in way(&model, found.way) {
+        println!("      {step}");
+    }
+    let (left, states) = (found.unclean, found.states);
+    println!("{left:>14}  of {states} states can't lose all leftovers without help, for example");
+    for step in way(&model, found.unclean_way) {
+        println!("      {step}");
+    }
+    println!("liveness: {:.1} s", began.elapsed().as_secs_f64());
+    found.stuck == 0
+}
+
+fn mutants() -> bool {
+    let mut survivors = vec![];
+    for guard in Guard::ALL {
+        let began = Instant::now();
+        let report = check(Config::control(guard));
+        let violated = report.violated();
+        let (name, states) = (guard.as_str(), report.distinct);
+        let seconds = began.elapsed().as_secs_f64();
+        let Some(first) = violated.first() else {
+            println!("SURVIVES  without {name}: {states} states, {seconds:.1} s");
+            survivors.push(guard);
+            continue;
+        };
+        println!("killed    without {name}: {states} states, {seconds:.1} s");
+        for finding in &violated {
+            println!("  breaks  {}", finding.name);
+        }
+        println!("  by      {} steps", first.way.len());
+        for step in &first.way {
+            println!("      {step}");
+        }
+    }
+    println!("{} mutants, {} survive", Guard::ALL.len(), survivors.len());
+    survivors.is_empty()
+}
+
+fn arguments() -> Result<Task, String> {
+    let mut config = Config::usual();
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--mutants" => return Ok(Task::Mutants),
+            "--large" => config = Config::large(),
+            "--quick" => config = Config::quick(),
+            _ => {
+                let value = words.next();
+                let value = value.ok_or_else(|| format!("{word} needs a value"))?;
+                set(&mut config, &word, &value)?;
+            }
+        }
+    }
+    Ok(Task::Check(config))
+}
+
+fn set(config: &mut Config, word: &str, value: &str) -> Result<(), String> {
+    let number = || value.parse().map_err(|error| format!("{word}: {error}"));
+    let switch = || number().map(|number: u8| number > 0);
+    match word {
+        "--takeovers" => config.takeovers = number()?,
+        "--crashes" => config.crashes = number()?,
+        "--deaths" => config.deaths = number()?,
+        "--unknown-commits" => config.unknown_commits = switch()?,
+        "--memory" => config.memory = switch()?,
+        "--later-job" => config.later_job = switch()?,
+        "--without" => config.removed = Some(guard(value)?),
+        _ => return Err(format!("{word} is not known")),
+    }
+    Ok(())
+}
+
+fn guard(name: &str) -> Result<Guard, String> {
+    let found = Guard::ALL
+        .into_iter()
+        .find(|guard| format!("{guard:?}") == name);
+    found.ok_or_else(|| format!("no guard {name}; there are {:?}", Guard::ALL))
+}

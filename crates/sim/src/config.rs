@@ -1,0 +1,132 @@
+//! What a check goes through: how many faults of each kind, and which guard is taken away.
+
+/// How far a check goes. Messages are lost, repeated, reordered and delayed without any limit;
+/// what is counted here are the faults that would make the space of states endless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// How often another coordinator takes the job over; every former owner goes on acting.
+    pub takeovers: u8,
+    /// Crashes of agents, of both hosts together.
+    pub crashes: u8,
+    /// Deaths of QEMU, of both hosts together.
+    pub deaths: u8,
+    /// Whether a commit may happen although its writer doesn't learn of it.
+    pub unknown_commits: bool,
+    /// Whether owners remember what they heard. Without, each hears what is true when it acts: as
+    /// what it does may arrive at any later time, that leaves nothing out.
+    pub memory: bool,
+    /// Whether the machine leaves by another job after this one failed.
+    pub later_job: bool,
+    /// The guard that a control run takes away.
+    pub removed: Option<Guard>,
+}
+
+impl Config {
+    /// Every kind of fault, each once, in any order and at any time: about a minute.
+    #[must_use]
+    pub const fn usual() -> Self {
+        Self {
+            takeovers: 1,
+            crashes: 1,
+            deaths: 1,
+            unknown_commits: true,
+            memory: false,
+            later_job: true,
+            removed: None,
+        }
+    }
+
+    /// Small enough for every test run: nothing dies, and every commit is answered.
+    #[must_use]
+    pub const fn quick() -> Self {
+        Self {
+            deaths: 0,
+            unknown_commits: false,
+            ..Self::usual()
+        }
+    }
+
+    /// Both agents crash in one run, or one twice.
+    #[must_use]
+    pub const fn large() -> Self {
+        Self {
+            crashes: 2,
+            ..Self::usual()
+        }
+    }
+
+    /// The smallest in which the guard is needed.
+    #[must_use]
+    pub const fn control(guard: Guard) -> Self {
+        let crashes = match guard {
+            Guard::LastJob => 1,
+            Guard::HostFence
+            | Guard::LedgerEpoch
+            | Guard::PausedTarget
+            | Guard::Tombstone
+            | Guard::CompletedProof => 0,
+        };
+        Self {
+            crashes,
+            ..Self::quick()
+        }
+        .without(guard)
+    }
+
+    /// Without the guard.
+    #[must_use]
+    pub const fn without(self, guard: Guard) -> Self {
+        Self {
+            removed: Some(guard),
+            ..self
+        }
+    }
+
+    /// Whether the guard is in force.
+    #[must_use]
+    pub fn keeps(&self, guard: Guard) -> bool {
+        self.removed != Some(guard)
+    }
+}
+
+/// Something the protocol's safety rests on. Without it, a check has to find a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Hosts refuse orders of replaced owners.
+    HostFence,
+    /// The ledger refuses transitions of replaced owners.
+    LedgerEpoch,
+    /// The target's QEMU starts paused.
+    PausedTarget,
+    /// A source that stopped complete goes on only after the target's tombstone.
+    Tombstone,
+    /// The proof is sent only when the source's QEMU says `completed`.
+    CompletedProof,
+    /// Only the last job that held a machine acts on its QEMU.
+    LastJob,
+}
+
+impl Guard {
+    /// For people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HostFence => "epoch check in the agents",
+            Self::LedgerEpoch => "epoch check in the ledger",
+            Self::PausedTarget => "the target starts paused (-S)",
+            Self::Tombstone => "tombstone before revert",
+            Self::CompletedProof => "proof of `completed`",
+            Self::LastJob => "only the last job acts on a machine",
+        }
+    }
+
+    /// All guards.
+    pub const ALL: [Self; 6] = [
+        Self::HostFence,
+        Self::LedgerEpoch,
+        Self::PausedTarget,
+        Self::Tombstone,
+        Self::CompletedProof,
+        Self::LastJob,
+    ];
+}

@@ -1,0 +1,134 @@
+//! What must hold in every state, and what has to happen in some.
+
+use godwit_model::migration::job::JobState;
+use godwit_model::migration::source::SourceState;
+use godwit_model::migration::target::TargetState;
+use stateright::Property;
+
+use crate::Migration;
+use crate::state::{SourceQemu, State, TargetQemu};
+
+type P = Property<Migration>;
+
+/// All of them.
+pub(crate) fn all() -> Vec<P> {
+    let mut all = never_two();
+    all.extend(never_lost());
+    all.extend(orders_and_records());
+    all.extend(happens());
+    all
+}
+
+fn never_two() -> Vec<P> {
+    vec![
+        P::always("never two copies run", |_, state| {
+            let copies = [
+                state.source.qemu.runs(),
+                state.target.qemu == TargetQemu::Running,
+                state.left,
+            ];
+            copies.into_iter().filter(|runs| *runs).count() < 2
+        }),
+        P::always(
+            "the source never runs again after the target ran",
+            |_, state| !(state.ran && state.source.qemu.runs()),
+        ),
+        P::always(
+            "the target runs only what its source completed",
+            |_, state| !state.wrongs.unproven,
+        ),
+        P::always("failed: the target never ran", |_, state| {
+            state.ledger.state != JobState::Failed || !state.ran
+        }),
+    ]
+}
+
+fn never_lost() -> Vec<P> {
+    vec![
+        P::always(
+            "the source is ended only when the target has the machine",
+            |_, state| !state.wrongs.ended_source,
+        ),
+        P::always("the target is never ended after it ran", |_, state| {
+            !state.wrongs.ended_target
+        }),
+        P::always("no machine is lost unless a QEMU died", |model, state| {
+            died(model, state)
+                || state.source.qemu != SourceQemu::Gone
+                || state.target.qemu == TargetQemu::Running
+        }),
+        P::always("succeeded: the target has the machine", |model, state| {
+            let succeeded = state.ledger.state == JobState::Succeeded;
+            let runs = state.target.qemu == TargetQemu::Running || died(model, state);
+            !succeeded || (runs && model.target_is_committed(state))
+        }),
+        P::always("failed: the machine runs on its source", |model, state| {
+            let failed = state.ledger.state == JobState::Failed;
+            // An agent that just came back has not looked yet.
+            let busy = state
+                .source
+                .agent
+                .as_ref()
+                .is_none_or(|agent| agent.adopting);
+            !failed || state.left || busy || died(model, state) || state.source.qemu.runs()
+        }),
+    ]
+}
+
+fn orders_and_records() -> Vec<P> {
+    vec![
+        P::always("hosts follow no order of a replaced owner", |_, state| {
+            !state.wrongs.old_order
+        }),
+        P::always(
+            "the ledger takes no write of a replaced owner",
+            |_, state| !state.wrongs.old_write,
+        ),
+        P::always("every recorded transition is legal", |_, state| {
+            !state.wrongs.edge
+        }),
+        P::always(
+            "the machine is handed over only when the target has it",
+            |model, state| !state.ledger.handed_over || model.target_is_committed(state),
+        ),
+    ]
+}
+
+fn happens() -> Vec<P> {
+    vec![
+        P::sometimes("a job succeeds", |_, state| {
+            state.ledger.state == JobState::Succeeded
+        }),
+        P::sometimes("a job fails", |_, state| {
+            state.ledger.state == JobState::Failed
+        }),
+        P::sometimes("a job needs fencing", |_, state| {
+            state.ledger.state == JobState::NeedsFencing
+        }),
+        P::sometimes("a job is taken over and succeeds", |_, state| {
+            state.ledger.epoch > 1 && state.ledger.state == JobState::Succeeded
+        }),
+        P::sometimes(
+            "a source is reverted after the tombstone",
+            |model, state| {
+                let reverted = state.source.qemu == SourceQemu::Resumed;
+                let tombstone = |half| model.target_word(half) == TargetState::Discarded;
+                reverted && state.target.disk.is_some_and(|(half, _)| tombstone(half))
+            },
+        ),
+        P::sometimes("a cancel comes too late", |_, state| {
+            state.ledger.cancel && state.ledger.state == JobState::Succeeded
+        }),
+        P::sometimes("an agent finds the copy complete", |model, state| {
+            let Some((half, _)) = state.source.disk else {
+                return false;
+            };
+            let behind = model.source_word(half).0 == SourceState::Copying;
+            behind && state.source.agent.is_none() && state.source.qemu == SourceQemu::Completed
+        }),
+    ]
+}
+
+fn died(model: &Migration, state: &State) -> bool {
+    state.deaths < model.config.deaths
+}

@@ -1,0 +1,421 @@
+//! The source's host: its agent around the real half, and its QEMU.
+//!
+//! As in `node-agent/src/source.rs`: effects are carried out in their order, and between any two
+//! of them the agent may crash. QEMU behaves as measured: a copy that fails or is cancelled lets
+//! the guest run by itself, one that is complete never does.
+
+use std::collections::VecDeque;
+
+use godwit_model::migration::decide::Command;
+use godwit_model::migration::source::{SourceEffect, SourceState};
+use godwit_model::migration::target::TargetState;
+
+use crate::Migration;
+use crate::config::Guard;
+use crate::halves::{HalfId, Outgoing, SourceInput, source_input};
+use crate::state::{SourceAgent, SourceQemu, SourceWord, State, TargetQemu};
+
+/// After how many effects the agent crashes; `None` when it doesn't.
+pub type Cut = Option<u8>;
+
+/// What can happen on the source's host without an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceStep {
+    /// The agent crashes between two events.
+    AgentCrashes,
+    /// The agent starts and reads its log.
+    AgentStarts,
+    /// The agent asks QEMU what became of the copy.
+    Adopts,
+    /// The agent reads what QEMU said, now or earlier.
+    Reads(Outgoing),
+    /// The agent sees that the process ended.
+    SeesEnd,
+    /// The agent's deadline passes.
+    Ticks,
+    /// The agent tries again what failed.
+    Retries,
+    /// The target's answer to the proof arrives.
+    ProofIsTaken,
+    /// QEMU: the rest fits, the guest stops.
+    Converges,
+    /// QEMU: everything arrived.
+    Completes,
+    /// QEMU: the stream broke.
+    Fails,
+    /// QEMU dies.
+    Dies,
+}
+
+impl SourceStep {
+    pub(crate) const QEMU: [Self; 4] = [Self::Converges, Self::Completes, Self::Fails, Self::Dies];
+    pub(crate) const AGENT: [Self; 12] = [
+        Self::Adopts,
+        Self::Reads(Outgoing::Active),
+        Self::Reads(Outgoing::PreSwitchover),
+        Self::Reads(Outgoing::Device),
+        Self::Reads(Outgoing::Completed),
+        Self::Reads(Outgoing::Failed),
+        Self::Reads(Outgoing::Cancelled),
+        Self::SeesEnd,
+        Self::Ticks,
+        Self::Retries,
+        Self::ProofIsTaken,
+        Self::AgentCrashes,
+    ];
+}
+
+impl Migration {
+    /// An agent that starts.
+    pub(crate) fn source_agent(&self, disk: Option<(HalfId, bool)>) -> SourceAgent {
+        SourceAgent {
+            half: disk.map_or(HalfId::FRESH, |(half, _)| half),
+            adopting: disk.is_some(),
+            process: disk.is_some_and(|(_, process)| process),
+            begun: false,
+            shown: 0,
+            retry: None,
+        }
+    }
+
+    /// What the half says of itself.
+    pub(crate) fn source_word(&self, half: HalfId) -> SourceWord {
+        self.sources
+            .ask(half, |half| (half.state(), half.allowed()))
+    }
+
+    /// A step of the agent or of QEMU; `None` when it can't happen.
+    pub(crate) fn source_step(&self, state: &mut State, step: SourceStep, cut: Cut) -> Option<()> {
+        match step {
+            SourceStep::Converges
+            | SourceStep::Completes
+            | SourceStep::Fails
+            | SourceStep::Dies => source_qemu(state, step),
+            SourceStep::AgentStarts => {
+                if state.source.agent.is_some() {
+                    return None;
+                }
+                state.source.agent = Some(self.source_agent(state.source.disk));
+                self.source_publish(state);
+                Some(())
+            }
+            SourceStep::AgentCrashes if cut.is_none() => source_crash(state),
+            SourceStep::AgentCrashes => None,
+            SourceStep::Adopts => self.source_adopt(state, cut),
+            SourceStep::Reads(_)
+            | SourceStep::SeesEnd
+            | SourceStep::Ticks
+            | SourceStep::Retries
+            | SourceStep::ProofIsTaken => self.source_event(state, step, cut),
+        }
+    }
+
+    fn source_event(&self, state: &mut State, step: SourceStep, cut: Cut) -> Option<()> {
+        let agent = state
+            .source
+            .agent
+            .as_ref()
+            .filter(|agent| !agent.adopting)?;
+        let (half, _) = self.source_word(agent.half);
+        let copying = matches!(half, SourceState::Copying | SourceState::Switching);
+        match step {
+            SourceStep::Reads(said) => {
+                if !copying || agent.shown & bit(said) == 0 {
+                    return None;
+                }
+                if said == Outgoing::Device && !self.config.keeps(Guard::CompletedProof) {
+                    state.proof = true;
+                }
+                self.source_react(state, SourceInput::Copy(said), cut)
+            }
+            SourceStep::SeesEnd if copying && state.source.qemu == SourceQemu::Gone => {
+                self.source_react(state, SourceInput::Gone, cut)
+            }
+            SourceStep::Ticks
+                if self
+                    .sources
+                    .ask(agent.half, |h| h.next_deadline().is_some()) =>
+            {
+                self.source_react(state, SourceInput::Tick, cut)
+            }
+            SourceStep::ProofIsTaken if state.proof_taken && half == SourceState::Completed => {
+                self.source_react(state, SourceInput::ProofTaken, cut)
+            }
+            SourceStep::Retries if cut.is_none() => self.source_retry(state, half),
+            SourceStep::SeesEnd
+            | SourceStep::Ticks
+            | SourceStep::ProofIsTaken
+            | SourceStep::Retries
+            | SourceStep::AgentCrashes
+            | SourceStep::AgentStarts
+            | SourceStep::Adopts
+            | SourceStep::Converges
+            | SourceStep::Completes
+            | SourceStep::Fails
+            | SourceStep::Dies => None,
+        }
+    }
+
+    fn source_retry(&self, state: &mut State, half: SourceState) -> Option<()> {
+        let effect = state.source.agent.as_mut()?.retry.take()?;
+        let wanted = matches!(
+            (effect, half),
+            (
+                SourceEffect::CancelCopy | SourceEffect::ContinueSwitchover,
+                SourceState::Copying | SourceState::Switching,
+            ) | (SourceEffect::ResumeGuest, SourceState::Resumed)
+                | (SourceEffect::DropMachine, SourceState::Retired)
+        );
+        if wanted {
+            self.source_perform(state, effect);
+        }
+        Some(())
+    }
+
+    /// An order arrives.
+    pub(crate) fn source_order(
+        &self,
+        state: &mut State,
+        (command, epoch): (Command, u8),
+        cut: Cut,
+    ) -> Option<()> {
+        let agent = state
+            .source
+            .agent
+            .as_ref()
+            .filter(|agent| !agent.adopting)?;
+        let half = agent.half;
+        let seen = u8::try_from(self.sources.ask(half, |half| half.epoch().0)).ok()?;
+        let stale = epoch < state.source.spoken;
+        let by = if self.config.keeps(Guard::HostFence) {
+            epoch
+        } else {
+            epoch.max(seen)
+        };
+        let input = source_input(command, by)?;
+        let (after, effects) = self.sources.take(half, input)?;
+        if stale && (after != half || !effects.is_empty()) {
+            state.wrongs.old_order = true;
+        }
+        let fresh = self.source_word(half).0 == SourceState::Absent;
+        if command == Command::StartCopy && fresh {
+            hold(state);
+        }
+        self.source_react(state, input, cut)?;
+        if cut.is_none() {
+            state.source.spoken = state.source.spoken.max(epoch);
+        }
+        Some(())
+    }
+
+    /// Feeds the half, carries out what it says, and tells what is true then. `None` when the half
+    /// has nothing to say, or ends before the cut.
+    fn source_react(&self, state: &mut State, input: SourceInput, cut: Cut) -> Option<()> {
+        let mut queue = VecDeque::from([input]);
+        let mut done = 0;
+        while let Some(input) = queue.pop_front() {
+            let agent = state.source.agent.as_mut()?;
+            let Some((half, effects)) = self.sources.take(agent.half, input) else {
+                continue;
+            };
+            agent.half = half;
+            for effect in effects.iter() {
+                if cut == Some(done) {
+                    return source_crash(state);
+                }
+                queue.extend(self.source_perform(state, *effect));
+                done += 1;
+            }
+        }
+        if cut.is_some() {
+            return None;
+        }
+        self.source_publish(state);
+        Some(())
+    }
+
+    /// Carries one effect out; its outcome may be an event in turn.
+    fn source_perform(&self, state: &mut State, effect: SourceEffect) -> Option<SourceInput> {
+        let committed = state.ran || self.target_is_committed(state);
+        let source = &mut state.source;
+        let agent = source.agent.as_mut()?;
+        if !matches!(effect, SourceEffect::Journal | SourceEffect::SendProof) {
+            agent.retry = None;
+        }
+        let done = match effect {
+            SourceEffect::Journal => {
+                source.disk = Some((self.sources.restored(agent.half), agent.process));
+                true
+            }
+            SourceEffect::SendProof => {
+                state.proof = true;
+                true
+            }
+            SourceEffect::BeginCopy => {
+                if !agent.process || source.qemu != SourceQemu::Running {
+                    return Some(SourceInput::Copy(Outgoing::Failed));
+                }
+                agent.begun = true;
+                source.turn(SourceQemu::Active);
+                true
+            }
+            SourceEffect::ContinueSwitchover => {
+                let waits = source.qemu == SourceQemu::PreSwitchover;
+                if waits {
+                    source.sent = true;
+                    source.turn(SourceQemu::Device);
+                }
+                waits
+            }
+            SourceEffect::CancelCopy => {
+                if source.qemu.copies() {
+                    source.turn(SourceQemu::Cancelled);
+                }
+                source.qemu != SourceQemu::Gone
+            }
+            SourceEffect::ResumeGuest => {
+                if source.qemu == SourceQemu::Completed {
+                    source.qemu = SourceQemu::Resumed;
+                }
+                source.qemu.runs()
+            }
+            // With the machine, in the next effect.
+            SourceEffect::EndQemu => true,
+            SourceEffect::DropMachine => {
+                if agent.process && source.machine {
+                    state.wrongs.ended_source |= source.qemu != SourceQemu::Gone && !committed;
+                    source.qemu = SourceQemu::Gone;
+                    source.machine = false;
+                }
+                true
+            }
+        };
+        if !done {
+            state.source.agent.as_mut()?.retry = Some(effect);
+        }
+        None
+    }
+
+    /// What a started agent finds out, as in `node-agent/src/source/observed.rs`.
+    fn source_adopt(&self, state: &mut State, cut: Cut) -> Option<()> {
+        let last =
+            state.source.machine && (state.source.held || !self.config.keeps(Guard::LastJob));
+        let qemu = state.source.qemu;
+        let agent = state.source.agent.as_mut().filter(|agent| agent.adopting)?;
+        agent.adopting = false;
+        let (half, _) = self.source_word(agent.half);
+        if last && agent.process && qemu != SourceQemu::Gone {
+            let said = said(qemu);
+            agent.begun = said != Outgoing::None;
+            agent.shown = bit(said);
+            return self.source_react(state, SourceInput::Adopted(said), cut);
+        }
+        let input = match half {
+            SourceState::Copying | SourceState::Switching => SourceInput::Gone,
+            SourceState::Completed | SourceState::Retired if last => {
+                SourceInput::Adopted(Outgoing::Completed)
+            }
+            SourceState::Absent
+            | SourceState::Completed
+            | SourceState::Resumed
+            | SourceState::Retired
+            | SourceState::Lost => return cut.is_none().then_some(()),
+        };
+        self.source_react(state, input, cut)
+    }
+
+    /// Tells everyone who listens.
+    fn source_publish(&self, state: &mut State) {
+        let Some(agent) = &mut state.source.agent else {
+            return;
+        };
+        let word = self.source_word(agent.half);
+        if !matches!(word.0, SourceState::Copying | SourceState::Switching) {
+            agent.shown = 0;
+            agent.begun = false;
+        }
+    }
+
+    /// Whether the target's log says that the guest goes on there.
+    pub(crate) fn target_is_committed(&self, state: &State) -> bool {
+        state.target.disk.is_some_and(|(half, _)| {
+            matches!(
+                self.targets.ask(half, |half| half.state()),
+                TargetState::Continuing
+                    | TargetState::Running
+                    | TargetState::Lost { continued: true }
+            )
+        })
+    }
+}
+
+impl crate::state::SourceHost {
+    /// QEMU's copy changes, and says so.
+    fn turn(&mut self, to: SourceQemu) {
+        self.qemu = to;
+        if let Some(agent) = self.agent.as_mut().filter(|agent| agent.begun) {
+            agent.shown |= bit(said(to));
+        }
+    }
+}
+
+/// The agent takes hold of the guest; durable before the half hears of the start.
+fn hold(state: &mut State) {
+    let runs = state.source.machine && state.source.qemu.runs();
+    if let Some(agent) = state.source.agent.as_mut().filter(|_| runs) {
+        agent.process = true;
+        state.source.held = true;
+    }
+}
+
+pub(crate) fn source_crash(state: &mut State) -> Option<()> {
+    state.source.agent.take()?;
+    state.crashes = state.crashes.checked_sub(1)?;
+    Some(())
+}
+
+fn source_qemu(state: &mut State, step: SourceStep) -> Option<()> {
+    let source = &mut state.source;
+    let listens = matches!(state.target.qemu, TargetQemu::Incoming | TargetQemu::Loaded);
+    match (step, source.qemu) {
+        (SourceStep::Converges, SourceQemu::Active) if listens => {
+            source.turn(SourceQemu::PreSwitchover);
+        }
+        (SourceStep::Completes, SourceQemu::Device) if source.confirmed => {
+            source.turn(SourceQemu::Completed);
+            source.completed = true;
+        }
+        (SourceStep::Fails, qemu) if qemu.copies() => source.turn(SourceQemu::Failed),
+        (SourceStep::Dies, qemu) if qemu != SourceQemu::Gone => {
+            state.deaths = state.deaths.checked_sub(1)?;
+            source.qemu = SourceQemu::Gone;
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+/// What QEMU says in this state; of a copy that was reverted it says nothing of use.
+const fn said(qemu: SourceQemu) -> Outgoing {
+    match qemu {
+        SourceQemu::Running | SourceQemu::Resumed | SourceQemu::Gone => Outgoing::None,
+        SourceQemu::Active => Outgoing::Active,
+        SourceQemu::PreSwitchover => Outgoing::PreSwitchover,
+        SourceQemu::Device => Outgoing::Device,
+        SourceQemu::Completed => Outgoing::Completed,
+        SourceQemu::Failed => Outgoing::Failed,
+        SourceQemu::Cancelled => Outgoing::Cancelled,
+    }
+}
+
+const fn bit(said: Outgoing) -> u8 {
+    match said {
+        // Changes nothing, whenever it is read.
+        Outgoing::None | Outgoing::Active => 0,
+        Outgoing::PreSwitchover => 1,
+        Outgoing::Device => 2,
+        Outgoing::Completed => 4,
+        Outgoing::Failed => 8,
+        Outgoing::Cancelled => 16,
+    }
+}
