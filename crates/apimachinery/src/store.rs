@@ -95,7 +95,7 @@ pub struct Listed {
 }
 
 /// A replacement.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Update {
     /// The whole new object, with parts the caller may not change already put back.
     pub object: Value,
@@ -163,9 +163,12 @@ pub enum StoreError {
         /// What is known.
         current: u64,
     },
-    /// Nothing is known about the outcome of a write; a read may be tried again.
+    /// Nothing was changed; the same may be tried again. The text is for the client.
     #[error("store is unavailable: {0}")]
     Unavailable(String),
+    /// Nothing is known about the outcome of a write. The text is for the client.
+    #[error("outcome is unknown: {0}")]
+    Unknown(String),
     /// Refused for a reason the client should read as it stands.
     #[error(transparent)]
     Refused(#[from] Status),

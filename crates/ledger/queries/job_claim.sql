@@ -1,10 +1,15 @@
 -- $1 owner, $2 time to live
+-- A lease that ends much later than any can was given before the clock was put back.
 WITH next AS (
     SELECT id
     FROM migration
     WHERE
         state NOT IN ('Succeeded', 'Failed')
-        AND (lease_expires_at IS NULL OR lease_expires_at < clock_timestamp())
+        AND (
+            lease_expires_at IS NULL
+            OR lease_expires_at < clock_timestamp()
+            OR lease_expires_at > clock_timestamp() + $2 * 10
+        )
     ORDER BY priority DESC, created_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED

@@ -1,8 +1,9 @@
 //! The change log: every change of every API object, in commit order. It feeds the watches.
 
-use crate::convert::{self, bigint, interval};
-use crate::{Ledger, LedgerError, Object};
+use crate::convert::{self, At, bigint, interval};
+use crate::{Ledger, LedgerError, Object, Tx};
 use godwit_model::Revision;
+use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::time::Duration;
@@ -27,6 +28,35 @@ pub struct Change {
     pub kind: ChangeKind,
     /// The object as of this revision.
     pub object: Object,
+    /// When it was made, by the database's clock.
+    pub at: Timestamp,
+}
+
+/// How far a reader is in the change log, and how that is told from another log of the same
+/// length: a database that was restored, or a replica that was behind and took over, counts on
+/// from an older revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Everything up to this revision was read.
+    pub revision: Revision,
+    /// When its change was made; `None` when that isn't known, and not compared.
+    pub at: Option<Timestamp>,
+}
+
+impl From<Revision> for Mark {
+    fn from(revision: Revision) -> Self {
+        Self { revision, at: None }
+    }
+}
+
+impl Change {
+    /// Where a reader is that has read this change.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            revision: self.revision,
+            at: Some(self.at),
+        }
+    }
 }
 
 /// What came after a revision.
@@ -38,6 +68,12 @@ pub enum Changes {
     Compacted {
         /// The oldest revision that can be read on from.
         oldest: Revision,
+    },
+    /// What the reader has read is not in this log: the database lost its newest changes. Nothing
+    /// that was read from it can be relied on; start again from a snapshot.
+    Lost {
+        /// The newest revision of the log.
+        newest: Revision,
     },
 }
 
@@ -60,22 +96,44 @@ impl Ledger {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn changes_after(&self, after: Revision, limit: i64) -> Result<Changes, LedgerError> {
+    pub async fn changes_after(
+        &self,
+        after: impl Into<Mark>,
+        limit: i64,
+    ) -> Result<Changes, LedgerError> {
+        let after = after.into();
         let statement = sqlx::query(include_str!("../queries/change_after.sql"))
-            .bind(bigint(after.0))
+            .bind(bigint(after.revision.0))
+            .bind(after.at.map(At))
             .bind(limit);
         let rows = self.fetch_all(statement).await?;
         let mut changes = Vec::with_capacity(rows.len());
         for row in &rows {
             let oldest = Revision(convert::count(row, "horizon")?);
-            if after < oldest {
+            if after.revision < oldest {
                 return Ok(Changes::Compacted { oldest });
+            }
+            if !row.try_get::<bool, _>("known")? {
+                let newest = Revision(convert::count(row, "newest")?);
+                return Ok(Changes::Lost { newest });
             }
             if row.try_get::<Option<i64>, _>("revision")?.is_some() {
                 changes.push(read(row)?);
             }
         }
         Ok(Changes::Rows(changes))
+    }
+
+    /// Goes on far behind `past`, and forgets all changes: for a database that lost changes which
+    /// were read. Their revisions are never given to others, and whoever reads on from any that
+    /// there was is told to start again.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Database` for a role that may not prune changes.
+    pub async fn revisions_skip(&self, past: Revision) -> Result<Revision, LedgerError> {
+        let statement = sqlx::query("SELECT revisions_skip($1) AS newest").bind(bigint(past.0));
+        let row = self.fetch_one(statement).await?;
+        Ok(Revision(convert::count(&row, "newest")?))
     }
 
     /// The newest revision.
@@ -116,9 +174,35 @@ impl Ledger {
     }
 }
 
+impl Tx {
+    /// Whether the change under `revision` is that which made `object` what it is, or removed it.
+    /// Inside a transaction that has the lock, so an earlier one whose commit was not answered has
+    /// come to its end.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn is_changed(
+        &mut self,
+        revision: Revision,
+        object: &Object,
+    ) -> Result<bool, LedgerError> {
+        let statement = sqlx::query(
+            "SELECT FROM change WHERE revision = $1 AND uid = $2::uuid AND metadata = $3 \
+             AND body = $4 AND status IS NOT DISTINCT FROM $5",
+        )
+        .bind(bigint(revision.0))
+        .bind(&object.uid)
+        .bind(&object.metadata)
+        .bind(&object.body)
+        .bind(&object.status);
+        Ok(self.fetch_optional(statement).await?.is_some())
+    }
+}
+
 fn read(row: &PgRow) -> Result<Change, LedgerError> {
     let object = Object::read(row)?;
     Ok(Change {
+        at: row.try_get::<At, _>("changed_at")?.0,
         revision: object.revision,
         kind: convert::word(row, "kind", ChangeKind::from_name)?,
         object,

@@ -1,9 +1,11 @@
 //! How a ledger call can end badly, by what the caller can do about it.
 
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use godwit_model::JobId;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use std::future::Future;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// Why the ledger did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +42,8 @@ pub enum LedgerError {
 
 /// Longest time that [`retry`] goes on.
 const RETRY_TOTAL_MAX: Duration = Duration::from_secs(10);
-/// First pause of [`retry`]; doubled each time, with jitter.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
-/// Longest pause of [`retry`].
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// First and longest pause of a retry; up to twice as long by jitter.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
 /// Repeats `operation` while the database is unavailable, for at most 10 s.
 ///
@@ -56,16 +56,37 @@ where
     O: FnMut() -> F,
     F: Future<Output = Result<T, LedgerError>>,
 {
-    let pauses = ExponentialBuilder::new()
-        .with_min_delay(RETRY_PAUSE_MIN)
-        .with_max_delay(RETRY_PAUSE_MAX)
-        .with_total_delay(Some(RETRY_TOTAL_MAX))
+    retry_for(RETRY_TOTAL_MAX, operation).await
+}
+
+/// As [`retry`]; no attempt begins later than `max` after the first.
+pub(crate) async fn retry_for<T, F, O>(max: Duration, mut operation: O) -> Result<T, LedgerError>
+where
+    O: FnMut() -> F,
+    F: Future<Output = Result<T, LedgerError>>,
+{
+    let end = Instant::now() + max;
+    let mut pauses = pauses(RETRY_PAUSES);
+    loop {
+        let done = operation().await;
+        let Err(LedgerError::Unavailable(_)) = &done else {
+            return done;
+        };
+        match pauses.next() {
+            Some(pause) if Instant::now() + pause < end => sleep(pause).await,
+            Some(_) | None => return done,
+        }
+    }
+}
+
+/// Endless pauses, each about twice as long as the one before, never quite the same.
+pub(crate) fn pauses((min, max): (Duration, Duration)) -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(min)
+        .with_max_delay(max)
+        .with_jitter()
         .without_max_times()
-        .with_jitter();
-    operation
-        .retry(pauses)
-        .when(|error| matches!(error, LedgerError::Unavailable(_)))
-        .await
+        .build()
 }
 
 impl From<sqlx::Error> for LedgerError {
@@ -84,7 +105,15 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
-pub(crate) fn is_unavailable(error: &sqlx::Error) -> bool {
+/// Whether a commit that was answered so may have happened. Only an answer of severity `ERROR` says
+/// for sure that it did not: a server that ends a connection may do so right after the commit.
+pub(crate) fn may_have_committed(error: &sqlx::Error) -> bool {
+    let answer = error.as_database_error();
+    let answer = answer.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    answer.is_none_or(|answer| answer.severity() != PgSeverity::Error)
+}
+
+fn is_unavailable(error: &sqlx::Error) -> bool {
     if let Some(error) = error.as_database_error() {
         return error.code().is_some_and(|code| code_is_unavailable(&code));
     }
@@ -96,6 +125,7 @@ pub(crate) fn is_unavailable(error: &sqlx::Error) -> bool {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
+            | sqlx::Error::BeginFailed
     )
 }
 

@@ -24,6 +24,9 @@ impl Ledger {
     /// Claims one job that isn't final and that nobody has a live lease on; `None` when there is
     /// none. Higher priority first, then older.
     ///
+    /// A lease that ends later than ten times `ttl` from now is not live: the database's clock was
+    /// put back since it was given.
+    ///
     /// # Errors
     /// `Unavailable`. A claim whose answer was lost runs out by itself.
     pub async fn job_claim(

@@ -1,14 +1,16 @@
 //! The handle that services hold: a pool of connections, the migrations, the wake-ups.
 
 use crate::convert::At;
-use crate::tx::Statement;
+use crate::error::retry_for;
+use crate::session::{CONNECT_MAX, Sessions};
+use crate::tx::{Locked, Statement};
 use crate::wakeup::{Listener, Notifier};
 use crate::{LedgerError, Tx, Wakeups};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Row};
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -16,22 +18,24 @@ use tokio::time::timeout;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
-/// Longest wait for a connection of the pool.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for other writers of this process.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that was idle this long is tried before use: it may have died unseen.
-const IDLE_UNTRIED_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for a transaction to begin, other writers of this process included.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
+/// How long a transaction that did not begin is tried again: connections may be dead by the dozen.
+const BEGIN_RETRY_MAX: Duration = Duration::from_secs(1);
 /// Transactions of this process that may have a connection at once: one writes, and the next waits
 /// at the database already. More would only keep connections from readers.
 const WRITERS_MAX: usize = 2;
 /// Settings of each session. Whoever hangs in a transaction holds the revision lock, and with it
-/// every writer, so the database ends such a transaction by itself. Plans don't depend on the
-/// arguments: every statement goes by a key or by a partial index, so one planning is enough.
-const SESSION: [(&str, &str); 4] = [
-    ("lock_timeout", "10s"),
+/// every writer, so the database ends such a transaction by itself: also a statement whose client
+/// has gone, and a client that takes no answer. Waiting for a lock ends later than that, so that
+/// who waits for one that hangs gets it. Plans don't depend on the arguments: every statement goes
+/// by a key or by a partial index, so one planning is enough.
+const SESSION: [(&str, &str); 6] = [
+    ("idle_in_transaction_session_timeout", "2s"),
+    ("tcp_user_timeout", "2s"),
+    ("client_connection_check_interval", "1s"),
+    ("lock_timeout", "2500ms"),
     ("statement_timeout", "30s"),
-    ("idle_in_transaction_session_timeout", "10s"),
     ("synchronous_commit", "on"),
 ];
 
@@ -47,7 +51,7 @@ pub struct LedgerConfig {
 /// The ledger. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    pool: PgPool,
+    sessions: Sessions,
     options: PgConnectOptions,
     writers: Arc<Semaphore>,
     notifier: Notifier,
@@ -65,20 +69,11 @@ impl Ledger {
             Some(_) => options,
             None => options.application_name("godwit"),
         };
-        let pool = PgPoolOptions::new()
-            .max_connections(config.connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    Ok(meta.idle_for < IDLE_UNTRIED_MAX || connection.ping().await.is_ok())
-                })
-            })
-            .connect_with(options.clone().options(SESSION))
-            .await?;
+        let session = options.clone().options(SESSION);
+        let sessions = Sessions::open(session, config.connections_max).await?;
         Ok(Self {
-            notifier: Notifier::start(pool.clone()),
-            pool,
+            notifier: Notifier::start(sessions.clone()),
+            sessions,
             options,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             listener: Arc::default(),
@@ -95,7 +90,8 @@ impl Ledger {
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         // Its own connection, without limits of time: a migration may take long, and so may the
         // wait for another process that migrates.
-        let mut connection = self.options.connect().await?;
+        let connecting = timeout(CONNECT_MAX, self.options.connect()).await;
+        let mut connection = connecting.map_err(|_| sqlx::Error::PoolTimedOut)??;
         let done = migrate(&mut connection).await;
         connection.close().await.ok();
         done
@@ -103,25 +99,31 @@ impl Ledger {
 
     /// Begins a write transaction and takes the cluster-wide revision lock.
     ///
-    /// Never hold it across a call to another process. Inside it ask the transaction, not the
-    /// ledger. Dropping it rolls back.
+    /// Never hold it across a call to another process, and never for a second: the database ends a
+    /// transaction that hears nothing for two. Inside it ask the transaction, not the ledger.
+    /// Dropping it rolls back.
     ///
     /// # Errors
-    /// `Unavailable` when no connection or lock was had in time.
+    /// `Unavailable` when no connection or lock was had within 5 s.
     pub async fn begin(&self) -> Result<Tx, LedgerError> {
-        let turn = Arc::clone(&self.writers).acquire_owned();
-        let turn = timeout(WRITE_TIMEOUT, turn).await;
-        let Ok(Ok(turn)) = turn else {
-            return Err(LedgerError::Unavailable(sqlx::Error::PoolTimedOut));
-        };
-        Tx::begin(&self.pool, turn, self.notifier.clone()).await
+        // On the heap, since every caller's future holds it.
+        let begun = timeout(BEGIN_MAX, Box::pin(self.begin_in_turn())).await;
+        begun.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into()))
+    }
+
+    async fn begin_in_turn(&self) -> Result<Tx, LedgerError> {
+        let turn = Arc::clone(&self.writers).acquire_owned().await;
+        let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
+        let locked = retry_for(BEGIN_RETRY_MAX, || Locked::begin(&self.sessions)).await?;
+        Ok(Tx::new(locked, turn, self.notifier.clone()))
     }
 
     /// Wake-ups after commits of any process. Call it inside a tokio runtime.
     pub fn wakeups(&self) -> Wakeups {
-        let listener = self
-            .listener
-            .get_or_init(|| Arc::new(Listener::start(self.options.clone())));
+        let listener = self.listener.get_or_init(|| {
+            let trouble = self.sessions.trouble.clone();
+            Arc::new(Listener::start(self.options.clone(), trouble))
+        });
         Wakeups::new(Arc::clone(listener))
     }
 
@@ -136,34 +138,30 @@ impl Ledger {
         Ok(row.try_get::<At, _>("now")?.0)
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
-    }
-
     pub(crate) fn poke(&self) {
         self.notifier.poke(godwit_model::Revision::default());
     }
 
     pub(crate) async fn execute(&self, statement: Statement<'_>) -> Result<u64, LedgerError> {
-        Ok(statement.execute(&self.pool).await?.rows_affected())
+        Ok(self.sessions.get().await?.execute(statement).await?)
     }
 
     pub(crate) async fn fetch_one(&self, statement: Statement<'_>) -> Result<PgRow, LedgerError> {
-        Ok(statement.fetch_one(&self.pool).await?)
+        Ok(self.sessions.get().await?.fetch_one(statement).await?)
     }
 
     pub(crate) async fn fetch_optional(
         &self,
         statement: Statement<'_>,
     ) -> Result<Option<PgRow>, LedgerError> {
-        Ok(statement.fetch_optional(&self.pool).await?)
+        Ok(self.sessions.get().await?.fetch_optional(statement).await?)
     }
 
     pub(crate) async fn fetch_all(
         &self,
         statement: Statement<'_>,
     ) -> Result<Vec<PgRow>, LedgerError> {
-        Ok(statement.fetch_all(&self.pool).await?)
+        Ok(self.sessions.get().await?.fetch_all(statement).await?)
     }
 }
 

@@ -18,12 +18,13 @@ mod ledger;
 mod node;
 mod object;
 mod reservation;
+mod session;
 mod transition;
 mod tx;
 mod wakeup;
 
 pub use audit::{Audit, Cordon};
-pub use change::{Change, ChangeKind, Changes};
+pub use change::{Change, ChangeKind, Changes, Mark};
 pub use error::{LedgerError, retry};
 pub use event::{EventKind, EventRecord, ObjectRef};
 pub use history::JobHistory;

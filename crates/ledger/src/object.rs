@@ -1,8 +1,8 @@
 //! API objects: what the user asked for and what is told about it.
 
-use crate::convert::{self, bigint};
+use crate::convert::{self, At, bigint};
 use crate::tx::Statement;
-use crate::{Ledger, LedgerError, Tx};
+use crate::{Ledger, LedgerError, Mark, Tx};
 use godwit_model::Revision;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -138,25 +138,25 @@ pub(crate) fn list(resource: &str) -> Statement<'_> {
 }
 
 impl Ledger {
-    /// Every API object, events included, of one moment, and the revision of that moment.
+    /// Every API object, events included, of one moment, and how far the change log is then.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn snapshot(&self) -> Result<(Vec<Object>, Revision), LedgerError> {
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let mut moment = self.pool().begin_with(begin).await?;
-        let counter = sqlx::query("SELECT value FROM revision_counter")
-            .fetch_one(&mut *moment)
-            .await?;
-        let rows = sqlx::query(
-            "SELECT uid, resource, namespace, name, metadata, body, status, revision \
-             FROM api_object",
-        )
-        .fetch_all(&mut *moment)
-        .await?;
-        moment.commit().await?;
-        let objects = rows.iter().map(Object::read).collect::<Result<_, _>>()?;
-        Ok((objects, Revision(convert::count(&counter, "value")?)))
+    pub async fn snapshot(&self) -> Result<(Vec<Object>, Mark), LedgerError> {
+        let statement = sqlx::query(include_str!("../queries/snapshot.sql"));
+        let rows = self.fetch_all(statement).await?;
+        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let mark = Mark {
+            revision: Revision(convert::count(first, "newest")?),
+            at: first.try_get::<Option<At>, _>("newest_at")?.map(|at| at.0),
+        };
+        let mut objects = Vec::with_capacity(rows.len());
+        for row in &rows {
+            if row.try_get::<Option<Uuid>, _>("uid")?.is_some() {
+                objects.push(Object::read(row)?);
+            }
+        }
+        Ok((objects, mark))
     }
 
     /// All objects of a resource, by namespace and name.

@@ -2,53 +2,62 @@
 
 use crate::LedgerError;
 use crate::convert::At;
-use crate::error::is_unavailable;
+use crate::error::may_have_committed;
+pub(crate) use crate::session::Statement;
+use crate::session::{Session, Sessions};
 use crate::wakeup::Notifier;
 use godwit_model::Revision;
 use jiff::Timestamp;
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{PgPool, Postgres, Row, Transaction};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 use tokio::sync::OwnedSemaphorePermit;
-
-/// A statement with its arguments.
-pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 /// A write transaction under the cluster-wide revision lock. Dropping it rolls back.
 ///
 /// Unless a method says otherwise, an error ends the transaction: drop it.
 #[derive(Debug)]
 pub struct Tx {
-    inner: Transaction<'static, Postgres>,
+    session: Session,
     _turn: OwnedSemaphorePermit,
     notifier: Notifier,
     now: Timestamp,
     revision: Revision,
     wrote: bool,
-    /// A statement failed or was abandoned. Postgres would answer COMMIT with success, and roll
-    /// back.
-    broken: bool,
+    made: Option<Revision>,
+}
+
+/// A transaction that has the revision lock, and nothing else.
+pub(crate) struct Locked {
+    session: Session,
+    now: Timestamp,
+    revision: Revision,
+}
+
+impl Locked {
+    pub(crate) async fn begin(sessions: &Sessions) -> Result<Self, LedgerError> {
+        let mut session = sessions.get().await?;
+        session.begin().await?;
+        let statement = sqlx::query("SELECT revision, locked_at FROM revision_lock()");
+        let row = session.fetch_one(statement).await?;
+        Ok(Self {
+            session,
+            now: row.try_get::<At, _>("locked_at")?.0,
+            revision: Revision(crate::convert::count(&row, "revision")?),
+        })
+    }
 }
 
 impl Tx {
-    pub(crate) async fn begin(
-        pool: &PgPool,
-        turn: OwnedSemaphorePermit,
-        notifier: Notifier,
-    ) -> Result<Self, LedgerError> {
-        let mut inner = pool.begin().await?;
-        let row = sqlx::query("SELECT revision, locked_at FROM revision_lock()")
-            .fetch_one(&mut *inner)
-            .await?;
-        Ok(Self {
-            inner,
+    pub(crate) fn new(locked: Locked, turn: OwnedSemaphorePermit, notifier: Notifier) -> Self {
+        Self {
+            session: locked.session,
             _turn: turn,
             notifier,
-            now: row.try_get::<At, _>("locked_at")?.0,
-            revision: Revision(crate::convert::count(&row, "revision")?),
+            now: locked.now,
+            revision: locked.revision,
             wrote: false,
-            broken: false,
-        })
+            made: None,
+        }
     }
 
     /// When this transaction got the revision lock, by the database's clock.
@@ -61,18 +70,24 @@ impl Tx {
         self.revision
     }
 
+    /// The newest change of an API object that this transaction made; `None` when it made none.
+    pub fn made(&self) -> Option<Revision> {
+        self.made
+    }
+
     /// Commits, and wakes up who listens. Answers the newest revision.
     ///
     /// # Errors
     /// `Conflict` when a statement of this transaction failed: nothing is written. `Unknown` when
     /// the connection broke during the commit.
-    pub async fn commit(self) -> Result<Revision, LedgerError> {
-        if self.broken {
+    pub async fn commit(mut self) -> Result<Revision, LedgerError> {
+        // Postgres would answer COMMIT with success, and roll back.
+        if !self.session.is_sound() {
             return Err(LedgerError::Conflict);
         }
-        match self.inner.commit().await {
+        match self.session.commit().await {
             Ok(()) => {}
-            Err(error) if self.wrote && is_unavailable(&error) => {
+            Err(error) if self.wrote && may_have_committed(&error) => {
                 return Err(LedgerError::Unknown(error));
             }
             Err(error) => return Err(error.into()),
@@ -86,6 +101,7 @@ impl Tx {
     /// Says that rows were written, and under which revision if they are API objects.
     pub(crate) fn wrote(&mut self, revision: Option<Revision>) {
         self.wrote = true;
+        self.made = self.made.max(revision);
         self.revision = self.revision.max(revision.unwrap_or_default());
     }
 
@@ -100,39 +116,27 @@ impl Tx {
     }
 
     pub(crate) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64, LedgerError> {
-        self.broken = true;
-        let done = statement.execute(&mut *self.inner).await?;
-        self.broken = false;
-        Ok(done.rows_affected())
+        Ok(self.session.execute(statement).await?)
     }
 
     pub(crate) async fn fetch_one(
         &mut self,
         statement: Statement<'_>,
     ) -> Result<PgRow, LedgerError> {
-        self.broken = true;
-        let row = statement.fetch_one(&mut *self.inner).await?;
-        self.broken = false;
-        Ok(row)
+        Ok(self.session.fetch_one(statement).await?)
     }
 
     pub(crate) async fn fetch_optional(
         &mut self,
         statement: Statement<'_>,
     ) -> Result<Option<PgRow>, LedgerError> {
-        self.broken = true;
-        let row = statement.fetch_optional(&mut *self.inner).await?;
-        self.broken = false;
-        Ok(row)
+        Ok(self.session.fetch_optional(statement).await?)
     }
 
     pub(crate) async fn fetch_all(
         &mut self,
         statement: Statement<'_>,
     ) -> Result<Vec<PgRow>, LedgerError> {
-        self.broken = true;
-        let rows = statement.fetch_all(&mut *self.inner).await?;
-        self.broken = false;
-        Ok(rows)
+        Ok(self.session.fetch_all(statement).await?)
     }
 }

@@ -16,29 +16,46 @@ use crate::metrics::{CONTENT_TYPE, Metrics};
 /// What must be true before a service can do its work, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    checks: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+    checks: Arc<Mutex<BTreeMap<&'static str, Check>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Holds,
+    Fails,
+    /// And this is why.
+    FailsFor(&'static str),
 }
 
 impl Readiness {
     /// Declares or updates one condition.
     pub fn set(&self, name: &'static str, ready: bool) {
-        self.checks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, ready);
+        self.note(name, if ready { Check::Holds } else { Check::Fails });
     }
 
-    /// The conditions that don't hold. A service that has declared none has not got that far yet.
-    pub fn missing(&self) -> Vec<&'static str> {
+    /// One condition does not hold, and why.
+    pub fn fails(&self, name: &'static str, why: &'static str) {
+        self.note(name, Check::FailsFor(why));
+    }
+
+    fn note(&self, name: &'static str, check: Check) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.insert(name, check);
+    }
+
+    /// The conditions that don't hold, and why if that is known. A service that has declared none
+    /// has not got that far yet.
+    pub fn missing(&self) -> Vec<String> {
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         if checks.is_empty() {
-            return vec!["start"];
+            return vec!["start".to_owned()];
         }
-        checks
-            .iter()
-            .filter(|(_, ready)| !**ready)
-            .map(|(name, _)| *name)
-            .collect()
+        let missing = checks.iter().filter_map(|(name, check)| match check {
+            Check::Holds => None,
+            Check::Fails => Some((*name).to_owned()),
+            Check::FailsFor(why) => Some(format!("{name} ({why})")),
+        });
+        missing.collect()
     }
 }
 

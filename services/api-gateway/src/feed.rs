@@ -5,24 +5,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_ledger::{Changes, Ledger, LedgerError};
+use godwit_ledger::{Changes, Ledger, LedgerError, Mark};
 use godwit_model::Revision;
 use godwit_runtime::admin::Readiness;
+use godwit_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::watch_cache::WatchCache;
 
 /// Longest time without looking.
 const POLL: Duration = Duration::from_secs(1);
-/// Pause after an error of the database.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// First and longest pause after an error of the database; up to twice as long by jitter.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 /// Changes read at a time.
 const BATCH_MAX: i64 = 1000;
 
 /// Name of the condition that the cache follows the ledger.
 pub(crate) const READY: &str = "watch cache";
+/// Why it may not.
+const UNREACHED: &str = "the ledger can't be reached";
 
 /// Wakes the feeder up.
 #[derive(Clone, Default)]
@@ -35,34 +38,36 @@ impl Poke {
     }
 }
 
-/// Fills the cache for the first time.
-pub(crate) async fn fill(ledger: &Ledger, cache: &WatchCache) -> Result<(), LedgerError> {
-    let (objects, revision) = ledger.snapshot().await?;
-    info!(
-        objects = objects.len(),
-        revision = revision.0,
-        "watch cache filled"
-    );
-    cache.reset(objects, revision.0);
-    Ok(())
+/// Fills the cache anew. Answers how far it is.
+pub(crate) async fn fill(ledger: &Ledger, cache: &WatchCache) -> Result<Mark, LedgerError> {
+    let (objects, mark) = ledger.snapshot().await?;
+    let revision = mark.revision.0;
+    info!(objects = objects.len(), revision, "watch cache filled");
+    cache.reset(objects, revision);
+    Ok(mark)
 }
 
 /// Follows the changes until shutdown. Not ready while the ledger can't be read.
 pub(crate) async fn follow(
-    ledger: Ledger,
-    cache: WatchCache,
+    mut feed: Feed,
     poke: Poke,
-    life: (Readiness, CancellationToken),
+    (readiness, shutdown): (Readiness, CancellationToken),
 ) {
-    let (readiness, shutdown) = life;
-    let mut wakeups = ledger.wakeups();
+    let mut wakeups = feed.ledger.wakeups();
+    let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        let read = catch_up(&ledger, &cache).await;
-        readiness.set(READY, read.is_ok());
+        let read = feed.catch_up().await;
+        feed.cache.set_followed(read.is_ok());
         if let Err(error) = read {
+            readiness.fails(READY, UNREACHED);
             warn!(%error, "failed to read changes");
-            tokio::time::sleep(RETRY_PAUSE).await;
+            if !backoff.wait(&shutdown).await {
+                return;
+            }
+            continue;
         }
+        readiness.set(READY, true);
+        backoff.reset();
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = poke.0.notified() => {}
@@ -71,28 +76,54 @@ pub(crate) async fn follow(
     }
 }
 
-async fn catch_up(ledger: &Ledger, cache: &WatchCache) -> Result<(), LedgerError> {
-    loop {
-        match ledger
-            .changes_after(Revision(cache.revision()), BATCH_MAX)
-            .await?
-        {
-            Changes::Rows(rows) => {
-                let more = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= BATCH_MAX;
-                if !rows.is_empty() {
-                    cache.apply(rows);
+/// The reader of the changes.
+pub(crate) struct Feed {
+    pub(crate) ledger: Ledger,
+    pub(crate) cache: WatchCache,
+    /// How far the cache is.
+    pub(crate) mark: Mark,
+}
+
+impl Feed {
+    async fn catch_up(&mut self) -> Result<(), LedgerError> {
+        loop {
+            // Committed before the changes are read: then they are among them.
+            let acknowledged = self.cache.acknowledged();
+            match self.ledger.changes_after(self.mark, BATCH_MAX).await? {
+                Changes::Rows(rows) => {
+                    let more = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= BATCH_MAX;
+                    if let Some(last) = rows.last() {
+                        self.mark = last.mark();
+                        self.cache.apply(rows);
+                    }
+                    let newest = self.mark.revision;
+                    if !more && newest.0 < acknowledged {
+                        self.start_again(newest).await?;
+                    } else if !more {
+                        return Ok(());
+                    }
                 }
-                if !more {
-                    return Ok(());
+                Changes::Compacted { oldest } => {
+                    let oldest = oldest.0;
+                    warn!(oldest, "changes were pruned before they were read");
+                    self.mark = fill(&self.ledger, &self.cache).await?;
                 }
-            }
-            Changes::Compacted { oldest } => {
-                warn!(
-                    oldest = oldest.0,
-                    "changes were pruned before they were read"
-                );
-                fill(ledger, cache).await?;
+                Changes::Lost { newest } => self.start_again(newest).await?,
             }
         }
+    }
+
+    /// The database is an older copy of the one that was read. What is cached may never have been,
+    /// so every watcher lists again, and revisions that were seen don't come again.
+    async fn start_again(&mut self, newest: Revision) -> Result<(), LedgerError> {
+        let seen = self.mark.revision.0.max(self.cache.acknowledged());
+        error!(
+            seen,
+            found = newest.0,
+            "the ledger lost changes that were seen here: an older copy of it has taken over"
+        );
+        self.ledger.revisions_skip(Revision(seen)).await?;
+        self.mark = fill(&self.ledger, &self.cache).await?;
+        Ok(())
     }
 }

@@ -28,7 +28,7 @@ use crate::auth::{Authenticator, Tokens, authenticate};
 use crate::authorize;
 use crate::config::Config;
 use crate::facts::Facts;
-use crate::feed::{self, Poke};
+use crate::feed::{self, Feed, Poke};
 use crate::kinds::{self, resource};
 use crate::observe::{Observer, observe};
 use crate::peers::{Channels, Peers};
@@ -79,17 +79,15 @@ impl Gateway {
         let address = listener.local_addr().context("read the address")?;
         let ledger = open_ledger(&config).await?;
         let cache = WatchCache::new();
-        feed::fill(&ledger, &cache)
-            .await
-            .context("fill the watch cache")?;
+        let filled = feed::fill(&ledger, &cache).await;
+        let feed = Feed {
+            mark: filled.context("fill the watch cache")?,
+            ledger: ledger.clone(),
+            cache: cache.clone(),
+        };
         let poke = Poke::default();
-        let following = feed::follow(
-            ledger.clone(),
-            cache.clone(),
-            poke.clone(),
-            (readiness.clone(), shutdown.clone()),
-        );
-        tokio::spawn(following);
+        let life = (readiness.clone(), shutdown.clone());
+        tokio::spawn(feed::follow(feed, poke.clone(), life));
         tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
         let peers = Peers::start(channels(&config)?);
         let store = LedgerStore {
@@ -176,7 +174,11 @@ async fn make_namespace(ledger: &Ledger, name: &str) -> Result<(), LedgerError> 
     };
     let mut tx = ledger.begin().await?;
     match tx.create(new).await {
-        Ok(_) => tx.commit().await.map(drop),
+        Ok(_) => match tx.commit().await {
+            // Tried again it finds out.
+            Err(LedgerError::Unknown(why)) => Err(LedgerError::Unavailable(why)),
+            committed => committed.map(drop),
+        },
         // Another replica was faster.
         Err(LedgerError::AlreadyExists) => Ok(()),
         Err(error) => Err(error),

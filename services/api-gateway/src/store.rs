@@ -15,9 +15,11 @@ use godwit_ledger::{
     Ledger, LedgerError, MigrationRequest, NewObject, Object, ObjectKey, TraceContext, Tx,
 };
 use godwit_model::{JobId, MachineId, Revision};
+use godwit_runtime::backoff::Backoff;
 use godwit_runtime::{failpoint, telemetry};
 use serde_json::Value;
-use tracing::{error, warn};
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
 
 use crate::convert;
 use crate::facts::Facts;
@@ -32,6 +34,15 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
 /// Place in the queue of what a user asks for; drains go first.
 const USER_PRIORITY: i32 = 0;
 const CANCELLED_BY_USER: &str = "deleted by user";
+/// How long a write that found the ledger out of reach is tried again.
+const RERUN_MAX: Duration = Duration::from_secs(2);
+/// First and longest pause before that; up to twice as long by jitter.
+const RERUN_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
+/// What clients are told when nothing was changed.
+const UNREACHED: &str = "the ledger can't be reached at the moment, and nothing was changed";
+/// What clients are told when the commit was not answered, and nobody can be asked.
+const UNKNOWN: &str = "the ledger can't be reached at the moment, and it is unknown whether the \
+    change was made: look before you try again";
 
 /// The store over the ledger.
 pub(crate) struct LedgerStore {
@@ -74,16 +85,8 @@ impl Store for LedgerStore {
         resource: &str,
         object: Value,
     ) -> Result<Arc<Stored>, StoreError> {
-        let vmi = kinds::migration_machine(&object).to_owned();
-        let new = convert::new_object(resource, object);
-        let mut tx = self.begin().await?;
-        check_namespace(&mut tx, &new.key).await?;
-        let object = match resource {
-            resource::MIGRATIONS => request_migration(&mut tx, new, &vmi).await?,
-            resource::NODE_MAINTENANCES => request_maintenance(&mut tx, new).await?,
-            _ => tx.create(new).await.map_err(store_error)?,
-        };
-        self.finish(ctx, tx, object, resource).await
+        self.rerun(|| self.create_once(ctx, resource, object.clone()))
+            .await
     }
 
     async fn update(
@@ -92,15 +95,8 @@ impl Store for LedgerStore {
         resource: &str,
         update: Update,
     ) -> Result<Arc<Stored>, StoreError> {
-        let mut tx = self.begin().await?;
-        let key = convert::key(resource, &update.object);
-        let mut row = expect(&mut tx, &key, update.expected).await?;
-        convert::replace(&mut row, update.object);
-        if resource == resource::MIGRATIONS && update.of == UpdateOf::DeletionMark {
-            end_migration(&mut tx, &mut row).await?;
-        }
-        let object = tx.put(&row).await.map_err(store_error)?;
-        self.finish(ctx, tx, object, resource).await
+        self.rerun(|| self.update_once(ctx, resource, update.clone()))
+            .await
     }
 
     async fn remove(
@@ -109,15 +105,7 @@ impl Store for LedgerStore {
         resource: &str,
         object: &Stored,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        let key = convert::key(resource, object.object());
-        let row = expect(&mut tx, &key, object.revision()).await?;
-        if resource == resource::NAMESPACES {
-            self.check_empty(&key.name).await?;
-        }
-        tx.remove(&key).await.map_err(store_error)?;
-        self.finish(ctx, tx, row, resource).await?;
-        Ok(())
+        self.rerun(|| self.remove_once(ctx, resource, object)).await
     }
 
     async fn watch(
@@ -148,8 +136,85 @@ impl Store for LedgerStore {
 }
 
 impl LedgerStore {
+    /// Begins a transaction, unless it is known that nobody is there: then a client hears it at
+    /// once, and who waits for writes is not in the way of those that come when it is back.
     async fn begin(&self) -> Result<Tx, StoreError> {
+        if !self.cache.is_followed() {
+            return Err(StoreError::Unavailable(UNREACHED.to_owned()));
+        }
         self.ledger.begin().await.map_err(store_error)
+    }
+
+    /// Runs a write again that found the ledger out of reach and changed nothing, but not for long.
+    async fn rerun<T, F>(&self, write: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let end = Instant::now() + RERUN_MAX;
+        let mut backoff = Backoff::new(RERUN_PAUSES.0, RERUN_PAUSES.1);
+        loop {
+            let done = write().await;
+            let Err(StoreError::Unavailable(_)) = &done else {
+                return done;
+            };
+            let pause = backoff.pause();
+            if !self.cache.is_followed() || Instant::now() + pause >= end {
+                return done;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn create_once(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        object: Value,
+    ) -> Result<Arc<Stored>, StoreError> {
+        let vmi = kinds::migration_machine(&object).to_owned();
+        let new = convert::new_object(resource, object);
+        let mut tx = self.begin().await?;
+        check_namespace(&mut tx, &new.key).await?;
+        let object = match resource {
+            resource::MIGRATIONS => request_migration(&mut tx, new, &vmi).await?,
+            resource::NODE_MAINTENANCES => request_maintenance(&mut tx, new).await?,
+            _ => tx.create(new).await.map_err(store_error)?,
+        };
+        self.finish(ctx, tx, object, resource).await
+    }
+
+    async fn update_once(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        update: Update,
+    ) -> Result<Arc<Stored>, StoreError> {
+        let mut tx = self.begin().await?;
+        let key = convert::key(resource, &update.object);
+        let mut row = expect(&mut tx, &key, update.expected).await?;
+        convert::replace(&mut row, update.object);
+        if resource == resource::MIGRATIONS && update.of == UpdateOf::DeletionMark {
+            end_migration(&mut tx, &mut row).await?;
+        }
+        let object = tx.put(&row).await.map_err(store_error)?;
+        self.finish(ctx, tx, object, resource).await
+    }
+
+    async fn remove_once(
+        &self,
+        ctx: &RequestContext,
+        resource: &str,
+        object: &Stored,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let key = convert::key(resource, object.object());
+        let row = expect(&mut tx, &key, object.revision()).await?;
+        if resource == resource::NAMESPACES {
+            self.check_empty(&key.name).await?;
+        }
+        tx.remove(&key).await.map_err(store_error)?;
+        self.finish(ctx, tx, row, resource).await?;
+        Ok(())
     }
 
     /// Commits, wakes up who works on it, and waits for the cache. A dry run is rolled back.
@@ -164,18 +229,46 @@ impl LedgerStore {
             return Ok(convert::stored(object));
         }
         failpoint!("ledger.{resource}.before");
-        let revision = tx.commit().await.map_err(store_error)?;
+        let made = tx.made();
+        let revision = match tx.commit().await {
+            Ok(revision) => revision,
+            Err(LedgerError::Unknown(why)) => {
+                warn!(error = %why, resource, "a commit was not answered");
+                self.settle(made, &object).await?
+            }
+            Err(error) => return Err(store_error(error)),
+        };
         failpoint!("ledger.{resource}.after");
         self.peers.changed(resource);
         self.seen(revision).await;
         Ok(convert::stored(object))
     }
 
+    /// Finds out what became of a commit that was not answered.
+    async fn settle(
+        &self,
+        made: Option<Revision>,
+        object: &Object,
+    ) -> Result<Revision, StoreError> {
+        let unknown = || StoreError::Unknown(UNKNOWN.to_owned());
+        let made = made.ok_or_else(unknown)?;
+        // Who has the lock knows that the other transaction is over, one way or the other.
+        let mut tx = self.ledger.begin().await.map_err(|_| unknown())?;
+        let found = tx.is_changed(made, object).await;
+        let found = found.map_err(|_| unknown())?;
+        info!(revision = made.0, found, "found out about a commit");
+        match found {
+            true => Ok(made),
+            false => Err(StoreError::Unavailable(UNREACHED.to_owned())),
+        }
+    }
+
     /// Looks again, now that nobody else can write: something may have come since admission.
     async fn check_empty(&self, namespace: &str) -> Result<(), StoreError> {
         let newest = self.ledger.revision().await.map_err(store_error)?;
         self.poke.now();
-        self.cache.reached(newest.0).await?;
+        let reached = self.cache.reached(newest.0).await;
+        reached.map_err(|_| StoreError::Unavailable(UNREACHED.to_owned()))?;
         let facts = Facts::new(self.cache.clone());
         kinds::check_namespace_delete(namespace, facts.namespace_content(namespace).as_deref())?;
         Ok(())
@@ -309,12 +402,12 @@ pub(crate) fn store_error(error: LedgerError) -> StoreError {
             StoreError::Refused(Status::forbidden(format!("refused by rule {rule}")))
         }
         LedgerError::Unavailable(source) => {
-            warn!(error = %source, "database is unavailable");
-            StoreError::Unavailable("the database is unavailable".to_owned())
+            warn!(error = %source, "ledger is unavailable");
+            StoreError::Unavailable(UNREACHED.to_owned())
         }
         LedgerError::Unknown(source) => {
             warn!(error = %source, "outcome of a commit is unknown");
-            StoreError::Unavailable("it is not known whether the change was made".to_owned())
+            StoreError::Unknown(UNKNOWN.to_owned())
         }
         LedgerError::Database(source) => {
             error!(error = %source, "database refused a statement");

@@ -5,6 +5,7 @@
 //! the ring has moved on, so a slow client costs nothing and holds nobody up.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ const BATCH_MAX: usize = 256;
 const WATCHERS_MAX: usize = 10_000;
 /// How long a read waits for a revision that this replica hasn't seen yet.
 const FRESH_WAIT_MAX: Duration = Duration::from_secs(3);
+/// What a read is told whose answer would be older than a write that was acknowledged.
+const BEHIND: &str = "the ledger can't be reached, and the newest changes were not read yet";
 
 type Key = (String, String);
 
@@ -38,6 +41,8 @@ struct Shared {
     revision: watch::Sender<u64>,
     /// Newest revision that a write of this replica was acknowledged with.
     acknowledged: watch::Sender<u64>,
+    /// Whether the ledger answered when it was last asked for changes.
+    followed: AtomicBool,
     watchers: Arc<Semaphore>,
 }
 
@@ -75,6 +80,7 @@ impl WatchCache {
             state: RwLock::new(State::default()),
             revision: watch::Sender::new(0),
             acknowledged: watch::Sender::new(0),
+            followed: AtomicBool::new(true),
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
         };
         Self {
@@ -118,6 +124,16 @@ impl WatchCache {
         self.announce();
     }
 
+    /// Says whether the ledger answers.
+    pub(crate) fn set_followed(&self, followed: bool) {
+        self.shared.followed.store(followed, Ordering::Relaxed);
+    }
+
+    /// Whether the ledger answered when it was last asked for changes.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.shared.followed.load(Ordering::Relaxed)
+    }
+
     /// Newest revision that is in here.
     pub(crate) fn revision(&self) -> u64 {
         *self.shared.revision.borrow()
@@ -132,10 +148,15 @@ impl WatchCache {
         });
     }
 
+    /// Newest revision that a write of this replica was acknowledged with.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        *self.shared.acknowledged.borrow()
+    }
+
     /// Waits, but not for long, until everything this replica acknowledged is in here.
     pub(crate) async fn fresh(&self) -> Result<(), StoreError> {
-        let wanted = *self.shared.acknowledged.borrow();
-        self.reached(wanted).await
+        let reached = self.reached(self.acknowledged()).await;
+        reached.map_err(|_| StoreError::Unavailable(BEHIND.to_owned()))
     }
 
     /// Waits, but not for long, for a revision.

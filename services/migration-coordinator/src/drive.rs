@@ -9,6 +9,7 @@ use godwit_model::migration::decide::{self, Action};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::source::SourceState;
+use godwit_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -19,8 +20,8 @@ use crate::step::{self, Outcome};
 
 /// How often a waiting job looks at the ledger although nobody poked it.
 const POLL: Duration = Duration::from_secs(1);
-/// Longest pause after the ledger or a host could not be asked.
-const RETRY: Duration = Duration::from_millis(200);
+/// First and longest pause after the ledger could not be asked; up to twice as long by jitter.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 
 /// A job in this process's hands.
 pub(crate) struct Drive {
@@ -109,8 +110,7 @@ impl Drive {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     warn!(job = %self.lease.job.id, %error, "the ledger did not answer");
-                    tokio::time::sleep(RETRY).await; // back-off
-                    Outcome::Wait
+                    self.read_again().await
                 }
             };
             match outcome {
@@ -225,17 +225,38 @@ impl Drive {
 
     /// Reads the job again: a user may have cancelled it.
     async fn refresh(&mut self) -> bool {
-        match self.shared.ledger.job(&self.lease.job.id).await {
-            Ok(Some(job)) if job.epoch == self.lease.epoch => {
-                self.lease.job = job;
-                true
-            }
-            Ok(_) => false,
+        match self.read().await {
+            Ok(mine) => mine,
             Err(error) => {
                 debug!(%error, "the job could not be read");
                 true
             }
         }
+    }
+
+    /// Reads the job until that works. What was being written may have been committed, or not, so
+    /// nothing is decided before.
+    async fn read_again(&mut self) -> Outcome {
+        let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+        loop {
+            tokio::time::sleep(backoff.pause()).await; // back-off
+            match self.read().await {
+                Ok(true) => return Outcome::Again,
+                Ok(false) => return Outcome::Lost,
+                Err(error) => debug!(%error, "the job could not be read"),
+            }
+        }
+    }
+
+    /// Whether the job still is this owner's.
+    async fn read(&mut self) -> Result<bool, LedgerError> {
+        let job = self.shared.ledger.job(&self.lease.job.id).await?;
+        let job = job.filter(|job| job.epoch == self.lease.epoch);
+        let mine = job.is_some();
+        if let Some(job) = job {
+            self.lease.job = job;
+        }
+        Ok(mine)
     }
 }
 

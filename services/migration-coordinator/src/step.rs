@@ -118,7 +118,9 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
         chapter.set.target = Some(node);
         return record(drive, chapter, &drive.facts()).await;
     }
-    let waited = Timestamp::now().duration_since(drive.lease.job.state_since);
+    // By the clock that `state_since` is of: this host's may be hours away from it.
+    let waited = drive.shared.ledger.now().await?;
+    let waited = waited.duration_since(drive.lease.job.state_since);
     if waited.unsigned_abs() >= UNSCHEDULABLE_MAX {
         let seconds = UNSCHEDULABLE_MAX.as_secs();
         let why = format!("no node fits for {seconds} s: {}", answer.summary);

@@ -88,9 +88,9 @@ impl Call {
                 "too old resource version; the oldest kept is {oldest}"
             )),
             StoreError::TooNew { asked, current } => Status::revision_too_new(asked, current),
-            StoreError::Unavailable(why) => {
+            StoreError::Unavailable(why) | StoreError::Unknown(why) => {
                 tracing::warn!(resource = plural, name, why, "store unavailable");
-                Status::unavailable("the store can't be reached at the moment")
+                Status::unavailable(why)
             }
             StoreError::Refused(status) => status,
         }

@@ -103,6 +103,7 @@ fn failure(error: &StoreError) -> Bytes {
         StoreError::AlreadyExists
         | StoreError::NotFound
         | StoreError::Conflict
+        | StoreError::Unknown(_)
         | StoreError::Unavailable(_) => {
             tracing::warn!(%error, "watch interrupted");
             Status::unavailable("the watch was interrupted")

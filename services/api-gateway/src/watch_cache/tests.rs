@@ -22,6 +22,7 @@ fn change(kind: ChangeKind, name: &str, revision: u64) -> Change {
         revision: Revision(revision),
         kind,
         object: object("default", name, revision),
+        at: jiff::Timestamp::UNIX_EPOCH,
     }
 }
 
