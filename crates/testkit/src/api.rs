@@ -44,18 +44,27 @@ impl Api {
             let text = text.with_context(|| format!("the kubeconfig has no {pointer}"))?;
             Ok(STANDARD.decode(text)?)
         };
-        let mut roots = rustls::RootCertStore::empty();
         let ca = field("/clusters/0/cluster/certificate-authority-data")?;
-        roots.add(CertificateDer::from_pem_slice(&ca)?)?;
-        let chain = field("/users/0/user/client-certificate-data")?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
-        let key = PrivateKeyDer::from_pem_slice(&field("/users/0/user/client-key-data")?)?;
+        let cert = field("/users/0/user/client-certificate-data")?;
+        let key = field("/users/0/user/client-key-data")?;
+        Self::at(&lab.server(), &ca, (&cert, &key))
+    }
+
+    /// The API at `server` (`https://ADDRESS:PORT`) that shows a certificate of `ca`, as whom the
+    /// certificate and key are of. All three are PEM.
+    ///
+    /// # Errors
+    /// When one of them can't be understood.
+    pub fn at(server: &str, ca: &[u8], (cert, key): (&[u8], &[u8])) -> Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca)?)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
+        let key = PrivateKeyDer::from_pem_slice(key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain?, key)?;
-        let server = lab.server();
         let address = server.trim_start_matches("https://").parse();
         Ok(Self {
             tls: TlsConnector::from(Arc::new(tls)),
@@ -106,7 +115,7 @@ pub struct Answer {
     pub status: u16,
     /// The `Retry-After` header, when there is one.
     pub retry_after: Option<String>,
-    /// The object, or the Status; null when it isn't JSON.
+    /// The object, or the Status; a text when it isn't JSON.
     pub body: Value,
 }
 
@@ -152,7 +161,8 @@ impl Connection {
         Ok(Answer {
             status,
             retry_after,
-            body: serde_json::from_slice(&bytes).unwrap_or_default(),
+            body: serde_json::from_slice(&bytes)
+                .unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into()),
         })
     }
 

@@ -6,3 +6,4 @@ pub mod guest;
 pub mod kubectl;
 pub mod lab;
 pub mod postgres;
+pub mod postgres_proxy;

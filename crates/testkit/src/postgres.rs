@@ -3,6 +3,10 @@
 //! Tests take [`Postgres::ephemeral`], the lab [`Postgres::start_detached`]. Postgres refuses to
 //! run as root, so root runs it as the system user `postgres`, or `nobody` where there is none.
 
+mod outage;
+
+pub use outage::Frozen;
+
 use anyhow::{Context, Result, bail, ensure};
 use godwit_ledger::{Ledger, LedgerConfig};
 use nix::sys::signal::Signal;
@@ -31,12 +35,15 @@ const SOCKET_DIR_LENGTH_MAX: usize = 107 - "/.s.PGSQL.5432".len();
 const SUPERUSER: &str = "postgres";
 /// The database that holds the migrated schema, copied for each test.
 const TEMPLATE: &str = "godwit_template";
-/// Starts the server, and stops it (`$3`) when standard input ends: also when we are killed.
-/// Removes the folder `$4` then, if there is one.
+/// Starts the server, and once more for each line of standard input. Stops it (`$3`) when standard
+/// input ends: also when we are killed. Removes the folder `$4` then, if there is one.
 const WATCHDOG: &str = r#"
 "$0" -D "$1" >>"$2" 2>&1 &
-read -r _
+while read -r _; do
+    "$0" -D "$1" >>"$2" 2>&1 &
+done
 kill "-$3" $!
+kill -CONT $!
 wait
 [ -z "$4" ] || rm -rf "$4"
 "#;
@@ -125,14 +132,9 @@ impl Postgres {
     /// # Errors
     /// When it does not run.
     pub fn kill(dir: &Path) -> Result<()> {
-        let text = fs::read_to_string(dir.join("data/postmaster.pid")).context("not running")?;
-        let server: i32 = text.lines().next().unwrap_or_default().parse()?;
-        let listed = fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
-        let children = listed.split_whitespace().map(str::parse);
-        let children: Vec<i32> = children.collect::<Result<_, _>>()?;
-        for pid in std::iter::once(server).chain(children) {
+        for process in outage::processes(&dir.join("data"))? {
             // A child that ended meanwhile needs no signal.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(process, Signal::SIGKILL);
         }
         Ok(())
     }
