@@ -28,11 +28,16 @@ pub(crate) struct Api {
     dir: TempDir,
     ca: Ca,
     shutdown: CancellationToken,
-    _postgres: Arc<Postgres>,
+    pub(crate) postgres: Arc<Postgres>,
 }
 
 impl Api {
     pub(crate) async fn start() -> Result<Self> {
+        Self::start_by_way_of(|url| Ok(url.to_owned())).await
+    }
+
+    /// As [`Api::start`]; the gateway reaches its ledger under the URL that `way` answers.
+    pub(crate) async fn start_by_way_of(way: impl FnOnce(&str) -> Result<String>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("gwapi-").tempdir()?;
         let postgres = tokio::task::spawn_blocking(Postgres::ephemeral).await??;
         let postgres = Arc::new(postgres);
@@ -45,6 +50,7 @@ impl Api {
             })
             .await??
         };
+        let gateway_url = way(&url)?;
         let ca = Ca::load_or_create(&dir.path().join("ca"))?;
         let served_as = ["127.0.0.1".to_owned(), "localhost".to_owned()];
         let server = Subject {
@@ -60,7 +66,7 @@ impl Api {
             tls: Some(identity),
             token_file: Some(tokens),
             // With the rights that it has in production, and no more.
-            database_url: url.replace("//postgres@", "//godwit_gateway@"),
+            database_url: gateway_url.replace("//postgres@", "//godwit_gateway@"),
             peers: PeerAddresses {
                 scheduler: vec![],
                 coordinator: vec![],
@@ -93,10 +99,23 @@ impl Api {
             dir,
             ca,
             shutdown,
-            _postgres: postgres,
+            postgres,
         };
         api.write_kubeconfigs()?;
         Ok(api)
+    }
+
+    /// A client without a kubectl, an administrator.
+    pub(crate) fn client(&self) -> Result<godwit_testkit::api::Api> {
+        let admin = Subject {
+            name: "admin",
+            organizations: &["system:masters"],
+            served_as: &[],
+        };
+        let admin = self.ca.issue_files("admin", admin)?;
+        let ca = std::fs::read(self.dir.path().join("ca/ca.crt"))?;
+        let (cert, key) = (std::fs::read(admin.cert)?, std::fs::read(admin.key)?);
+        godwit_testkit::api::Api::at(&self.address, &ca, (&cert, &key))
     }
 
     fn write_kubeconfigs(&self) -> Result<()> {

@@ -5,6 +5,7 @@
 mod api_env;
 mod api_history;
 mod api_lab;
+mod api_outage;
 mod api_play;
 mod api_rules;
 mod audit_live;
@@ -28,6 +29,7 @@ mod ledger_cluster;
 mod ledger_failures;
 mod ledger_jobs;
 mod ledger_objects;
+mod ledger_outage;
 mod ledger_reservations;
 mod ledger_revision;
 mod ledger_setup;
