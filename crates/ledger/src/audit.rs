@@ -4,6 +4,7 @@
 
 use crate::convert::{self, At, job_uuid};
 use crate::history::{self, JobHistory};
+use crate::session::Session;
 use crate::tx::Statement;
 use crate::{
     InstanceRow, JobRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, instance, job, node,
@@ -11,8 +12,8 @@ use crate::{
 };
 use godwit_model::{JobId, NodeName};
 use jiff::Timestamp;
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{Postgres, Row, Transaction};
 use uuid::Uuid;
 
 /// Jobs read at a time, so that a long past takes no more memory than a short one.
@@ -30,7 +31,7 @@ const JOBS_AFTER: &str = "SELECT id, namespace, name, machine, vmi_namespace, vm
 /// A snapshot of the ledger. All answers are of the same moment.
 #[derive(Debug)]
 pub struct Audit {
-    inner: Transaction<'static, Postgres>,
+    session: Session,
 }
 
 /// A time during which nothing new could be placed on a node.
@@ -50,9 +51,9 @@ impl Ledger {
     /// # Errors
     /// `Unavailable`.
     pub async fn audit(&self) -> Result<Audit, LedgerError> {
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let inner = self.pool().begin_with(begin).await?;
-        Ok(Audit { inner })
+        let mut session = self.session().await?;
+        session.begin_look().await?;
+        Ok(Audit { session })
     }
 }
 
@@ -151,6 +152,6 @@ impl Audit {
     }
 
     async fn fetch_all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>, LedgerError> {
-        Ok(statement.fetch_all(&mut *self.inner).await?)
+        Ok(self.session.fetch_all(statement).await?)
     }
 }

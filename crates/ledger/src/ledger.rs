@@ -2,7 +2,7 @@
 
 use crate::convert::At;
 use crate::error::retry_for;
-use crate::session::{CONNECT_MAX, Sessions};
+use crate::session::{CONNECT_MAX, Session, Sessions};
 use crate::tx::{Locked, Statement};
 use crate::wakeup::{Listener, Notifier};
 use crate::{LedgerError, Tx, Wakeups};
@@ -136,6 +136,10 @@ impl Ledger {
             .fetch_one(sqlx::query("SELECT clock_timestamp() AS now"))
             .await?;
         Ok(row.try_get::<At, _>("now")?.0)
+    }
+
+    pub(crate) async fn session(&self) -> Result<Session, LedgerError> {
+        Ok(self.sessions.get().await?)
     }
 
     pub(crate) fn poke(&self) {

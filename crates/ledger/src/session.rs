@@ -106,6 +106,14 @@ impl Session {
         Ok(())
     }
 
+    /// Begins a transaction that can't write, and sees one moment.
+    pub(crate) async fn begin_look(&mut self) -> Result<(), sqlx::Error> {
+        self.command("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await?;
+        self.in_transaction = true;
+        Ok(())
+    }
+
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
         self.command("COMMIT").await?;
         self.in_transaction = false;
