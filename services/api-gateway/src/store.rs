@@ -189,9 +189,8 @@ impl LedgerStore {
         resource: &str,
         update: Update,
     ) -> Result<Arc<Stored>, StoreError> {
-        let mut tx = self.begin().await?;
         let key = convert::key(resource, &update.object);
-        let mut row = expect(&mut tx, &key, update.expected).await?;
+        let (mut tx, mut row) = self.begin_at(&key, update.expected).await?;
         convert::replace(&mut row, update.object);
         if resource == resource::MIGRATIONS && update.of == UpdateOf::DeletionMark {
             end_migration(&mut tx, &mut row).await?;
@@ -206,15 +205,29 @@ impl LedgerStore {
         resource: &str,
         object: &Stored,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
         let key = convert::key(resource, object.object());
-        let row = expect(&mut tx, &key, object.revision()).await?;
+        let (mut tx, row) = self.begin_at(&key, object.revision()).await?;
         if resource == resource::NAMESPACES {
             self.check_empty(&key.name).await?;
         }
         tx.remove(&key).await.map_err(store_error)?;
         self.finish(ctx, tx, row, resource).await?;
         Ok(())
+    }
+
+    /// Begins with the row, if it is still at the revision that the change was made from. Else waits
+    /// until the cache has the newer one: who tries again must not see the old one again.
+    async fn begin_at(&self, key: &ObjectKey, expected: u64) -> Result<(Tx, Object), StoreError> {
+        let mut tx = self.begin().await?;
+        let row = tx.get(key).await.map_err(store_error)?;
+        let row = row.ok_or(StoreError::NotFound)?;
+        if row.revision.0 == expected {
+            return Ok((tx, row));
+        }
+        drop(tx);
+        self.poke.now();
+        self.cache.reached(row.revision.0).await?;
+        Err(StoreError::Conflict)
     }
 
     /// Commits, wakes up who works on it, and waits for the cache. A dry run is rolled back.
@@ -296,19 +309,6 @@ fn concerns(event: &Result<WatchEvent, StoreError>, namespace: Option<&str>) -> 
         | WatchEvent::Modified { object, .. }
         | WatchEvent::Deleted(object) => object.name().namespace == namespace,
         WatchEvent::Bookmark(_) => true,
-    }
-}
-
-/// The row, if it is still at the revision that the change was made from.
-async fn expect(tx: &mut Tx, key: &ObjectKey, expected: u64) -> Result<Object, StoreError> {
-    let row = tx
-        .get(key)
-        .await
-        .map_err(store_error)?
-        .ok_or(StoreError::NotFound)?;
-    match row.revision.0 == expected {
-        true => Ok(row),
-        false => Err(StoreError::Conflict),
     }
 }
 

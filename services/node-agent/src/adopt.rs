@@ -109,7 +109,7 @@ async fn half(host: &Arc<Host>, id: &MachineId, job: &JobId, side: Side) -> Resu
         }
         Side::Target => {
             let line: Option<target::Line> = log.last()?;
-            if line.is_some_and(|line| target_open(&line)) {
+            if line.is_some_and(|line| target_open(host, id, job, &line)) {
                 host.target(id, job).await?;
             }
         }
@@ -143,13 +143,16 @@ fn source_open(host: &Host, id: &MachineId, job: &JobId, line: &source::Line) ->
     }
 }
 
-fn target_open(line: &target::Line) -> bool {
+fn target_open(host: &Host, id: &MachineId, job: &JobId, line: &target::Line) -> bool {
     match line.half.state() {
         TargetState::Preparing
         | TargetState::Prepared
         | TargetState::Loaded
         | TargetState::Continuing => true,
-        TargetState::Discarded | TargetState::Lost { .. } => is_alive(line.place.process.as_ref()),
+        // Its QEMU may be left, or what belonged to it, also one that was never written down.
+        TargetState::Discarded | TargetState::Lost { .. } => {
+            vm::has_remains(host, id, &job.to_string())
+        }
         TargetState::Absent | TargetState::Running => false,
     }
 }

@@ -338,6 +338,11 @@ fn log(directory: &Path) -> PathBuf {
     directory.join("qemu.log")
 }
 
+/// Whether anything is left of a QEMU for `owner`: its directory goes last.
+pub(crate) fn has_remains(host: &Host, machine: &MachineId, owner: &str) -> bool {
+    directory(&host.config.run_dir, machine, owner).exists()
+}
+
 /// Short, since a unix socket's path has 107 bytes; the same for the same purpose, so that it is
 /// found again.
 fn directory(run_dir: &Path, machine: &MachineId, owner: &str) -> PathBuf {
