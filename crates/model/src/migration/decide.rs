@@ -181,7 +181,7 @@ fn copying(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) 
         return abort(&aborted(why));
     }
     if let Some(target) = target.filter(|fact| is_lost(fact.state)) {
-        return abort(&target_lost(target));
+        return abort(&copy_lost(source, target));
     }
     let Some(source) = source else {
         return Action::Wait(WaitReason::SourceSilent);
@@ -210,7 +210,7 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
             }
             TargetState::Continuing => return Action::Wait(WaitReason::TargetContinuing),
             TargetState::Discarded | TargetState::Lost { continued: false } => {
-                return abort(&target_lost(target));
+                return abort(&copy_lost(source, target));
             }
             TargetState::Absent
             | TargetState::Preparing
@@ -343,6 +343,15 @@ fn target_lost(target: &TargetFact) -> String {
         "the target lost its copy".to_owned()
     } else {
         format!("the target lost its copy: {}", target.reason)
+    }
+}
+
+/// A target also loses its copy when its source gave up, and the source knows why.
+fn copy_lost(source: Option<&SourceFact>, target: &TargetFact) -> String {
+    let lost = target_lost(target);
+    match source {
+        Some(source) if !source.reason.is_empty() => format!("{}; {lost}", source.reason),
+        Some(_) | None => lost,
     }
 }
 
