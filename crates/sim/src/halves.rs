@@ -356,7 +356,7 @@ fn source_event(input: SourceInput) -> SourceEvent {
     }
 }
 
-fn copy_status(copy: Outgoing) -> CopyStatus {
+pub(crate) fn copy_status(copy: Outgoing) -> CopyStatus {
     match copy {
         Outgoing::None => CopyStatus::None,
         Outgoing::Active => CopyStatus::Active,

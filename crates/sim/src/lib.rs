@@ -8,6 +8,7 @@
 
 mod check;
 mod config;
+mod fleet;
 mod halves;
 mod liveness;
 mod owner;
@@ -19,6 +20,7 @@ mod target;
 
 pub use check::{Finding, Report, Verdict, check, way};
 pub use config::{Config, Guard};
+pub use fleet::{Options, Outcome, simulate};
 pub use halves::{HalfId, Incoming, Outgoing};
 pub use liveness::{Ends, ends};
 pub use owner::{Ears, OwnerStep, Side};

@@ -15,7 +15,7 @@ use crate::config::Guard;
 use crate::state::{Owner, SourceWord, State, View};
 
 /// One of the two hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// Where the machine was.
     Source,
