@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use godwit_testkit::guest::heartbeat::{Heard, Listener};
-use godwit_testkit::guest::record::{POWER_OFF, QUERY_PORT};
+use godwit_testkit::guest::record::{self, POWER_OFF, QUERY_PORT};
 use serde_json::{Value, json};
 
 use crate::fault_env::{Faults, INSTANCES, MACHINES};
 use crate::lab_env::example;
+use crate::lab_suite::say;
 
 /// A running machine with somebody who listens to it.
 pub(crate) struct Guest {
@@ -140,15 +141,28 @@ impl Guest {
         for worker in ["worker1", "worker2", "worker3"] {
             env.firewall(worker, &[], &[])?;
         }
-        self.remove(env)?;
+        self.remove_only(env)?;
         env.create(MACHINES, &self.manifest)?;
         self.beats(env)
     }
 
-    /// Ends the machine, the only one; nothing of it may be left.
+    /// Ends the machine, the only one; nothing of it may be left but its disk, with each record of
+    /// each boot exactly once.
     pub(crate) fn remove(&self, env: &Faults) -> Result<()> {
         self.remove_only(env)?;
-        env.audit(0)
+        env.audit(0)?;
+        let disk = env.lab().disks().join(format!("{}.img", self.name));
+        let boots = record::verify(&std::fs::read(disk)?)?;
+        let records: u64 = boots
+            .iter()
+            .map(|boot| boot.last.sequence + 1 - boot.first.sequence)
+            .sum();
+        say(&format!(
+            "disk: {records} records of {} boots, each once",
+            boots.len()
+        ));
+        ensure!(records > 0, "the guest wrote nothing");
+        Ok(())
     }
 
     /// Ends the machine.

@@ -15,6 +15,8 @@ use crate::fault_env::{Faults, MACHINES, MIGRATIONS, Place};
 use crate::fault_guest::Guest;
 use crate::lab_suite::say;
 
+/// After so many the rest tells nothing new.
+const FAILURES_MAX: usize = 5;
 /// How long a link is bad. Longer than every retry, shorter than what ends a job.
 const AWHILE: Duration = Duration::from_secs(2);
 /// How long it takes that both ends of a stream were told that it is gone.
@@ -161,6 +163,7 @@ pub(crate) fn run(env: &Faults) -> Result<()> {
                     let kept = env.keep_logs(&format!("case-{done}"))?;
                     say(&format!("logs: {}", kept.display()));
                     failures.push(format!("{case}: {why:#}"));
+                    ensure!(failures.len() < FAILURES_MAX, "{}", failures.join("\n"));
                     guest.recover(env)?;
                 }
             }
@@ -169,7 +172,7 @@ pub(crate) fn run(env: &Faults) -> Result<()> {
     say(&format!("{done} cases, {} failed", failures.len()));
     ensure!(done > 0, "no case was chosen");
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    Ok(())
+    guest.remove(env)
 }
 
 /// Those whose names hold all words of one of the `FAULTS`, or all.

@@ -157,7 +157,7 @@ impl Copied {
         let status = Command::new("cargo")
             .args(arguments)
             .env("CARGO_TARGET_DIR", target(&self.dir))
-            .env("FAULTS", "CancelledComplete+Coordinator+ledger")
+            .env("FAULTS", "CancelledComplete+Coordinator+ledger.Copying")
             .current_dir(&self.dir)
             .stdout(log.try_clone()?)
             .stderr(log)

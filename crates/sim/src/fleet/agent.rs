@@ -347,7 +347,9 @@ impl Fleet {
         let Some(agent) = self.agent(node) else {
             return;
         };
-        let watchers = agent.watchers.range((job, side, 0)..=(job, side, usize::MAX));
+        let watchers = agent
+            .watchers
+            .range((job, side, 0)..=(job, side, usize::MAX));
         let owners: Vec<usize> = watchers.map(|(_, _, owner)| *owner).collect();
         for owner in owners {
             self.tell(node, (job, side), owner);
@@ -379,7 +381,13 @@ impl Fleet {
     }
 
     /// An order's or a proof's answer.
-    pub(crate) fn answer(&mut self, node: NodeNo, (job, side): (JobNo, Side), to: Answer, reply: Reply) {
+    pub(crate) fn answer(
+        &mut self,
+        node: NodeNo,
+        (job, side): (JobNo, Side),
+        to: Answer,
+        reply: Reply,
+    ) {
         let from = Addr::Agent(node);
         match (to, self.fact(node, job, side)) {
             (Answer::Call(owner, call), fact) => {

@@ -129,16 +129,16 @@ impl Fleet {
             Chance::Drains(node) => {
                 self.ledger.nodes[node].cordoned = true;
                 let (soon, end) = (later(0), self.plan.faults_end + 20 * SEC);
-                self.queue.push(soon, Event::Chance(Chance::Evacuates(node)));
+                self.queue
+                    .push(soon, Event::Chance(Chance::Evacuates(node)));
                 self.queue.push(end, Event::Chance(Chance::Uncordons(node)));
             }
             Chance::Evacuates(node) => self.evacuate(node),
             Chance::Uncordons(node) => self.ledger.nodes[node].cordoned = false,
             Chance::Sweeps => {
                 let jobs = &self.ledger.jobs;
-                let open = |job: &mut Option<usize>| {
-                    job.is_none_or(|job| !jobs[job].row.state.is_final())
-                };
+                let open =
+                    |job: &mut Option<usize>| job.is_none_or(|job| !jobs[job].row.state.is_final());
                 if self.ledger.down_until <= self.now {
                     self.ledger.reservations.retain(|_, job| open(job));
                 }
@@ -285,7 +285,8 @@ impl Fleet {
         }
         self.hosts[node].down = true;
         let back = self.now + self.dice.between(SEC, 8 * SEC);
-        self.queue.push(back, Event::Chance(Chance::HostStarts(node)));
+        self.queue
+            .push(back, Event::Chance(Chance::HostStarts(node)));
     }
 
     fn host_start(&mut self, node: NodeNo) {
@@ -300,13 +301,15 @@ impl Fleet {
     /// Somebody starts a dead agent again.
     pub(crate) fn agents_restart(&mut self, node: NodeNo) {
         let back = self.now + self.dice.between(50 * MS, 4 * SEC);
-        self.queue.push(back, Event::Chance(Chance::AgentStarts(node)));
+        self.queue
+            .push(back, Event::Chance(Chance::AgentStarts(node)));
     }
 
     /// Somebody starts a dead coordinator again.
     pub(crate) fn owners_restart(&mut self, owner: usize) {
         let back = self.now + self.dice.between(50 * MS, 8 * SEC);
-        self.queue.push(back, Event::Chance(Chance::OwnerStarts(owner)));
+        self.queue
+            .push(back, Event::Chance(Chance::OwnerStarts(owner)));
     }
 
     /// Whether the agent dies at this very point; then it has.

@@ -266,7 +266,9 @@ impl Fleet {
         }
         let row = entry.row;
         match (to, row.target) {
-            (JobState::HandedOver, Some(target)) => self.hand_over((job, machine), row.source, target),
+            (JobState::HandedOver, Some(target)) => {
+                self.hand_over((job, machine), row.source, target)
+            }
             (JobState::Failed, Some(target)) => {
                 let key = (machine, target);
                 if self.ledger.reservations.get(&key) == Some(&Some(job)) {

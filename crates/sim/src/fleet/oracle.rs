@@ -82,7 +82,12 @@ impl Fleet {
         let entry = &self.ledger.jobs[job];
         let (machine, node) = (entry.machine, entry.row.source);
         let moved = self.ledger.machines[machine].node != node;
-        if moved && entry.history.iter().any(|line| line.to == JobState::Reserved) {
+        if moved
+            && entry
+                .history
+                .iter()
+                .any(|line| line.to == JobState::Reserved)
+        {
             self.wrong("a job failed and its machine is elsewhere");
         }
     }
@@ -90,7 +95,11 @@ impl Fleet {
     /// I8: no more under way than allowed.
     fn oracle_limits(&mut self, job: JobNo) {
         let source = self.ledger.jobs[job].row.source;
-        let under_way = self.ledger.jobs.iter().filter(|job| job.row.state.holds_slot());
+        let under_way = self
+            .ledger
+            .jobs
+            .iter()
+            .filter(|job| job.row.state.holds_slot());
         let (all, out) = under_way.fold((0, 0), |(all, out), job| {
             (all + 1, out + u32::from(job.row.source == source))
         });
@@ -101,7 +110,10 @@ impl Fleet {
 
     /// Whether the target's disk says that the guest goes on there.
     pub(crate) fn target_had(&self, job: JobNo) -> bool {
-        let on_disk = self.hosts.iter().filter_map(|host| host.disk.targets.get(&job));
+        let on_disk = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.disk.targets.get(&job));
         let in_memory = self.hosts.iter().filter_map(|host| host.agent.as_ref());
         let in_memory = in_memory.filter_map(|agent| agent.targets.get(&job));
         let states = on_disk

@@ -186,7 +186,11 @@ impl Fleet {
         self.calls += 1;
         let number = self.calls;
         self.owners[owner].calls.insert(number, call);
-        self.send(Addr::Owner(owner), Addr::Ledger, Msg::Ask(owner, number, ask));
+        self.send(
+            Addr::Owner(owner),
+            Addr::Ledger,
+            Msg::Ask(owner, number, ask),
+        );
         self.owner_plan(owner, OwnerTimer::GivesUp(number), LEDGER_ANSWER);
         number
     }
@@ -431,7 +435,12 @@ impl Fleet {
         let Some(last) = states.last().copied() else {
             return;
         };
-        self.wish(owner, job, Wish::Write(last), Ask::Record(job, epoch, states));
+        self.wish(
+            owner,
+            job,
+            Wish::Write(last),
+            Ask::Record(job, epoch, states),
+        );
     }
 
     fn order(&mut self, owner: usize, job: JobNo, command: Command) -> Option<u64> {
@@ -444,7 +453,9 @@ impl Fleet {
         let copy_to = row.target.filter(|_| command == Command::StartCopy);
         self.calls += 1;
         let call = self.calls;
-        self.owners[owner].calls.insert(call, Call::Order(job, epoch, command));
+        self.owners[owner]
+            .calls
+            .insert(call, Call::Order(job, epoch, command));
         let message = Msg::Order(owner, call, (job, epoch), command, copy_to);
         self.send(Addr::Owner(owner), Addr::Agent(node), message);
         self.owner_plan(owner, OwnerTimer::GivesUp(call), HOST_ANSWER);
@@ -500,7 +511,8 @@ impl Drive {
             switch_allowed: self.row.switch_allowed,
             verdict,
         };
-        let completed = facts.source.as_ref().map(|fact| fact.state) == Some(SourceState::Completed);
+        let completed =
+            facts.source.as_ref().map(|fact| fact.state) == Some(SourceState::Completed);
         let undone = self.row.state == JobState::Aborting && completed;
         if undone && removed == Some(Guard::Tombstone) {
             let discarded = target_fact(TargetState::Discarded);
@@ -510,7 +522,12 @@ impl Drive {
     }
 
     /// The transitions that follow from the same facts: one transaction.
-    fn chapters(&mut self, first: JobState, facts: &Facts, removed: Option<Guard>) -> Vec<JobState> {
+    fn chapters(
+        &mut self,
+        first: JobState,
+        facts: &Facts,
+        removed: Option<Guard>,
+    ) -> Vec<JobState> {
         let before = self.row;
         let mut states = vec![before.state, first];
         self.row.state = first;

@@ -348,7 +348,9 @@ impl Fleet {
 
     /// Whether it lives and is so.
     pub(crate) fn alive(&self, pid: Pid, so: impl FnOnce(&Qemu) -> bool) -> bool {
-        self.qemus.get(pid).is_some_and(|qemu| qemu.alive && so(qemu))
+        self.qemus
+            .get(pid)
+            .is_some_and(|qemu| qemu.alive && so(qemu))
     }
 
     /// The guest's CPUs start or stop.

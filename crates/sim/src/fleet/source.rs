@@ -94,7 +94,9 @@ impl Fleet {
         let Some(to) = to else { return };
         let machine = self.ledger.jobs[job].machine;
         let record = self.record(node, job);
-        let held = record.and_then(|record| record.job).filter(|holder| *holder != job);
+        let held = record
+            .and_then(|record| record.job)
+            .filter(|holder| *holder != job);
         let busy = held.is_some_and(|holder| self.holds(node, holder));
         let Some(half) = self.source(node, job) else {
             return;
@@ -111,7 +113,10 @@ impl Fleet {
                 half.line.process = Some(record.pid);
             }
             let pid = record.pid;
-            let held = Record { pid, job: Some(job) };
+            let held = Record {
+                pid,
+                job: Some(job),
+            };
             self.hosts[node].disk.machines.insert(machine, held);
         }
     }
@@ -160,7 +165,13 @@ impl Fleet {
         }
     }
 
-    fn source_takes(&mut self, node: NodeNo, job: JobNo, event: SourceEvent, answer: Option<Answer>) {
+    fn source_takes(
+        &mut self,
+        node: NodeNo,
+        job: JobNo,
+        event: SourceEvent,
+        answer: Option<Answer>,
+    ) {
         let now = self.clock(node);
         let fenced = self.options.removed != Some(Guard::HostFence);
         let Some(half) = self.source(node, job) else {
@@ -368,7 +379,11 @@ impl Fleet {
             return;
         };
         let pid = half.line.process.unwrap_or(0);
-        self.send(Addr::Agent(node), Addr::Agent(to), Msg::Proof(job, node, pid));
+        self.send(
+            Addr::Agent(node),
+            Addr::Agent(to),
+            Msg::Proof(job, node, pid),
+        );
         let next = (pause * 2).min(SEC);
         let after = pause + PROOF_ANSWER.min(pause * 4);
         self.agent_plan(node, AgentTimer::Proves(job, next), after);
@@ -429,11 +444,21 @@ fn order_epoch(event: &SourceEvent) -> Option<godwit_model::Epoch> {
 fn with_epoch(event: SourceEvent, seen: godwit_model::Epoch) -> SourceEvent {
     let newest = |epoch: godwit_model::Epoch| epoch.max(seen);
     match event {
-        SourceEvent::Start { epoch } => SourceEvent::Start { epoch: newest(epoch) },
-        SourceEvent::Allow { epoch } => SourceEvent::Allow { epoch: newest(epoch) },
-        SourceEvent::Cancel { epoch } => SourceEvent::Cancel { epoch: newest(epoch) },
-        SourceEvent::Revert { epoch } => SourceEvent::Revert { epoch: newest(epoch) },
-        SourceEvent::Retire { epoch } => SourceEvent::Retire { epoch: newest(epoch) },
+        SourceEvent::Start { epoch } => SourceEvent::Start {
+            epoch: newest(epoch),
+        },
+        SourceEvent::Allow { epoch } => SourceEvent::Allow {
+            epoch: newest(epoch),
+        },
+        SourceEvent::Cancel { epoch } => SourceEvent::Cancel {
+            epoch: newest(epoch),
+        },
+        SourceEvent::Revert { epoch } => SourceEvent::Revert {
+            epoch: newest(epoch),
+        },
+        SourceEvent::Retire { epoch } => SourceEvent::Retire {
+            epoch: newest(epoch),
+        },
         other @ (SourceEvent::Copy(_)
         | SourceEvent::Adopted(_)
         | SourceEvent::Gone

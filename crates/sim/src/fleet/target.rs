@@ -127,7 +127,13 @@ impl Fleet {
         }
     }
 
-    fn target_takes(&mut self, node: NodeNo, job: JobNo, event: TargetEvent, answer: Option<Answer>) {
+    fn target_takes(
+        &mut self,
+        node: NodeNo,
+        job: JobNo,
+        event: TargetEvent,
+        answer: Option<Answer>,
+    ) {
         let now = self.clock(node);
         let fenced = self.options.removed != Some(Guard::HostFence);
         let Some(half) = self.target(node, job) else {
