@@ -36,10 +36,10 @@ fn fault_suite_ledger() {
     fault_chaos::ledger_dies(&env).unwrap();
 }
 
-/// `FAULT_SECONDS` says for how long; 60 when it doesn't.
+/// `FAULT_SECONDS` says for how long; five minutes when it doesn't.
 #[test]
 fn fault_suite_drain() {
-    let seconds = std::env::var("FAULT_SECONDS").map_or(60, |text| text.parse().unwrap());
+    let seconds = std::env::var("FAULT_SECONDS").map_or(300, |text| text.parse().unwrap());
     let env = Faults::start(2).unwrap();
     fault_chaos::drain_goes_on(&env, Duration::from_secs(seconds)).unwrap();
 }
