@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use godwit_sim::{Guard, Options, simulate};
+use godwit_sim::{Counts, Guard, Options, simulate};
 
 #[derive(Default)]
 struct Task {
@@ -67,13 +67,13 @@ fn many(task: &Task) -> bool {
     let began = Instant::now();
     let seeds = task.seeds.unwrap_or(2_000);
     let mut bad = 0_u64;
-    let (mut events, mut lasted, mut takeovers) = (0, 0, 0);
+    let (mut events, mut lasted, mut counts) = (0, 0, Counts::default());
     let (mut succeeded, mut failed, mut fenced, mut left) = (0, 0, 0, 0);
     for seed in task.from..task.from + seeds {
         let outcome = simulate(seed, task.options);
         events += outcome.events;
         lasted += outcome.lasted;
-        takeovers += outcome.takeovers;
+        counts = counts.plus(outcome.counts);
         succeeded += outcome.succeeded;
         failed += outcome.failed;
         fenced += outcome.fenced;
@@ -97,8 +97,9 @@ fn many(task: &Task) -> bool {
         lasted / 3_600_000_000,
     );
     println!(
-        "{jobs} jobs: {succeeded} succeeded, {failed} failed, {fenced} need fencing; {takeovers} takeovers; {left} seeds with leftovers",
+        "{jobs} jobs: {succeeded} succeeded, {failed} failed, {fenced} need fencing; {left} seeds with leftovers",
     );
+    println!("{counts:?}");
     bad == 0
 }
 
@@ -136,7 +137,9 @@ fn arguments() -> Result<Task, String> {
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || {
-            let value = words.next().ok_or(format!("{word} needs a value"))?;
+            let value = words
+                .next()
+                .ok_or_else(|| format!("{word} needs a value"))?;
             value.parse::<u64>().map_err(|error| error.to_string())
         };
         match word.as_str() {
@@ -150,7 +153,7 @@ fn arguments() -> Result<Task, String> {
                 let name = words.next().unwrap_or_default();
                 let mut all = Guard::ALL.into_iter();
                 let found = all.find(|guard| format!("{guard:?}") == name);
-                task.options.removed = Some(found.ok_or(format!("no guard {name}"))?);
+                task.options.removed = Some(found.ok_or_else(|| format!("no guard {name}"))?);
             }
             _ => return Err(format!("{word} is not known")),
         }

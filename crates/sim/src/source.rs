@@ -12,6 +12,7 @@ use godwit_model::migration::target::TargetState;
 
 use crate::Migration;
 use crate::config::Guard;
+use crate::fleet::retry_is_wanted;
 use crate::halves::{HalfId, Outgoing, SourceInput, source_input};
 use crate::state::{SourceAgent, SourceQemu, SourceWord, State, TargetQemu};
 
@@ -158,15 +159,7 @@ impl Migration {
 
     fn source_retry(&self, state: &mut State, half: SourceState) -> Option<()> {
         let effect = state.source.agent.as_mut()?.retry.take()?;
-        let wanted = matches!(
-            (effect, half),
-            (
-                SourceEffect::CancelCopy | SourceEffect::ContinueSwitchover,
-                SourceState::Copying | SourceState::Switching,
-            ) | (SourceEffect::ResumeGuest, SourceState::Resumed)
-                | (SourceEffect::DropMachine, SourceState::Retired)
-        );
-        if wanted {
+        if retry_is_wanted(effect, half) {
             self.source_perform(state, effect);
         }
         Some(())

@@ -4,7 +4,7 @@
 //! time; between any two the agent may crash, and then memory is gone and the disk is as it was. A
 //! line that was being written at that moment is there, or isn't.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use godwit_model::migration::source::{Source, SourceEffect, SourceEvent};
@@ -72,8 +72,8 @@ pub(crate) struct TargetLine {
 pub(crate) struct Agent {
     pub(crate) sources: BTreeMap<JobNo, SourceHalf>,
     pub(crate) targets: BTreeMap<JobNo, TargetHalf>,
-    /// Who follows which half.
-    pub(crate) watchers: BTreeSet<(JobNo, Side, usize)>,
+    /// Who follows which half, under which epoch.
+    pub(crate) watchers: BTreeMap<(JobNo, Side, usize), u64>,
     /// Counts what was said, so that a listener can tell old from new.
     pub(crate) said: u64,
 }
@@ -104,6 +104,8 @@ pub(crate) struct TargetHalf {
     /// The process that it holds.
     pub(crate) attached: Option<Pid>,
     pub(crate) retry: Option<TargetEffect>,
+    /// Whether it takes the copy for one in use, which is never discarded for its age.
+    pub(crate) loading: bool,
     pub(crate) obeyed: u64,
 }
 
@@ -215,6 +217,8 @@ pub(crate) struct Seen {
     pub(crate) runs: bool,
     pub(crate) out: Outgoing,
     pub(crate) load: Option<Load>,
+    /// Whether it has another end.
+    pub(crate) linked: bool,
 }
 
 impl Fleet {
@@ -250,6 +254,7 @@ impl Fleet {
             runs: qemu.runs,
             out: qemu.out,
             load: qemu.incoming,
+            linked: qemu.peer.is_some(),
         })
     }
 
@@ -272,7 +277,10 @@ impl Fleet {
                 self.source_post(node, job, SourceEvent::Tick, None);
             }
             AgentTimer::Ticks(job, Side::Target) => {
-                self.target_post(node, job, TargetEvent::Tick, None);
+                let half = self.agent(node).and_then(|a| a.targets.get(&job));
+                if half.is_some_and(|half| !half.loading) {
+                    self.target_post(node, job, TargetEvent::Tick, None);
+                }
             }
             AgentTimer::Retries(job, Side::Source) => self.source_retries(node, job),
             AgentTimer::Retries(job, Side::Target) => self.target_retries(node, job),
@@ -347,17 +355,21 @@ impl Fleet {
         let Some(agent) = self.agent(node) else {
             return;
         };
-        let watchers = agent
-            .watchers
-            .range((job, side, 0)..=(job, side, usize::MAX));
-        let owners: Vec<usize> = watchers.map(|(_, _, owner)| *owner).collect();
+        let following = (job, side, 0)..=(job, side, usize::MAX);
+        let watchers = agent.watchers.range(following);
+        let owners: Vec<_> = watchers.map(|((_, _, o), e)| (*o, *e)).collect();
         for owner in owners {
             self.tell(node, (job, side), owner);
         }
     }
 
     /// Tells one listener what is true.
-    pub(crate) fn tell(&mut self, node: NodeNo, (job, side): (JobNo, Side), owner: usize) {
+    pub(crate) fn tell(
+        &mut self,
+        node: NodeNo,
+        (job, side): (JobNo, Side),
+        (owner, epoch): (usize, u64),
+    ) {
         let Some(fact) = self.fact(node, job, side) else {
             return;
         };
@@ -367,7 +379,7 @@ impl Fleet {
         };
         agent.said += 1;
         let version = (starts, agent.said);
-        let message = Msg::Says(job, version, fact);
+        let message = Msg::Says((job, epoch), version, fact);
         self.send(Addr::Agent(node), Addr::Owner(owner), message);
     }
 
@@ -411,6 +423,7 @@ impl Fleet {
         let Some(agent) = self.hosts.get_mut(node).and_then(|host| host.agent.take()) else {
             return;
         };
+        self.counts.agent_crashes += 1;
         for (job, half) in agent.sources {
             if let Some(line) = half.writing.filter(|_| self.dice.chance(5_000)) {
                 self.hosts[node].disk.sources.insert(job, line);

@@ -1,10 +1,17 @@
 //! What users want and what goes wrong, chosen by the seed before and while it happens.
 
-use godwit_model::migration::job::JobState;
+use godwit_model::migration::target::UNUSED_MAX;
 
 use super::net::Addr;
 use super::time::{MS, SEC, Time};
 use super::{Event, Fleet, MachineNo, NodeNo};
+
+/// Within this time after the last fault every job comes to its end.
+const SETTLE: Time = 120 * SEC;
+/// And this long nothing new may come of what was on its way.
+const CALM: Time = 25 * SEC;
+/// After this time no copy that nobody uses is left.
+const REAPED: Time = SETTLE + UNUSED_MAX.as_secs() * SEC;
 
 /// How bad a run is, chosen by its seed. Chances are of 10,000.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,75 +44,105 @@ pub(crate) enum Chance {
     Uncordons(NodeNo),
     /// The scheduler gives back what is held for jobs that are over.
     Sweeps,
-    OwnerDies,
+    /// Somebody starts it again.
     OwnerStarts(usize),
-    OwnerSleeps,
-    AgentDies,
+    /// Somebody starts it again.
     AgentStarts(NodeNo),
-    AgentSleeps,
-    QemuDies,
-    HostDies,
+    /// The host is back.
     HostStarts(NodeNo),
-    StreamBreaks,
-    StreamStalls,
-    Partition,
-    Isolation,
-    LedgerDies,
-    LedgerClock,
-    HostClock,
-    SlowDisk,
+    /// Something goes wrong.
+    Breaks(Fault),
     /// All is made whole.
     Heals,
 }
 
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Fault {
+    /// A coordinator dies.
+    OwnerDies,
+    /// A coordinator stands still, perhaps past its leases.
+    OwnerSleeps,
+    /// An agent dies.
+    AgentDies,
+    /// An agent stands still.
+    AgentSleeps,
+    /// A QEMU dies.
+    QemuDies,
+    /// A host dies with all that is on it.
+    HostDies,
+    /// The stream of a copy is cut.
+    StreamBreaks,
+    /// Memory does not travel between two hosts, one way or both, and nobody is told.
+    StreamStalls,
+    /// Some processes can't reach some others, one way or both.
+    Partition,
+    /// A host can't reach anybody, nor be reached.
+    Isolation,
+    /// The database does not answer.
+    LedgerDies,
+    /// The database's clock steps by an hour.
+    LedgerClock,
+    /// Writes to a disk are slow.
+    SlowDisk,
+}
+
 /// The faults, of which a seed uses some.
-const FAULTS: [Chance; 14] = [
-    Chance::OwnerDies,
-    Chance::OwnerSleeps,
-    Chance::AgentDies,
-    Chance::AgentSleeps,
-    Chance::QemuDies,
-    Chance::HostDies,
-    Chance::StreamBreaks,
-    Chance::StreamStalls,
-    Chance::Partition,
-    Chance::Isolation,
-    Chance::LedgerDies,
-    Chance::LedgerClock,
-    Chance::HostClock,
-    Chance::SlowDisk,
+const FAULTS: [Fault; 13] = [
+    Fault::OwnerDies,
+    Fault::OwnerSleeps,
+    Fault::AgentDies,
+    Fault::AgentSleeps,
+    Fault::QemuDies,
+    Fault::HostDies,
+    Fault::StreamBreaks,
+    Fault::StreamStalls,
+    Fault::Partition,
+    Fault::Isolation,
+    Fault::LedgerDies,
+    Fault::LedgerClock,
+    Fault::SlowDisk,
 ];
 
 impl Fleet {
     /// Chooses how bad it gets, and plans all of it.
     pub(crate) fn chaos_plan(&mut self) {
         let dice = &mut self.dice;
-        let faults_end = dice.between(8 * SEC, 25 * SEC);
+        let faults_end = dice.between(15 * SEC, 90 * SEC);
         let mut some = |levels: &[u32]| dice.pick(levels).unwrap_or(0);
         self.plan = Plan {
             faults_end,
             lost: some(&[0, 0, 50, 300, 1_500]),
             repeated: some(&[0, 0, 100, 1_000]),
-            slow: some(&[0, 100, 1_000]),
-            late: some(&[0, 0, 20, 200]),
+            slow: some(&[0, 100, 1_000, 4_000]),
+            late: some(&[0, 20, 200, 1_000]),
             crash_at_effect: some(&[0, 0, 30, 200]),
             crash_at_action: some(&[0, 0, 50, 200]),
             launch_fails: some(&[0, 0, 500]),
         };
         for fault in FAULTS {
-            if self.dice.chance(4_500) {
-                let times = self.dice.between(1, 6);
+            // What dies stays dead, so that it is worth less.
+            let kills = matches!(fault, Fault::QemuDies | Fault::HostDies);
+            let (how_often, most) = if kills {
+                (2_500, 4)
+            } else if fault == Fault::OwnerSleeps {
+                (6_000, 40)
+            } else {
+                (4_500, 16)
+            };
+            if self.dice.chance(how_often) {
+                let times = self.dice.between(1, most);
                 for _ in 0..times {
                     let at = self.dice.between(SEC / 2, faults_end);
-                    self.queue.push(at, Event::Chance(fault));
+                    self.queue.push(at, Event::Chance(Chance::Breaks(fault)));
                 }
             }
         }
-        for _ in 0..self.dice.between(2, 14) {
+        for _ in 0..self.dice.between(4, 60) {
             let at = self.dice.between(0, faults_end);
             self.queue.push(at, Event::Chance(Chance::Moves));
         }
-        for _ in 0..self.dice.between(0, 5) {
+        for _ in 0..self.dice.between(0, 20) {
             let at = self.dice.between(SEC, faults_end);
             self.queue.push(at, Event::Chance(Chance::Cancels));
         }
@@ -123,7 +160,7 @@ impl Fleet {
         match chance {
             Chance::Moves => {
                 let machine = self.dice.below(self.ledger.machines.len());
-                self.ledger_request(machine);
+                self.request(machine);
             }
             Chance::Cancels => self.cancel_one(),
             Chance::Drains(node) => {
@@ -148,55 +185,48 @@ impl Fleet {
             Chance::AgentStarts(node) => self.agent_start(node),
             Chance::HostStarts(node) => self.host_start(node),
             Chance::Heals => self.heal(),
-            fault => self.fault(fault),
+            Chance::Breaks(fault) => self.fault(fault),
         }
     }
 
-    fn fault(&mut self, fault: Chance) {
+    fn fault(&mut self, fault: Fault) {
         let node = self.dice.below(self.hosts.len());
         let owner = self.dice.below(self.owners.len());
         let long = self.now + self.dice.between(200 * MS, 6 * SEC);
-        if fault == Chance::OwnerDies {
-            self.owner_crash(owner);
-        } else if fault == Chance::OwnerSleeps {
-            self.owners[owner].asleep = long;
-        } else if fault == Chance::AgentDies {
-            self.agent_crash(node);
-        } else if fault == Chance::AgentSleeps {
-            self.hosts[node].asleep = long;
-        } else if fault == Chance::QemuDies {
-            self.kill_one();
-        } else if fault == Chance::HostDies {
-            self.host_crash(node);
-        } else if fault == Chance::StreamBreaks {
-            self.cut_one();
-        } else if fault == Chance::StreamStalls {
-            let to = self.dice.below(self.hosts.len());
-            let (from, to) = (Addr::Agent(node).number(), Addr::Agent(to).number());
-            self.stalled[from][to] = long;
-            if self.dice.chance(3_000) {
-                self.stalled[to][from] = long;
+        match fault {
+            Fault::OwnerDies => self.owner_crash(owner),
+            Fault::OwnerSleeps => self.owners[owner].asleep = long,
+            Fault::AgentDies => self.agent_crash(node),
+            Fault::AgentSleeps => self.hosts[node].asleep = long,
+            Fault::QemuDies => self.kill_one(),
+            Fault::HostDies => self.host_crash(node),
+            Fault::StreamBreaks => self.cut_one(),
+            Fault::StreamStalls => {
+                let to = self.dice.below(self.hosts.len());
+                let (from, to) = (Addr::Agent(node).number(), Addr::Agent(to).number());
+                self.stalled[from][to] = long;
+                if self.dice.chance(3_000) {
+                    self.stalled[to][from] = long;
+                }
             }
-        } else if fault == Chance::Partition {
-            self.partition(long);
-        } else if fault == Chance::Isolation {
-            let at = Addr::Agent(node).number();
-            for other in 0..Addr::MAX {
-                self.cut[at][other] = long;
-                self.cut[other][at] = long;
-                self.stalled[at][other] = long;
-                self.stalled[other][at] = long;
+            Fault::Partition => self.partition(long),
+            Fault::Isolation => {
+                let at = Addr::Agent(node).number();
+                for other in 0..Addr::MAX {
+                    self.cut[at][other] = long;
+                    self.cut[other][at] = long;
+                    self.stalled[at][other] = long;
+                    self.stalled[other][at] = long;
+                }
             }
-        } else if fault == Chance::LedgerDies {
-            self.ledger.down_until = long;
-        } else if fault == Chance::LedgerClock {
-            let hour = 3_600 * 1_000_000;
-            let back = self.options.clock_back && self.dice.chance(5_000);
-            self.ledger.clock_off += if back { -hour } else { hour };
-        } else if fault == Chance::SlowDisk {
-            self.hosts[node].slow = long;
+            Fault::LedgerDies => self.ledger.down_until = long,
+            Fault::LedgerClock => {
+                let hour = 3_600 * 1_000_000;
+                let back = self.options.clock_back && self.dice.chance(5_000);
+                self.ledger.clock_off += if back { -hour } else { hour };
+            }
+            Fault::SlowDisk => self.hosts[node].slow = long,
         }
-        // The clock of a host's wall is read by nothing that decides.
     }
 
     /// Some processes can't reach some others, one way or both.
@@ -240,11 +270,18 @@ impl Fleet {
             .map(|(machine, _)| machine)
             .collect();
         for machine in here {
-            self.ledger_request(machine);
+            self.request(machine);
         }
         if self.now + SEC < self.plan.faults_end {
             let event = Event::Chance(Chance::Evacuates(node));
             self.queue.push(self.now + SEC, event);
+        }
+    }
+
+    /// A machine that does not run is not moved.
+    fn request(&mut self, machine: MachineNo) {
+        if self.truth[machine].running > 0 {
+            self.ledger_request(machine);
         }
     }
 
@@ -258,6 +295,7 @@ impl Fleet {
     fn kill(&mut self, pid: u32) {
         if let Some(machine) = self.qemus.get(pid).map(|qemu| qemu.machine) {
             self.truth[machine].killed += 1;
+            self.counts.deaths += 1;
         }
         self.qemu_end(pid);
     }
@@ -348,13 +386,19 @@ impl Fleet {
         }
     }
 
-    /// Whether everything has come to rest: no job is open.
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Whether the run is over at `at`: no job is open and no copy waits to be cleared away, or
+    /// they had all the time that they may take.
+    pub(crate) fn is_at_rest(&self, at: Time) -> bool {
+        let healed = self.plan.faults_end;
+        if at <= healed + CALM {
+            return false;
+        }
         let mut jobs = self.ledger.jobs.iter();
-        self.now > self.plan.faults_end && jobs.all(|job| is_over(job.row.state))
+        let open = jobs.any(|job| !job.row.state.is_final());
+        let waits = || {
+            let mut living = self.qemus.living();
+            living.any(|(_, qemu)| !qemu.runs)
+        };
+        (open && at > healed + SETTLE) || (!open && (at > healed + REAPED || !waits()))
     }
-}
-
-const fn is_over(state: JobState) -> bool {
-    state.is_final()
 }

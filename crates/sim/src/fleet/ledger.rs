@@ -171,7 +171,9 @@ impl Fleet {
         job.owner = Some(owner);
         job.expires = now + LEASE;
         job.row.epoch += 1;
-        Told::Job(number, job.row)
+        let row = job.row;
+        self.counts.takeovers += u64::from(row.epoch > 1);
+        Told::Job(number, row)
     }
 
     fn take_turn(&mut self, job: JobNo, epoch: u64) -> Told {
@@ -198,8 +200,8 @@ impl Fleet {
         }
         let machine = self.ledger.jobs[job].machine;
         let held = self.ledger.reservations.iter();
-        let mine = held.filter(|((of, _), by)| *of == machine && **by == Some(job));
-        if let Some(((_, node), _)) = mine.last() {
+        let mut mine = held.filter(|((of, _), by)| *of == machine && **by == Some(job));
+        if let Some(((_, node), _)) = mine.next() {
             let node = *node;
             return self.reserved(job, node);
         }
@@ -237,6 +239,7 @@ impl Fleet {
         if states.first() != Some(&row.state)
             || (stale && self.options.removed != Some(Guard::LedgerEpoch))
         {
+            self.counts.refused_writes += u64::from(stale);
             return Told::Stale;
         }
         if stale {
@@ -265,6 +268,7 @@ impl Fleet {
             entry.owner = None;
         }
         let row = entry.row;
+        self.counts.fencing += u64::from(to == JobState::NeedsFencing);
         match (to, row.target) {
             (JobState::HandedOver, Some(target)) => {
                 self.hand_over((job, machine), row.source, target)

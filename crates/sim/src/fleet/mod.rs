@@ -5,12 +5,13 @@
 
 mod agent;
 mod chaos;
+mod drive;
 mod ledger;
 mod net;
 mod oracle;
 mod owner;
 mod qemu;
-pub(crate) mod source;
+mod source;
 mod target;
 mod time;
 
@@ -20,6 +21,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use godwit_model::MachineId;
 
 use crate::config::Guard;
+pub(crate) use source::retry_is_wanted;
+
 use agent::{AgentTimer, Host, Record};
 use chaos::{Chance, Plan};
 use ledger::{Instance, Ledger, Node};
@@ -36,8 +39,6 @@ pub(crate) type MachineNo = usize;
 /// Number of a job.
 pub(crate) type JobNo = usize;
 
-/// Within this time after the last fault every job comes to its end.
-const SETTLE: Time = 120 * SEC;
 /// More events than this are a loop.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -70,12 +71,53 @@ pub struct Outcome {
     pub failed: usize,
     /// Jobs that need fencing.
     pub fenced: usize,
-    /// Claims of jobs that another owner had.
-    pub takeovers: u64,
+    /// What happened on the way.
+    pub counts: Counts,
     /// Paused QEMUs that nobody will ever use.
     pub leftovers: usize,
     /// One line an event; empty unless asked for.
     pub trace: String,
+}
+
+/// What happened on the way, to see that it does happen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Claims of jobs that somebody had claimed before.
+    pub takeovers: u64,
+    /// Orders of replaced owners that hosts refused.
+    pub refused_orders: u64,
+    /// Transitions of replaced owners that the ledger refused.
+    pub refused_writes: u64,
+    /// Commits whose writer did not learn of them.
+    pub unanswered: u64,
+    /// Sources that went on after the target's tombstone.
+    pub reverts: u64,
+    /// Times that a job needed fencing.
+    pub fencing: u64,
+    /// Crashes of agents.
+    pub agent_crashes: u64,
+    /// Crashes of coordinators.
+    pub owner_crashes: u64,
+    /// Deaths of QEMU by a fault.
+    pub deaths: u64,
+}
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            takeovers: self.takeovers + other.takeovers,
+            refused_orders: self.refused_orders + other.refused_orders,
+            refused_writes: self.refused_writes + other.refused_writes,
+            unanswered: self.unanswered + other.unanswered,
+            reverts: self.reverts + other.reverts,
+            fencing: self.fencing + other.fencing,
+            agent_crashes: self.agent_crashes + other.agent_crashes,
+            owner_crashes: self.owner_crashes + other.owner_crashes,
+            deaths: self.deaths + other.deaths,
+        }
+    }
 }
 
 /// What happens.
@@ -113,6 +155,7 @@ pub(crate) struct Fleet {
     truth: Vec<Truth>,
     violation: Option<String>,
     leftovers: usize,
+    counts: Counts,
 }
 
 /// Runs one seed to its end.
@@ -121,9 +164,8 @@ pub fn simulate(seed: u64, options: Options) -> Outcome {
     let mut fleet = Fleet::new(seed, options);
     let mut outcome = Outcome::default();
     let mut hasher = DefaultHasher::new();
-    let end = fleet.plan.faults_end + SETTLE;
     while let Some((at, event)) = fleet.queue.pop() {
-        if at > end || fleet.is_settled() && at > fleet.plan.faults_end + 25 * SEC {
+        if fleet.is_at_rest(at) {
             break;
         }
         fleet.now = at;
@@ -166,6 +208,7 @@ impl Fleet {
             truth: vec![],
             violation: None,
             leftovers: 0,
+            counts: Counts::default(),
         };
         for _ in 0..fleet.dice.between(3, 5) {
             fleet.hosts.push(Host::default());
@@ -226,17 +269,62 @@ impl Fleet {
             let jobs = self.ledger.jobs.iter();
             jobs.filter(|job| job.row.state == state).count()
         };
-        let jobs = self.ledger.jobs.iter();
         Outcome {
             hash,
             lasted: self.now,
             succeeded: ended(JobState::Succeeded),
             failed: ended(JobState::Failed),
             fenced: ended(JobState::NeedsFencing),
-            takeovers: jobs.map(|job| job.row.epoch.saturating_sub(1)).sum(),
+            counts: self.counts,
             leftovers: self.leftovers,
             violation: self.violation,
             ..outcome
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_fails_no_machine_is_doubled_or_lost_and_every_job_ends() {
+        let mut counts = Counts::default();
+        for seed in 0..400 {
+            let outcome = simulate(seed, Options::default());
+            assert_eq!(outcome.violation, None, "seed {seed}");
+            counts = counts.plus(outcome.counts);
+        }
+        // What did not happen was not tried.
+        assert!(counts.takeovers > 1_000 && counts.refused_orders > 10);
+        assert!(counts.refused_writes > 50 && counts.unanswered > 100);
+        assert!(counts.reverts > 0 && counts.fencing > 50);
+        assert!(counts.agent_crashes > 500 && counts.deaths > 100);
+    }
+
+    #[test]
+    fn the_same_seed_is_the_same_run() {
+        let options = Options {
+            trace: true,
+            ..Options::default()
+        };
+        for seed in [1, 2, 3] {
+            let (once, again) = (simulate(seed, options), simulate(seed, options));
+            assert!(once.trace == again.trace, "seed {seed}");
+            assert_eq!(once.hash, again.hash);
+            assert_ne!(once.hash, simulate(seed + 1, options).hash);
+        }
+    }
+
+    #[test]
+    fn each_guard_is_needed() {
+        for guard in Guard::ALL {
+            let options = Options {
+                removed: Some(guard),
+                ..Options::default()
+            };
+            let found = (0..2_000).find(|seed| simulate(*seed, options).violation.is_some());
+            assert!(found.is_some(), "without {}", guard.as_str());
         }
     }
 }

@@ -120,10 +120,11 @@ pub(crate) enum Msg {
     Order(usize, u64, (JobNo, u64), Command, Option<NodeNo>),
     /// And back, with the fact as it is then.
     Ordered(u64, Reply, Option<(Version, Fact)>),
-    /// Coordinator to agent: say what is true, now and whenever it changes.
-    Follow(usize, JobNo, Side),
-    /// Agent to coordinator.
-    Says(JobNo, Version, Fact),
+    /// Coordinator to agent: say what is true, now and whenever it changes. A stream of its own
+    /// for each epoch.
+    Follow(usize, (JobNo, u64), Side),
+    /// Agent to coordinator, on that stream.
+    Says((JobNo, u64), Version, Fact),
     /// Source's agent to target's: this process stopped complete.
     Proof(JobNo, NodeNo, Pid),
     /// And back.
@@ -142,9 +143,14 @@ impl Fleet {
         } else {
             1 + u64::from(faulty && self.dice.chance(self.plan.repeated))
         };
-        for _ in 0..copies {
+        if copies == 2 {
             let delay = self.delay(faulty);
             let event = Event::Arrives(from, to, message.clone());
+            self.queue.push(self.now + delay, event);
+        }
+        if copies > 0 {
+            let delay = self.delay(faulty);
+            let event = Event::Arrives(from, to, message);
             self.queue.push(self.now + delay, event);
         }
     }
@@ -186,7 +192,7 @@ impl Fleet {
             return;
         }
         if !up {
-            self.bounces(to, message);
+            self.bounces(to, &message);
             return;
         }
         match message {
@@ -199,9 +205,9 @@ impl Fleet {
                     self.ordered(node, Answer::Call(owner, call), job, (command, target));
                 }
             }
-            Msg::Follow(owner, job, side) => {
+            Msg::Follow(owner, (job, epoch), side) => {
                 if let Addr::Agent(node) = to {
-                    self.followed(node, owner, (job, side));
+                    self.followed(node, (owner, epoch), (job, side));
                 }
             }
             Msg::Proof(job, source, pid) => {
@@ -233,16 +239,16 @@ impl Fleet {
     }
 
     /// Nobody listens: whoever called learns it, mostly.
-    fn bounces(&mut self, to: Addr, message: Msg) {
+    fn bounces(&mut self, to: Addr, message: &Msg) {
         if self.dice.chance(2_000) {
             return;
         }
         if let Msg::Order(owner, call, ..) = message {
-            let bounced = Msg::Ordered(call, Reply::Down, None);
-            self.send(to, Addr::Owner(owner), bounced);
+            let bounced = Msg::Ordered(*call, Reply::Down, None);
+            self.send(to, Addr::Owner(*owner), bounced);
         } else if let Msg::Ask(owner, call, _) = message {
-            let bounced = Msg::Told(call, Told::Unavailable);
-            self.send(to, Addr::Owner(owner), bounced);
+            let bounced = Msg::Told(*call, Told::Unavailable);
+            self.send(to, Addr::Owner(*owner), bounced);
         }
     }
 
@@ -275,15 +281,15 @@ impl Fleet {
         self.source_post(node, job, to_source, Some(answer));
     }
 
-    fn followed(&mut self, node: NodeNo, owner: usize, (job, side): (JobNo, Side)) {
+    fn followed(&mut self, node: NodeNo, (owner, epoch): (usize, u64), (job, side): (JobNo, Side)) {
         match side {
             Side::Source => self.source_open(node, job),
             Side::Target => self.target_open(node, job),
         }
         if let Some(agent) = self.agent(node) {
-            agent.watchers.insert((job, side, owner));
+            agent.watchers.insert((job, side, owner), epoch);
         }
-        self.tell(node, (job, side), owner);
+        self.tell(node, (job, side), (owner, epoch));
     }
 
     fn proven(&mut self, node: NodeNo, job: JobNo, source: NodeNo, pid: Pid) {

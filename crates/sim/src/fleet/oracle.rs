@@ -61,16 +61,15 @@ impl Fleet {
         if last.from != was || !last.from.may_become(last.to) || last.epoch < epoch {
             self.wrong("a history has a gap, an illegal edge or an epoch that falls");
         }
-        match last.to {
-            JobState::Placing => self.oracle_limits(job),
-            JobState::Succeeded if !self.target_had(job) => {
-                self.wrong("a job succeeded whose target never had the machine");
-            }
-            JobState::Failed if self.target_had(job) => {
-                self.wrong("a job failed whose target had the machine");
-            }
-            JobState::Failed => self.oracle_failed(job),
-            _ => {}
+        let had = self.target_had(job);
+        if last.to == JobState::Placing {
+            self.oracle_limits(job);
+        } else if last.to == JobState::Succeeded && !had {
+            self.wrong("a job succeeded whose target never had the machine");
+        } else if last.to == JobState::Failed && had {
+            self.wrong("a job failed whose target had the machine");
+        } else if last.to == JobState::Failed {
+            self.oracle_failed(job);
         }
         if row.state != last.to {
             self.wrong("a job's state is not what its history says");
@@ -167,8 +166,14 @@ impl Fleet {
             }
             _ => {}
         }
-        let idle = mine.iter().filter(|(_, _, runs, _)| !runs);
-        let waiting = idle.filter(|(_, _, _, out)| *out == Outgoing::None).count();
-        self.leftovers += waiting;
+        let idle = |complete: bool| {
+            let idle = mine.iter().filter(|(_, _, runs, _)| !runs);
+            idle.filter(|(.., out)| (*out == Outgoing::Completed) == complete)
+                .count()
+        };
+        self.leftovers += idle(false);
+        if idle(true) > 0 && !self.ledger.is_moving(machine) {
+            self.wrong("a stopped source was left behind");
+        }
     }
 }

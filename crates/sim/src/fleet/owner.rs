@@ -4,20 +4,15 @@
 //! wakes with all it knew, and goes on until somebody refuses it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use godwit_model::Bytes;
-use godwit_model::migration::convergence::{Convergence, CopyLimits, Verdict};
-use godwit_model::migration::decide::{self, Action, Command};
-use godwit_model::migration::fact::{Progress, SourceFact, TargetFact};
+use godwit_model::migration::convergence::Convergence;
+use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::job::JobState;
-use godwit_model::migration::source::SourceState;
-use godwit_model::migration::target::TargetState;
 
+use super::drive::{Drive, Heard};
 use super::net::{Addr, Ask, Fact, Msg, Reply, Row, Told, Version};
 use super::time::{MS, SEC, Time};
 use super::{Event, Fleet, JobNo, NodeNo};
-use crate::config::Guard;
 use crate::owner::Side;
 
 /// How often a lease is renewed.
@@ -25,8 +20,6 @@ const RENEW: Time = 300 * MS;
 /// How often the ledger is asked for jobs, and hosts for facts.
 const POLL: Time = 500 * MS;
 const FOLLOW: Time = 400 * MS;
-/// After how long a host that says nothing is silent.
-const SILENT: Time = 1_500 * MS;
 /// Longest wait for the ledger's answer, and for a host's.
 const LEDGER_ANSWER: Time = 2 * SEC;
 const HOST_ANSWER: Time = 15 * SEC;
@@ -34,11 +27,6 @@ const HOST_ANSWER: Time = 15 * SEC;
 const PAUSE: Time = 200 * MS;
 /// How long a job without a fitting node waits before it fails; minutes in production.
 const UNSCHEDULABLE: Time = 10 * SEC;
-/// A copy that does not converge is given up after this.
-const COPY_LIMITS: CopyLimits = CopyLimits {
-    completion_timeout_per_gib: 20,
-    progress_timeout: 8,
-};
 
 /// A coordinator's process.
 #[derive(Debug, Default)]
@@ -72,32 +60,6 @@ enum Wish {
     Read,
 }
 
-/// A job in this process's hands.
-#[derive(Debug)]
-struct Drive {
-    row: Row,
-    epoch: u64,
-    source: Heard,
-    target: Heard,
-    convergence: Convergence,
-    /// The call that it waits for.
-    waits: Option<u64>,
-    /// When it may act again; later than now after something failed.
-    not_before: Time,
-    /// When it read the job last.
-    read_at: Time,
-    /// When no node was found first, by this process.
-    unplaced: Option<Time>,
-}
-
-/// What a host said last.
-#[derive(Debug, Default, Clone, Copy)]
-struct Heard {
-    version: Version,
-    fact: Option<Fact>,
-    at: Time,
-}
-
 /// What a coordinator is woken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum OwnerTimer {
@@ -128,6 +90,7 @@ impl Fleet {
     }
 
     pub(crate) fn owner_crash(&mut self, owner: usize) {
+        self.counts.owner_crashes += u64::from(self.owners[owner].up);
         self.owners[owner].up = false;
         self.owners_restart(owner);
     }
@@ -206,7 +169,7 @@ impl Fleet {
             let hosts = [(Some(row.source), Side::Source), (row.target, Side::Target)];
             for (node, side) in hosts {
                 if let Some(node) = node {
-                    let message = Msg::Follow(owner, job, side);
+                    let message = Msg::Follow(owner, (job, epoch), side);
                     self.send(Addr::Owner(owner), Addr::Agent(node), message);
                 }
             }
@@ -215,9 +178,15 @@ impl Fleet {
         self.owner_plan(owner, OwnerTimer::Turns(job, epoch), 0);
     }
 
-    pub(crate) fn owner_hears(&mut self, owner: usize, job: JobNo, version: Version, fact: Fact) {
+    pub(crate) fn owner_hears(
+        &mut self,
+        owner: usize,
+        (job, epoch): (JobNo, u64),
+        version: Version,
+        fact: Fact,
+    ) {
         let now = self.now;
-        let Some(drive) = self.owners[owner].drives.get_mut(&job) else {
+        let Some(drive) = self.drive(owner, job, epoch) else {
             return;
         };
         let heard = match fact {
@@ -286,7 +255,12 @@ impl Fleet {
         drive.waits = None;
         match (wish, told) {
             (_, Told::Stale) => return self.lose(owner, job, epoch),
-            (_, Told::Unavailable) => drive.not_before = now + PAUSE,
+            (_, Told::Unavailable) => {
+                drive.not_before = now + PAUSE;
+                let state = drive.row.state;
+                let written = matches!(wish, Wish::Write(to) if self.ledger.jobs[job].row.state == to && to != state);
+                self.counts.unanswered += u64::from(written);
+            }
             (Wish::Read, Told::Job(_, row)) if row.epoch == epoch => drive.row = row,
             (Wish::Read, _) => return self.lose(owner, job, epoch),
             (Wish::Turn, Told::Yes) => drive.row.state = JobState::Placing,
@@ -360,7 +334,7 @@ impl Fleet {
             }
         }
         match fact {
-            Some((version, fact)) => self.owner_hears(owner, job, version, fact),
+            Some((version, fact)) => self.owner_hears(owner, (job, epoch), version, fact),
             None => self.turn(owner, job),
         }
     }
@@ -460,93 +434,5 @@ impl Fleet {
         self.send(Addr::Owner(owner), Addr::Agent(node), message);
         self.owner_plan(owner, OwnerTimer::GivesUp(call), HOST_ANSWER);
         Some(call)
-    }
-}
-
-/// What both hosts say; `None` is a host that is silent.
-struct Facts {
-    source: Option<SourceFact>,
-    target: Option<TargetFact>,
-}
-
-impl Drive {
-    fn facts(&self, now: Time) -> Facts {
-        let fresh = |heard: &Heard| heard.fact.filter(|_| heard.at + SILENT > now);
-        let mut facts = Facts {
-            source: None,
-            target: None,
-        };
-        if let Some(Fact::Source((state, allowed), left, elapsed_ms)) = fresh(&self.source) {
-            facts.source = Some(SourceFact {
-                state,
-                allowed,
-                reason: String::new(),
-                progress: Progress {
-                    remaining: Bytes(left),
-                    total: Bytes(1_000_000_000),
-                    elapsed_ms,
-                    ..Progress::default()
-                },
-                stopped_at_us: None,
-                completed_at_us: None,
-            });
-        }
-        if let Some(Fact::Target(state)) = fresh(&self.target) {
-            facts.target = Some(target_fact(state));
-        }
-        facts
-    }
-
-    fn decide(&mut self, facts: &Facts, removed: Option<Guard>) -> Action {
-        let verdict = match &facts.source {
-            Some(fact) if fact.state == SourceState::Copying => {
-                let elapsed = Duration::from_millis(fact.progress.elapsed_ms);
-                self.convergence.judge(COPY_LIMITS, &fact.progress, elapsed)
-            }
-            Some(_) | None => Verdict::GoOn,
-        };
-        let job = decide::Job {
-            state: self.row.state,
-            cancel: self.row.cancel.then(String::new),
-            switch_allowed: self.row.switch_allowed,
-            verdict,
-        };
-        let completed =
-            facts.source.as_ref().map(|fact| fact.state) == Some(SourceState::Completed);
-        let undone = self.row.state == JobState::Aborting && completed;
-        if undone && removed == Some(Guard::Tombstone) {
-            let discarded = target_fact(TargetState::Discarded);
-            return decide::decide(&job, facts.source.as_ref(), Some(&discarded));
-        }
-        decide::decide(&job, facts.source.as_ref(), facts.target.as_ref())
-    }
-
-    /// The transitions that follow from the same facts: one transaction.
-    fn chapters(
-        &mut self,
-        first: JobState,
-        facts: &Facts,
-        removed: Option<Guard>,
-    ) -> Vec<JobState> {
-        let before = self.row;
-        let mut states = vec![before.state, first];
-        self.row.state = first;
-        self.row.switch_allowed |= first == JobState::SwitchAllowed;
-        while let Action::Record { to, .. } = self.decide(facts, removed) {
-            states.push(to);
-            self.row.state = to;
-            self.row.switch_allowed |= to == JobState::SwitchAllowed;
-        }
-        self.row = before;
-        states
-    }
-}
-
-const fn target_fact(state: TargetState) -> TargetFact {
-    TargetFact {
-        state,
-        reason: String::new(),
-        address: None,
-        running_at_us: None,
     }
 }

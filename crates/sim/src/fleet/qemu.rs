@@ -149,12 +149,16 @@ impl Fleet {
             return false;
         };
         linked.peer = Some(pid);
+        let there = linked.node;
         let Some(qemu) = self.qemus.all.get_mut(&pid).filter(|qemu| qemu.runs) else {
             return false;
         };
         (qemu.peer, qemu.began) = (peer, now);
         qemu.completed = false;
         self.qemu_turn(pid, Outgoing::Active);
+        if let Some(peer) = peer {
+            self.agent_sees(there, peer);
+        }
         let takes = self.dice.between(100 * MS, 3_000 * MS);
         self.qemu_plan(pid, QemuStep::Converges, takes);
         true
@@ -184,6 +188,7 @@ impl Fleet {
     /// `cont` on a source that was complete; whether the guest runs then.
     pub(crate) fn qemu_resume(&mut self, pid: Pid) -> bool {
         if self.alive(pid, |qemu| qemu.out == Outgoing::Completed && !qemu.runs) {
+            self.counts.reverts += 1;
             self.qemu_run(pid, true);
         }
         self.alive(pid, |qemu| qemu.runs)

@@ -1,7 +1,5 @@
 //! A source half at work, as in `node-agent/src/source.rs`.
 
-use std::time::Duration;
-
 use godwit_model::migration::grant::Refusal;
 use godwit_model::migration::source::{CopyStatus, SourceEffect, SourceEvent, SourceState};
 
@@ -188,7 +186,6 @@ impl Fleet {
         let stale = given.is_some_and(|given| given < half.obeyed);
         match taken {
             Ok(effects) => {
-                let did = !effects.is_empty() || half.line.half != before;
                 if let Some(given) = given {
                     half.obeyed = half.obeyed.max(given);
                 }
@@ -200,8 +197,8 @@ impl Fleet {
                     let after = Time::try_from(after).unwrap_or(Time::MAX / 2);
                     self.agent_plan(node, AgentTimer::Ticks(job, Side::Source), after);
                 }
-                if stale && did {
-                    self.wrong("a source followed the order of a replaced owner");
+                if stale {
+                    self.wrong("a source took the order of a replaced owner");
                 }
             }
             Err(refusal) => self.refused(node, (job, Side::Source), answer, &refusal),
@@ -217,6 +214,7 @@ impl Fleet {
         refusal: &Refusal,
     ) {
         let Some(to) = answer else { return };
+        self.counts.refused_orders += u64::from(matches!(refusal, Refusal::Fenced { .. }));
         let reply = match refusal {
             Refusal::Fenced { .. } => Reply::Fenced,
             Refusal::NotNow { .. } | Refusal::Mismatch { .. } => Reply::NotNow,
@@ -342,10 +340,10 @@ impl Fleet {
         let pid = half.filter(|half| half.begun).and_then(|h| h.line.process);
         if let Some(seen) = pid.and_then(|pid| self.seen(pid)) {
             if seen.alive {
-                let status = match of_this_copy(seen) {
-                    CopyStatus::None => CopyStatus::Failed(String::new()),
-                    other => other,
-                };
+                let mut status = of_this_copy(seen);
+                if status == CopyStatus::None {
+                    status = CopyStatus::Failed(String::new());
+                }
                 self.source_post(node, job, SourceEvent::Copy(status), None);
             } else {
                 self.source_post(node, job, SourceEvent::Gone, None);
@@ -397,7 +395,7 @@ impl Fleet {
         let left = if qemu.is_some_and(|qemu| qemu.busy) {
             1_000
         } else {
-            Duration::from_secs(10).as_micros() as u64 - elapsed.min(9 * SEC)
+            10 * SEC - elapsed.min(9 * SEC)
         };
         let (state, allowed) = (half.line.half.state(), half.line.half.allowed());
         Fact::Source((state, allowed), left, elapsed / MS)

@@ -59,6 +59,7 @@ impl Fleet {
         if let Some(seen) = pid.and_then(|pid| self.seen(pid)) {
             if let Some(half) = self.target(node, job) {
                 half.attached = pid;
+                half.loading = load_status(seen) == LoadStatus::Active;
             }
             let over = matches!(state, TargetState::Discarded | TargetState::Lost { .. });
             let status = if over {
@@ -140,24 +141,25 @@ impl Fleet {
             return;
         };
         let before = half.line.half.clone();
-        let given = match &event {
-            TargetEvent::Prepare { epoch } | TargetEvent::Discard { epoch } => Some(epoch.0),
-            _ => None,
+        let newest = |epoch: Epoch| {
+            if fenced {
+                epoch
+            } else {
+                epoch.max(before.epoch())
+            }
         };
-        let newest = |epoch: Epoch| epoch.max(before.epoch());
-        let event = match event {
-            TargetEvent::Prepare { epoch } if !fenced => TargetEvent::Prepare {
-                epoch: newest(epoch),
-            },
-            TargetEvent::Discard { epoch } if !fenced => TargetEvent::Discard {
-                epoch: newest(epoch),
-            },
-            other => other,
+        let (event, given) = if let TargetEvent::Prepare { epoch } = event {
+            let newest = newest(epoch);
+            (TargetEvent::Prepare { epoch: newest }, Some(epoch.0))
+        } else if let TargetEvent::Discard { epoch } = event {
+            let newest = newest(epoch);
+            (TargetEvent::Discard { epoch: newest }, Some(epoch.0))
+        } else {
+            (event, None)
         };
         let stale = given.is_some_and(|given| given < half.obeyed);
         match half.line.half.handle(event, now) {
             Ok(effects) => {
-                let did = !effects.is_empty() || half.line.half != before;
                 if let Some(given) = given {
                     half.obeyed = half.obeyed.max(given);
                 }
@@ -169,8 +171,8 @@ impl Fleet {
                     let after = Time::try_from(after).unwrap_or(Time::MAX / 2);
                     self.agent_plan(node, AgentTimer::Ticks(job, Side::Target), after);
                 }
-                if stale && did {
-                    self.wrong("a target followed the order of a replaced owner");
+                if stale {
+                    self.wrong("a target took the order of a replaced owner");
                 }
             }
             Err(refusal) => self.refused(node, (job, Side::Target), answer, &refusal),
@@ -275,6 +277,7 @@ impl Fleet {
             half.attached = None;
             TargetEvent::Gone
         } else {
+            half.loading |= seen.linked;
             TargetEvent::Load(load_status(seen))
         };
         self.target_post(node, job, event, None);
