@@ -162,6 +162,8 @@ impl Drive {
             cancel: self.lease.job.cancel.clone(),
             switch_allowed: self.lease.job.switch_allowed,
             verdict,
+            source_fenced: false,
+            target_fenced: false,
         };
         decide::decide(&job, facts.source.as_ref(), facts.target.as_ref())
     }

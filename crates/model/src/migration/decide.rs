@@ -21,7 +21,21 @@ pub struct Job {
     pub switch_allowed: bool,
     /// Whether the copy may go on, by its measurements.
     pub verdict: Verdict,
+    /// Whether the source host was declared dead since the job began. It only counts while the
+    /// host is silent: one that answers speaks for itself.
+    pub source_fenced: bool,
+    /// Whether the target host was declared dead since the job began; counts likewise.
+    pub target_fenced: bool,
 }
+
+/// Why a job failed whose machine may have run on a target that was then fenced: its memory is
+/// gone on both sides, so whoever records this also takes the machine from its source.
+pub const TARGET_MAY_HAVE_RUN: &str =
+    "the target was fenced and may have run; the machine starts again from its disk";
+
+const SOURCE_FENCED: &str = "the source was fenced";
+const TARGET_FENCED: &str = "the target was fenced";
+const BOTH_FENCED: &str = "both hosts were fenced";
 
 /// The next thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +143,9 @@ pub fn decide(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact
     let source_state = source.map(|fact| fact.state);
     let target_state = target.map(|fact| fact.state);
     match job.state {
+        JobState::Pending | JobState::Placing if job.source_fenced && source.is_none() => {
+            record(JobState::Failed, SOURCE_FENCED)
+        }
         JobState::Pending => unplaced(job, Action::TakeTurn),
         JobState::Placing => unplaced(job, Action::Reserve),
         JobState::Reserved => or_abort(job, record(JobState::Preparing, "a target is reserved")),
@@ -136,9 +153,9 @@ pub fn decide(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact
         JobState::Prepared => or_abort(job, record(JobState::Copying, "the target listens")),
         JobState::Copying => copying(job, source, target),
         JobState::SwitchAllowed => switch_allowed(job, source, target),
-        JobState::HandedOver => handed_over(source_state),
+        JobState::HandedOver => handed_over(job, source_state),
         JobState::Aborting => aborting(job, source_state, target_state),
-        JobState::NeedsFencing => needs_fencing(source_state, target_state),
+        JobState::NeedsFencing => needs_fencing(job, source_state, target_state),
         JobState::Succeeded | JobState::Failed => Action::Done,
     }
 }
@@ -162,7 +179,7 @@ fn preparing(job: &Job, target: Option<&TargetFact>) -> Action {
         return abort(&aborted(why));
     }
     let Some(target) = target else {
-        return Action::Wait(WaitReason::TargetSilent);
+        return silent_target(job);
     };
     match target.state {
         TargetState::Absent => Action::Command(Command::PrepareTarget),
@@ -183,8 +200,11 @@ fn copying(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) 
     if let Some(target) = target.filter(|fact| is_lost(fact.state)) {
         return abort(&copy_lost(source, target));
     }
+    if job.target_fenced && target.is_none() {
+        return abort(TARGET_FENCED);
+    }
     let Some(source) = source else {
-        return Action::Wait(WaitReason::SourceSilent);
+        return silent_source(job);
     };
     match source.state {
         SourceState::Absent => Action::Command(Command::StartCopy),
@@ -217,12 +237,14 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
             | TargetState::Prepared
             | TargetState::Loaded => {}
         }
+    } else if job.target_fenced {
+        return abort(TARGET_FENCED);
     }
     if let Some(why) = &job.cancel {
         return abort(&aborted(why));
     }
     let Some(source) = source else {
-        return Action::Wait(WaitReason::SourceSilent);
+        return silent_source(job);
     };
     match source.state {
         SourceState::Copying => match &job.verdict {
@@ -240,8 +262,26 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
     }
 }
 
-fn handed_over(source: Option<SourceState>) -> Action {
+fn silent_source(job: &Job) -> Action {
+    if job.source_fenced {
+        abort(SOURCE_FENCED)
+    } else {
+        Action::Wait(WaitReason::SourceSilent)
+    }
+}
+
+fn silent_target(job: &Job) -> Action {
+    if job.target_fenced {
+        abort(TARGET_FENCED)
+    } else {
+        Action::Wait(WaitReason::TargetSilent)
+    }
+}
+
+fn handed_over(job: &Job, source: Option<SourceState>) -> Action {
     match source {
+        // What it left is an old epoch's; its agent removes that if the host ever comes back.
+        None if job.source_fenced => record(JobState::Succeeded, SOURCE_FENCED),
         None => Action::Wait(WaitReason::SourceSilent),
         Some(SourceState::Completed | SourceState::Lost) => Action::Command(Command::RetireSource),
         Some(SourceState::Retired | SourceState::Absent) => {
@@ -272,6 +312,7 @@ fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>)
         | None => {}
     }
     match source {
+        None if job.source_fenced => undo_fenced(job, target),
         None if target.is_none() && job.switch_allowed => record(
             JobState::NeedsFencing,
             "neither host answers after the switch was allowed",
@@ -280,15 +321,31 @@ fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>)
         Some(SourceState::Absent | SourceState::Copying | SourceState::Switching) => {
             Action::Command(Command::CancelCopy)
         }
-        Some(SourceState::Completed) => undo_completed(target),
-        Some(SourceState::Resumed | SourceState::Lost) => undo_ended(source, target),
+        Some(SourceState::Completed) => undo_completed(job, target),
+        Some(SourceState::Resumed | SourceState::Lost) => undo_ended(job, source, target),
         Some(SourceState::Retired) => Action::Wait(WaitReason::Contradiction),
     }
 }
 
-/// The source is stopped complete: it may go on only after the target's tombstone.
-fn undo_completed(target: Option<TargetState>) -> Action {
+/// The source is fenced: its machine is lost, and the target's copy too unless that continued.
+fn undo_fenced(job: &Job, target: Option<TargetState>) -> Action {
     match target {
+        Some(TargetState::Discarded) => record(JobState::Failed, SOURCE_FENCED),
+        Some(_) => Action::Command(Command::DiscardTarget),
+        None if job.target_fenced => record(JobState::Failed, BOTH_FENCED),
+        None if job.switch_allowed => record(
+            JobState::NeedsFencing,
+            "the source was fenced and the target is silent",
+        ),
+        None => Action::Wait(WaitReason::TargetSilent),
+    }
+}
+
+/// The source is stopped complete: it may go on only after the target's tombstone. A fence is
+/// none: the target may have run before it died, and have written to the machine's disks.
+fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
+    match target {
+        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
         None => record(
             JobState::NeedsFencing,
             "the target is silent and may hold the proof",
@@ -308,11 +365,12 @@ fn undo_completed(target: Option<TargetState>) -> Action {
 }
 
 /// The source's copy ended: the target can't continue unless the source died after its proof left.
-fn undo_ended(source: Option<SourceState>, target: Option<TargetState>) -> Action {
+fn undo_ended(job: &Job, source: Option<SourceState>, target: Option<TargetState>) -> Action {
     match target {
         Some(TargetState::Discarded) => record(JobState::Failed, "undone"),
         // No proof can ever be made, so what the silent target holds is waste that it reaps itself.
         None if source == Some(SourceState::Resumed) => record(JobState::Failed, "undone"),
+        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
         None => Action::Wait(WaitReason::TargetSilent),
         Some(
             TargetState::Absent
@@ -327,9 +385,15 @@ fn undo_ended(source: Option<SourceState>, target: Option<TargetState>) -> Actio
     }
 }
 
-fn needs_fencing(source: Option<SourceState>, target: Option<TargetState>) -> Action {
+/// A target that continued is handed over by `aborting`, which also weighs the fences.
+fn needs_fencing(job: &Job, source: Option<SourceState>, target: Option<TargetState>) -> Action {
     if source.is_some() && target.is_some() {
         return record(JobState::Aborting, "both hosts answer again");
+    }
+    let source_known = source.is_some() || job.source_fenced;
+    let target_known = target.is_some() || job.target_fenced;
+    if source_known && target_known {
+        return record(JobState::Aborting, "a fence decides for the silent host");
     }
     Action::Wait(WaitReason::Fencing)
 }
@@ -391,6 +455,8 @@ mod tests {
             cancel: None,
             switch_allowed,
             verdict: Verdict::GoOn,
+            source_fenced: false,
+            target_fenced: false,
         }
     }
 
@@ -476,14 +542,30 @@ mod tests {
         ]
     }
 
-    /// Every combination of record and facts, with and without the wish to cancel.
-    fn every_case(mut check: impl FnMut(&Job, Option<(SourceState, bool)>, Option<TargetState>)) {
+    /// Every record of a job: with and without the wish to cancel, permission and each fence.
+    fn jobs() -> Vec<Job> {
+        let mut all = Vec::new();
         for state in JobState::ALL {
-            for job in [job(state), cancelled(state)] {
-                for s in sources() {
-                    for t in targets() {
-                        check(&job, s, t);
-                    }
+            for bits in 0..16_u8 {
+                let wish = if bits & 1 == 0 { job } else { cancelled };
+                let recorded = wish(state);
+                all.push(Job {
+                    switch_allowed: recorded.switch_allowed || bits & 2 != 0,
+                    source_fenced: bits & 4 != 0,
+                    target_fenced: bits & 8 != 0,
+                    ..recorded
+                });
+            }
+        }
+        all
+    }
+
+    /// Every combination of record and facts.
+    fn every_case(mut check: impl FnMut(&Job, Option<(SourceState, bool)>, Option<TargetState>)) {
+        for job in jobs() {
+            for s in sources() {
+                for t in targets() {
+                    check(&job, s, t);
                 }
             }
         }
@@ -545,10 +627,174 @@ mod tests {
             if to(&next(job, s, t)) == Some(JobState::Failed) && job.state == JobState::Aborting {
                 let silent_but_refuted =
                     t.is_none() && s.is_some_and(|(s, _)| s == SourceState::Resumed);
+                let dead = t.is_none() && job.target_fenced;
                 assert!(
-                    silent_but_refuted || t == Some(TargetState::Discarded),
-                    "{s:?} {t:?}"
+                    silent_but_refuted || dead || t == Some(TargetState::Discarded),
+                    "{job:?} {s:?} {t:?}"
                 );
+            }
+        });
+    }
+
+    fn without_fences(job: &Job) -> Job {
+        Job {
+            source_fenced: false,
+            target_fenced: false,
+            ..job.clone()
+        }
+    }
+
+    #[test]
+    fn a_fence_says_nothing_about_a_host_that_answers() {
+        every_case(|job, s, t| {
+            let source_counts = job.source_fenced && s.is_none();
+            let target_counts = job.target_fenced && t.is_none();
+            if !source_counts && !target_counts {
+                assert_eq!(
+                    next(job, s, t),
+                    next(&without_fences(job), s, t),
+                    "{job:?} {s:?} {t:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_fence_never_reverts_a_source_nor_lets_a_machine_move_on() {
+        every_case(|job, s, t| {
+            let fenced = next(job, s, t);
+            if fenced == next(&without_fences(job), s, t) {
+                return;
+            }
+            let undoing = [
+                JobState::Aborting,
+                JobState::Failed,
+                // The hand-over was recorded before the fence.
+                JobState::Succeeded,
+                JobState::NeedsFencing,
+            ];
+            let fine = match &fenced {
+                Action::Record { to, .. } => undoing.contains(to),
+                Action::Command(command) => *command == Command::DiscardTarget,
+                Action::Wait(reason) => *reason == WaitReason::TargetSilent,
+                Action::TakeTurn | Action::Reserve | Action::Done => false,
+            };
+            assert!(fine, "{job:?} {s:?} {t:?} -> {fenced:?}");
+        });
+    }
+
+    #[test]
+    fn a_silent_fenced_target_never_gets_permission_nor_a_copy() {
+        every_case(|job, s, t| {
+            let under_way = [
+                JobState::Preparing,
+                JobState::Copying,
+                JobState::SwitchAllowed,
+            ];
+            if job.target_fenced && t.is_none() && under_way.contains(&job.state) {
+                let step = next(job, s, t);
+                assert_eq!(
+                    to(&step),
+                    Some(JobState::Aborting),
+                    "{job:?} {s:?} {step:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_machine_stays_on_its_source_when_the_target_is_fenced_before_the_copy_is_complete() {
+        for switch_allowed in [false, true] {
+            let job = Job {
+                target_fenced: true,
+                switch_allowed,
+                ..job(JobState::Aborting)
+            };
+            for state in [
+                SourceState::Absent,
+                SourceState::Copying,
+                SourceState::Switching,
+            ] {
+                assert_eq!(
+                    next(&job, Some((state, switch_allowed)), None),
+                    Action::Command(Command::CancelCopy)
+                );
+            }
+            assert_eq!(
+                next(&job, Some((SourceState::Resumed, false)), None),
+                record(JobState::Failed, "undone")
+            );
+        }
+    }
+
+    #[test]
+    fn a_complete_source_stays_stopped_when_the_target_is_fenced() {
+        every_case(|job, s, t| {
+            let complete = s.is_some_and(|(s, _)| s == SourceState::Completed);
+            if job.state == JobState::Aborting && job.target_fenced && t.is_none() && complete {
+                assert_eq!(
+                    next(job, s, t),
+                    record(JobState::Failed, TARGET_MAY_HAVE_RUN)
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn only_a_fenced_silent_target_starts_a_machine_again_from_its_disk() {
+        every_case(|job, s, t| {
+            if next(job, s, t) == record(JobState::Failed, TARGET_MAY_HAVE_RUN) {
+                assert!(job.target_fenced && t.is_none() && job.state == JobState::Aborting);
+                let over = [SourceState::Completed, SourceState::Lost];
+                assert!(s.is_some_and(|(s, _)| over.contains(&s)), "{s:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_fenced_sources_copy_is_discarded_unless_it_continued() {
+        every_case(|job, s, t| {
+            if job.state != JobState::Aborting || !job.source_fenced || s.is_some() {
+                return;
+            }
+            let expected = match t {
+                Some(TargetState::Running) => record(JobState::HandedOver, "too late to undo"),
+                Some(TargetState::Lost { continued: true }) => {
+                    record(JobState::HandedOver, "the target ran, and died")
+                }
+                Some(TargetState::Continuing) => Action::Wait(WaitReason::TargetContinuing),
+                Some(TargetState::Discarded) => record(JobState::Failed, SOURCE_FENCED),
+                Some(_) => Action::Command(Command::DiscardTarget),
+                None if job.target_fenced => record(JobState::Failed, BOTH_FENCED),
+                None if job.switch_allowed => record(
+                    JobState::NeedsFencing,
+                    "the source was fenced and the target is silent",
+                ),
+                None => Action::Wait(WaitReason::TargetSilent),
+            };
+            assert_eq!(next(job, s, t), expected, "{job:?} {t:?}");
+        });
+    }
+
+    /// Facts that stay as they are never send a job round in a circle.
+    #[test]
+    fn a_fence_settles_a_job() {
+        every_case(|job, s, t| {
+            let mut job = job.clone();
+            let mut steps = 0;
+            while let Action::Record { to, .. } = next(&job, s, t) {
+                job.state = to;
+                job.switch_allowed |= to == JobState::SwitchAllowed;
+                steps += 1;
+                assert!(steps <= JobState::ALL.len(), "{job:?} {s:?} {t:?}");
+            }
+            let silent = s.is_none() && t.is_none();
+            let started = !matches!(
+                job.state,
+                JobState::Pending | JobState::Placing | JobState::HandedOver
+            );
+            if silent && job.source_fenced && job.target_fenced && started {
+                assert!(job.state.is_final(), "{job:?}");
             }
         });
     }
