@@ -27,6 +27,7 @@ mod lab_walkthrough;
 mod ledger_audit;
 mod ledger_cluster;
 mod ledger_failures;
+mod ledger_fences;
 mod ledger_jobs;
 mod ledger_objects;
 mod ledger_outage;
