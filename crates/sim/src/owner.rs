@@ -237,6 +237,8 @@ impl Migration {
             cancel: view.cancel.then(String::new),
             switch_allowed: view.switch_allowed,
             verdict,
+            source_fenced: false,
+            target_fenced: false,
         };
         let source = view.source.map(source_fact);
         let mut heard = view.target;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_ledger::{Lease, LedgerError};
+use godwit_ledger::{JobFences, Lease, LedgerError};
 use godwit_model::migration::convergence::{Convergence, Verdict};
 use godwit_model::migration::decide::{self, Action};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
@@ -31,6 +31,8 @@ pub(crate) struct Drive {
     pub(crate) target: Option<HostWatch>,
     /// Told when the lease is lost.
     lost: Arc<Notify>,
+    /// Which hosts were declared dead, and not heard since.
+    fences: JobFences,
     pub(crate) convergence: Convergence,
     /// What the migration's condition says that it waits for.
     pub(crate) said: Option<(String, String)>,
@@ -67,6 +69,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         source: None,
         target: None,
         lost: Arc::clone(&lost),
+        fences: JobFences::default(),
         convergence: Convergence::default(),
         said: None,
         said_at: None,
@@ -130,6 +133,10 @@ impl Drive {
     async fn turn(&mut self) -> Result<Outcome, LedgerError> {
         self.watch_hosts().await?;
         let facts = self.facts();
+        // A host may have been heard since, and have fallen silent again: then its fence is void.
+        if self.fences != JobFences::default() {
+            self.fences = self.shared.ledger.job_fences(&self.lease.job.id).await?;
+        }
         let action = self.decide(&facts);
         if !matches!(action, Action::Wait(_)) {
             let (job, state) = (&self.lease.job.id, self.lease.job.state);
@@ -162,8 +169,8 @@ impl Drive {
             cancel: self.lease.job.cancel.clone(),
             switch_allowed: self.lease.job.switch_allowed,
             verdict,
-            source_fenced: false,
-            target_fenced: false,
+            source_fenced: self.fences.source,
+            target_fenced: self.fences.target,
         };
         decide::decide(&job, facts.source.as_ref(), facts.target.as_ref())
     }
@@ -225,8 +232,13 @@ impl Drive {
         self.refresh().await
     }
 
-    /// Reads the job again: a user may have cancelled it.
+    /// Reads the job and the fences of its hosts again: a user may have cancelled it, or have
+    /// declared a host dead.
     async fn refresh(&mut self) -> bool {
+        match self.shared.ledger.job_fences(&self.lease.job.id).await {
+            Ok(fences) => self.fences = fences,
+            Err(error) => debug!(%error, "the fences could not be read"),
+        }
         match self.read().await {
             Ok(mine) => mine,
             Err(error) => {

@@ -7,6 +7,7 @@ use godwit_ledger::{
     EventKind, EventRecord, JobRow, JobStep, Lease, LedgerError, Object, ObjectRef, Recorded, Tx,
 };
 use godwit_model::NodeName;
+use godwit_model::migration::decide::TARGET_MAY_HAVE_RUN;
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::{self, Announcement, MigrationState, Regarding};
 use serde_json::{Map, Value, json};
@@ -74,6 +75,13 @@ pub(crate) async fn write(
         && let Some(target) = &job.target
     {
         tx.reservation_release(&job.machine, target).await?;
+    }
+    if chapter.to == JobState::Failed && chapter.reason == TARGET_MAY_HAVE_RUN {
+        // The stopped copy on the source is an old epoch's from now on, and is ended there.
+        match tx.instance_release(&job.machine).await {
+            Ok(_) | Err(LedgerError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
     }
     if let Some(instance) = &mut views.instance {
         change(tx, instance, |instance| {

@@ -187,6 +187,10 @@ pub(crate) enum Order {
         process: Identity,
         reply: oneshot::Sender<Outcome>,
     },
+    Expel {
+        epoch: Epoch,
+        reply: oneshot::Sender<Outcome>,
+    },
     Keep {
         kept: Box<(Record, Option<Arc<Vm>>)>,
         reply: oneshot::Sender<Outcome>,
@@ -295,6 +299,21 @@ impl Machine {
     pub(crate) async fn remove(&self, process: Identity) -> Outcome {
         match self
             .ask(self.id(), |reply| Order::Drop { process, reply })
+            .await
+        {
+            Err(MachineError::Absent(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Ends and removes it at once, if it is here under an epoch older than `epoch`, and refuses
+    /// older starts from then on. A machine of that epoch or a newer one is left alone.
+    ///
+    /// # Errors
+    /// When the process can't be ended or the fence can't be written.
+    pub(crate) async fn expel(&self, epoch: Epoch) -> Outcome {
+        match self
+            .ask(self.id(), |reply| Order::Expel { epoch, reply })
             .await
         {
             Err(MachineError::Absent(_)) => Ok(()),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use godwit_model::MachineId;
 use godwit_model::machine::MachineSpec;
 use godwit_model::migration::target::TargetState;
+use godwit_model::{Epoch, MachineId};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::inventory::v1::inventory_client::InventoryClient;
-use godwit_rpc::inventory::v1::{HostInventory, HostReport, Pool};
+use godwit_rpc::inventory::v1::{HostInventory, HostReport, Pool, StaleMachine};
 
 use crate::addresses::parse_mac;
 use crate::check::from_meminfo;
@@ -50,7 +50,10 @@ pub(crate) async fn report(host: Arc<Host>, address: String) {
         changes.mark_unchanged();
         let report = host_report(&host, &inventory);
         let why = match timeout(ANSWER_LIMIT, client.report(report)).await {
-            Ok(Ok(_)) => None,
+            Ok(Ok(answer)) => {
+                end_stale(&host, answer.into_inner().stale);
+                None
+            }
             Ok(Err(status)) => Some(status.to_string()),
             Err(_) => Some(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
         };
@@ -66,6 +69,22 @@ pub(crate) async fn report(host: Arc<Host>, address: String) {
             // After a failure a change is no reason to hurry.
             _ = changes.changed(), if heard => sleep(SETTLE).await,
         }
+    }
+}
+
+/// Ends machines that were taken from this host. Beside the reports, which don't wait for it.
+fn end_stale(host: &Host, stale: Vec<StaleMachine>) {
+    for StaleMachine { machine, epoch } in stale {
+        let id = MachineId::parse(machine).ok();
+        let Some(machine) = id.and_then(|id| host.machine(&id)) else {
+            continue;
+        };
+        tokio::spawn(async move {
+            if let Err(error) = machine.expel(Epoch(epoch)).await {
+                let error = crate::text::chain(&error);
+                warn!(error, "machine that was taken from this host is not ended");
+            }
+        });
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
+use crate::fence;
 use crate::inventory::Inventory;
 use crate::launch::Agents;
 use crate::orders::Orders;
@@ -87,6 +88,7 @@ impl Machines {
                 self.failed(&machine.uid, &error);
             }
         }
+        self.fence_all(&world).await;
         for object in &world.instances {
             let Ok(id) = MachineId::parse(object.uid.clone()) else {
                 continue;
@@ -101,7 +103,7 @@ impl Machines {
         Ok(())
     }
 
-    fn failed(&self, machine: &str, error: &LedgerError) {
+    pub(crate) fn failed(&self, machine: &str, error: &LedgerError) {
         match error {
             // Another copy of this service was faster; the next round sees what it did.
             LedgerError::AlreadyExists | LedgerError::Conflict | LedgerError::NotFound => {
@@ -175,6 +177,7 @@ impl Machines {
             return self.leave(object).await;
         }
         match row.state {
+            InstanceState::Unplaced if fence::was_placed(object) => self.requeue(object).await,
             InstanceState::Unplaced => self.place(object, row, world).await,
             InstanceState::Starting => self.start(object, row, world).await,
             InstanceState::Running | InstanceState::Stopping => {
@@ -350,7 +353,7 @@ fn is_orphan(object: &Object, world: &World) -> bool {
 }
 
 /// Key of the virtual machine that an instance belongs to, if it belongs to one.
-fn owner_key(instance: &Object) -> ObjectKey {
+pub(crate) fn owner_key(instance: &Object) -> ObjectKey {
     ObjectKey::new(MACHINES, &instance.key.namespace, &instance.key.name)
 }
 

@@ -1,6 +1,7 @@
 //! Node inventory, placement, reservations, and where machines start and stop.
 
 mod config;
+mod fence;
 mod inventory;
 mod json;
 mod launch;
@@ -10,6 +11,7 @@ mod observe;
 mod orders;
 mod place;
 mod server;
+mod stale;
 mod status;
 mod telemetry;
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::launch::Agents;
 use crate::machines::{self, Machines};
 use crate::orders::Orders;
 use crate::place::{self, unavailable};
+use crate::stale;
 use crate::telemetry::Telemetry;
 
 /// What the doors lead to.
@@ -42,11 +43,13 @@ impl InventoryApi for Doors {
             let text = format!("the agent of {} may not speak for {node}", peer.name);
             return Err(Status::permission_denied(text));
         }
+        let stale = stale::find(&self.ledger, &report.machines);
+        let stale = stale.await.map_err(unavailable)?;
         self.inventory
             .report(&self.ledger, node, report)
             .await
             .map_err(unavailable)?;
-        Ok(Response::new(HostReportResponse {}))
+        Ok(Response::new(HostReportResponse { stale }))
     }
 }
 

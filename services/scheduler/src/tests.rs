@@ -1,6 +1,7 @@
 //! Machines' lives against a real Postgres, with the rights that the service has in production, on
 //! hosts that only pretend.
 
+mod fence;
 mod scene;
 
 use std::time::Duration;

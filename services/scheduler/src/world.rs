@@ -17,6 +17,8 @@ use crate::place::Floor;
 pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 /// Resource of machines.
 pub(crate) const MACHINES: &str = "virtualmachines.kubevirt.io";
+/// Resource of declarations that a node is dead.
+pub(crate) const FENCES: &str = "nodefences.godwit.io";
 const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 
 /// Everything of about one moment.
@@ -24,6 +26,7 @@ const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 pub(crate) struct World {
     pub(crate) machines: HashMap<ObjectKey, Object>,
     pub(crate) instances: Vec<Object>,
+    pub(crate) fences: Vec<Object>,
     pub(crate) rows: HashMap<MachineId, InstanceRow>,
     pub(crate) jobs: Vec<JobRow>,
     pub(crate) floor: Floor,
@@ -40,11 +43,12 @@ impl World {
     /// # Errors
     /// The ledger's.
     pub(crate) async fn read(ledger: &Ledger) -> Result<Self, LedgerError> {
-        let (machines, instances, rows, clusters) = tokio::try_join!(
+        let (machines, instances, rows, clusters, fences) = tokio::try_join!(
             ledger.list(MACHINES),
             ledger.list(INSTANCES),
             ledger.instances(),
             ledger.list(KUBEVIRTS),
+            ledger.list(FENCES),
         )?;
         let (reservations, nodes, objects) =
             tokio::try_join!(ledger.reservations(), ledger.nodes(), ledger.list("nodes"),)?;
@@ -61,6 +65,7 @@ impl World {
                 .map(|(at, object)| (object.key.clone(), at))
                 .collect(),
             instances,
+            fences,
             rows: rows.into_iter().map(|row| (row.uid.clone(), row)).collect(),
             migrating: jobs.iter().map(|job| job.machine.clone()).collect(),
             jobs,

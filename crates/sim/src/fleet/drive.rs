@@ -97,6 +97,8 @@ impl Drive {
             cancel: self.row.cancel.then(String::new),
             switch_allowed: self.row.switch_allowed,
             verdict,
+            source_fenced: false,
+            target_fenced: false,
         };
         let completed =
             facts.source.as_ref().map(|fact| fact.state) == Some(SourceState::Completed);

@@ -173,7 +173,8 @@ impl Fleet {
         };
         self.leftovers += idle(false);
         if idle(true) > 0 && !self.ledger.is_moving(machine) {
-            self.wrong("a stopped source was left behind");
+            let text = format!("a stopped source of machine {machine} was left behind: {mine:?}");
+            self.wrong(&text);
         }
     }
 }

@@ -13,6 +13,7 @@ mod migration;
 mod migration_history;
 mod namespace;
 mod node;
+mod node_fence;
 mod node_maintenance;
 mod pod;
 mod project;
@@ -70,6 +71,7 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         lease::kind(),
         project::kind(),
         migration_history::kind(),
+        node_fence::kind(facts),
     ]
 }
 

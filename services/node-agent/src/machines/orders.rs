@@ -233,16 +233,16 @@ impl Owner {
         }
     }
 
-    /// Ends what is left of a machine that is another host's from the next epoch on. What remains
+    /// Ends what is left of a machine that is another host's from epoch `next` on. What remains
     /// then is for [`Self::clear`].
-    pub(super) async fn end_here(&mut self) -> Outcome {
+    pub(super) async fn end_here(&mut self, next: Epoch) -> Outcome {
         if let Some(vm) = &self.vm {
             vm.kill()?;
         }
         // A late start is refused.
         let id = &self.record.spec.id;
         failpoint!("machine.fence.before");
-        self.host.store.fence_put(id, self.record.epoch.next())?;
+        self.host.store.fence_put(id, next)?;
         failpoint!("machine.fence.after");
         if let Some(vm) = &self.vm {
             vm.exited().await;

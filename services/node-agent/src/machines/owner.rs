@@ -158,11 +158,26 @@ impl Owner {
                     let _ = reply.send(Ok(()));
                     return Next::Serve;
                 }
-                let outcome = self.end_here().await;
+                let outcome = self.end_here(self.record.epoch.next()).await;
                 let ended = outcome.is_ok();
                 self.answer(reply, outcome);
                 if ended {
                     // Nobody waits for the kernel to take the devices away.
+                    self.clear().await;
+                    return Next::End;
+                }
+            }
+            Order::Expel { epoch, reply } => {
+                let mine = self.record.epoch;
+                if mine >= epoch {
+                    let _ = reply.send(Ok(()));
+                    return Next::Serve;
+                }
+                warn!(machine = %self.record.spec.id, %mine, %epoch, "machine was taken from this host: ended");
+                let outcome = self.end_here(epoch).await;
+                let ended = outcome.is_ok();
+                self.answer(reply, outcome);
+                if ended {
                     self.clear().await;
                     return Next::End;
                 }

@@ -1,0 +1,66 @@
+//! Machines that a host runs under an epoch that is over: they were taken from it, and must end.
+
+use godwit_ledger::{Ledger, LedgerError};
+use godwit_model::{Epoch, MachineId};
+use godwit_rpc::agent::v1::{MachineReport, MachineState};
+use godwit_rpc::inventory::v1::StaleMachine;
+use tracing::warn;
+
+/// Those of the reported machines whose owner has a newer epoch. A machine with an open migration
+/// is none: what becomes of its old copy is the coordinator's to order.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn find(
+    ledger: &Ledger,
+    reports: &[MachineReport],
+) -> Result<Vec<StaleMachine>, LedgerError> {
+    let running: Vec<(MachineId, Epoch)> = reports
+        .iter()
+        .filter(|report| runs(report.state()))
+        .filter_map(|report| Some((MachineId::parse(&report.machine).ok()?, Epoch(report.epoch))))
+        .collect();
+    if running.is_empty() {
+        return Ok(vec![]);
+    }
+    let ids: Vec<MachineId> = running.iter().map(|(id, _)| id.clone()).collect();
+    let known = ledger.machine_epochs(&ids).await?;
+    let mut stale = vec![];
+    for (id, reported) in running {
+        let newer = known
+            .iter()
+            .find(|known| known.machine == id && known.epoch > reported);
+        if let Some(newer) = newer {
+            stale.push((id, newer.epoch));
+        }
+    }
+    if stale.is_empty() {
+        return Ok(vec![]);
+    }
+    let jobs = ledger.jobs_open().await?;
+    stale.retain(|(id, _)| !jobs.iter().any(|job| job.machine == *id));
+    let told = stale.into_iter().map(|(machine, epoch)| {
+        warn!(%machine, %epoch, "a host runs a machine that was taken from it");
+        StaleMachine {
+            machine: machine.to_string(),
+            epoch: epoch.0,
+        }
+    });
+    Ok(told.collect())
+}
+
+/// Whether the host has a QEMU of it. `Migrated` counts: it stands there complete, and a job that
+/// is over never comes to clean it up.
+const fn runs(state: MachineState) -> bool {
+    match state {
+        MachineState::Starting
+        | MachineState::Running
+        | MachineState::Paused
+        | MachineState::Stopping
+        | MachineState::Migrated => true,
+        MachineState::Unspecified
+        | MachineState::Stopped
+        | MachineState::Crashed
+        | MachineState::Incoming => false,
+    }
+}
