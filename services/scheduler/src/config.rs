@@ -25,6 +25,47 @@ pub(crate) struct Config {
     pub(crate) machine_type: String,
     /// CPU model for machines that name none; every host must be able to run it.
     pub(crate) cpu_model: String,
+    /// How a silent node is made sure to be dead; without it only a person's NodeFence does.
+    pub(crate) fence_command: Option<FenceCommand>,
+}
+
+/// A program that ends with 0 only when the node is off and stays off, or has been reset. It finds
+/// the node's name in `GODWIT_NODE` and the boot that was last heard in `GODWIT_BOOT_ID`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FenceCommand {
+    /// Path of the program.
+    pub(crate) program: String,
+    /// Its arguments; no shell reads them.
+    #[serde(default)]
+    pub(crate) arguments: Vec<String>,
+    /// A node that is not ready for so long is fenced, milliseconds; also the first pause before
+    /// it is tried again.
+    #[serde(default = "fence_after_ms")]
+    pub(crate) after_ms: u64,
+    /// The program has failed when it takes longer, milliseconds.
+    #[serde(default = "fence_limit_ms")]
+    pub(crate) limit_ms: u64,
+}
+
+const fn fence_after_ms() -> u64 {
+    60_000
+}
+
+const fn fence_limit_ms() -> u64 {
+    60_000
+}
+
+impl FenceCommand {
+    /// How long a node has to be not ready.
+    pub(crate) const fn after(&self) -> Duration {
+        Duration::from_millis(self.after_ms)
+    }
+
+    /// How long the program may take.
+    pub(crate) const fn limit(&self) -> Duration {
+        Duration::from_millis(self.limit_ms)
+    }
 }
 
 impl Default for Config {
@@ -37,6 +78,7 @@ impl Default for Config {
             node_silence_ms: 5_000,
             machine_type: "pc-q35-7.2".to_owned(),
             cpu_model: "qemu64".to_owned(),
+            fence_command: None,
         }
     }
 }

@@ -4,8 +4,8 @@
 //! waits for the coordinator's verdict.
 
 use godwit_ledger::{
-    EventKind, EventRecord, FenceRow, InstanceRow, InstanceState, LedgerError, Object, ObjectKey,
-    Tx,
+    EventKind, EventRecord, FenceRow, InstanceRow, InstanceState, LedgerError, NodeRow, Object,
+    ObjectKey, Tx,
 };
 use godwit_model::run_strategy::RunStrategy;
 use godwit_model::{MachineId, NodeName};
@@ -20,7 +20,7 @@ use crate::vm;
 use crate::world::World;
 
 /// Who declared the node dead; written by the gateway from whom it authenticated.
-const BY: &str = "godwit.io/fenced-by";
+pub(crate) const BY: &str = "godwit.io/fenced-by";
 const NODE_LABEL: &str = "kubevirt.io/nodeName";
 
 impl Machines {
@@ -86,6 +86,16 @@ fn is_pending(fence: &Object) -> bool {
     !fence.deleting() && phase.is_none_or(|phase| phase != "Fenced")
 }
 
+/// Whether somebody said already that this boot of the node is dead.
+pub(crate) fn is_declared(fences: &[Object], node: &NodeRow) -> bool {
+    fences.iter().any(|fence| {
+        let boot_id = fence.spec()["bootID"].as_str().unwrap_or_default();
+        is_pending(fence)
+            && node_of(fence).as_ref() == Some(&node.name)
+            && (boot_id.is_empty() || boot_id == node.boot_id)
+    })
+}
+
 /// Whether the ledger has it, though some machines may still wait.
 fn is_recorded(fence: &Object) -> bool {
     let told = fence.status.as_ref();
@@ -97,7 +107,7 @@ fn node_of(fence: &Object) -> Option<NodeName> {
 }
 
 /// Whether a fence of `node` takes the machine: it is there, and has not ended.
-fn is_taken(row: &InstanceRow, node: &NodeName) -> bool {
+pub(crate) fn is_taken(row: &InstanceRow, node: &NodeName) -> bool {
     let lives = match row.state {
         InstanceState::Starting | InstanceState::Running | InstanceState::Stopping => true,
         InstanceState::Unplaced | InstanceState::Stopped | InstanceState::Failed => false,
@@ -136,7 +146,8 @@ async fn carry_out(tx: &mut Tx, fence: &Object, node: &NodeName) -> Result<(), L
     };
     if tx.node_fence(&row).await? {
         warn!(%node, by = %row.by, statement = %row.statement, "node fenced");
-        node_event(tx, node, &row).await?;
+        let note = format!("{} declared the node dead: {}", row.by, row.statement);
+        node_event(tx, node, "NodeFenced", note).await?;
     }
     let jobs = tx.jobs_open().await?;
     let instances = tx.instances().await?;
@@ -262,14 +273,23 @@ fn forget_host(object: &mut Object) {
     status::set_phase(told, "Scheduling");
 }
 
-async fn node_event(tx: &mut Tx, node: &NodeName, row: &FenceRow) -> Result<(), LedgerError> {
+/// A warning about a node.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn node_event(
+    tx: &mut Tx,
+    node: &NodeName,
+    reason: &str,
+    note: String,
+) -> Result<(), LedgerError> {
     let Some(object) = tx.get(&ObjectKey::new("nodes", "", node.as_str())).await? else {
         return Ok(());
     };
     tx.event(EventRecord {
         regarding: reference(&object, "Node"),
-        reason: "NodeFenced".to_owned(),
-        note: format!("{} declared the node dead: {}", row.by, row.statement),
+        reason: reason.to_owned(),
+        note,
         kind: EventKind::Warning,
         component: "godwit-scheduler".to_owned(),
         host: node.to_string(),

@@ -2,6 +2,7 @@
 
 mod config;
 mod fence;
+mod fence_command;
 mod inventory;
 mod json;
 mod launch;

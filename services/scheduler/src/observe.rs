@@ -77,10 +77,9 @@ impl Machines {
         let node = row.node.as_ref().map(NodeName::as_str).unwrap_or_default();
         let text = format!(
             "node {node} does not answer; the machine may still run there, and is not started \
-             elsewhere"
+             elsewhere until a NodeFence says that the node is dead"
         );
-        self.not_ready(object, row, ("NodeUnresponsive", &text))
-            .await
+        self.unknown(object, row, ("NodeUnresponsive", &text)).await
     }
 
     /// The host speaks, and not of this machine. It may have a QEMU that it can't make out, so this
@@ -99,17 +98,17 @@ impl Machines {
             "node {node} knows nothing of this machine; make sure that it does not run there, then \
              delete the instance"
         );
-        self.not_ready(object, row, ("MachineUnknown", &text)).await
+        self.unknown(object, row, ("MachineUnknown", &text)).await
     }
 
-    async fn not_ready(
+    async fn unknown(
         &self,
         object: &Object,
         row: &InstanceRow,
         (reason, text): (&str, &str),
     ) -> Result<(), LedgerError> {
         let mut changed = object.status.clone().unwrap_or_default();
-        status::not_ready(&mut changed, reason, text);
+        status::unknown(&mut changed, reason, text);
         if object.status.as_ref() == Some(&changed) {
             return Ok(());
         }
@@ -118,7 +117,7 @@ impl Machines {
             let Some((object, row)) = still(tx, object, row).await? else {
                 return Ok(());
             };
-            let object = change(tx, object, |told| status::not_ready(told, reason, text)).await?;
+            let object = change(tx, object, |told| status::unknown(told, reason, text)).await?;
             handler_event(tx, (&object, &row), (EventKind::Warning, reason, text)).await
         })
         .await

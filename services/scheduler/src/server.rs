@@ -14,6 +14,7 @@ use godwit_rpc::{Request, Response, Routes, Status};
 use godwit_runtime::Context;
 
 use crate::config::Config;
+use crate::fence_command;
 use crate::inventory::{Inventory, watch_silence};
 use crate::launch::Agents;
 use crate::machines::{self, Machines};
@@ -126,6 +127,8 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
         orders: Orders::default(),
     });
-    let (served, (), ()) = tokio::join!(server::serve(parts), watch, machines::run(machines));
+    let fencing = fence_command::run(Arc::clone(&machines));
+    let machines = machines::run(machines);
+    let (served, (), (), ()) = tokio::join!(server::serve(parts), watch, machines, fencing);
     Ok(served?)
 }

@@ -17,6 +17,9 @@ const NODE_LABEL: &str = "kubevirt.io/nodeName";
 /// KubeVirt's user of a launcher without root.
 pub(crate) const RUNTIME_USER: u32 = 107;
 
+/// Phase of an instance of which nobody knows whether it runs.
+const UNKNOWN: &str = "Unknown";
+
 /// Moves the instance to `phase`; `true` when it was in another.
 pub(crate) fn set_phase(status: &mut Value, phase: &str) -> bool {
     if status["phase"] == phase {
@@ -27,6 +30,8 @@ pub(crate) fn set_phase(status: &mut Value, phase: &str) -> bool {
         status["phaseTransitionTimestamps"] = json!([]);
     }
     if let Value::Array(times) = &mut status["phaseTransitionTimestamps"] {
+        // The last time of each phase: a host that comes and goes must not make this grow.
+        times.retain(|time| time["phase"] != phase);
         times.push(json!({ "phase": phase, "phaseTransitionTimestamp": now() }));
     }
     true
@@ -109,6 +114,12 @@ pub(crate) fn not_ready(status: &mut Value, reason: &str, message: &str) {
     );
 }
 
+/// Says that nobody knows whether the machine runs, and why.
+pub(crate) fn unknown(status: &mut Value, reason: &str, message: &str) {
+    set_phase(status, UNKNOWN);
+    not_ready(status, reason, message);
+}
+
 /// Says that the machine ended, and why.
 pub(crate) fn ended(status: &mut Value, phase: &str, why: &str) {
     set_phase(status, phase);
@@ -127,6 +138,9 @@ pub(crate) fn ended(status: &mut Value, phase: &str, why: &str) {
 pub(crate) fn observe(status: &mut Value, report: &MachineReport) {
     clear_condition(status, "Synchronized");
     set_condition(status, &Condition::new("Ready", true));
+    if status["phase"] == UNKNOWN {
+        set_phase(status, "Running");
+    }
     if report.state() == MachineState::Paused {
         let paused =
             Condition::new("Paused", true).because("PausedByUser", "VMI was paused by user");

@@ -356,6 +356,7 @@ impl<'a> Sight<'a> {
         } else {
             match state {
                 Instance::Alive if status["phase"] == "Running" => "Running",
+                Instance::Alive if status["phase"] == "Unknown" => "Unknown",
                 Instance::Alive => "Starting",
                 Instance::Absent | Instance::Succeeded | Instance::Failed if crash_loops => {
                     "CrashLoopBackOff"

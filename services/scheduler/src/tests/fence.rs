@@ -7,6 +7,8 @@ use godwit_model::Epoch;
 use serde_json::{Value, json};
 
 use super::scene::{Host, Scene, node, vm};
+use crate::config::{Config, FenceCommand};
+use crate::fence_command;
 use crate::inventory::look_for_silence;
 use crate::stale;
 use crate::world::FENCES;
@@ -180,4 +182,53 @@ async fn a_machine_with_an_open_migration_waits_for_its_end() {
     assert_eq!(scene.row("vm1").await.node.as_ref(), Some(&alive.name));
     assert_eq!(scene.fence_status().await["phase"], "Fenced");
     let _ = scene.get(&node(dead.name.as_str())).await;
+}
+
+#[tokio::test]
+async fn a_fence_command_is_called_until_it_works_and_then_the_machines_move() {
+    let scene = Scene::new(PLENTY).await;
+    scene.wish("vm1").await;
+    scene.settle().await;
+    let (dead, alive) = scene.sides("vm1").await;
+    // The first call fails, as with a BMC that is just restarting.
+    let mark = tempfile::tempdir().unwrap();
+    let script = "if mkdir $0 2>&1; then echo no route to the BMC >&2; exit 3; fi; \
+                  echo $GODWIT_NODE is off";
+    let mark = mark.path().join("called").display().to_string();
+    let config = Config {
+        fence_command: Some(FenceCommand {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into(), mark],
+            after_ms: 100,
+            limit_ms: 5_000,
+        }),
+        ..Config::default()
+    };
+    let caller = scene.deaf_with(config).await;
+    scene.hear_one(&caller, alive).await;
+    let calls = tokio::spawn(fence_command::run(caller));
+    scene.only(alive).await;
+    let is_declared = async || !scene.others.list(FENCES).await.unwrap().is_empty();
+    let declared = async {
+        while !is_declared().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), declared)
+        .await
+        .expect("the command worked");
+    calls.abort();
+    let events = scene.events("Node").await;
+    let failed = events.iter().find(|(reason, _)| reason == "FencingFailed");
+    let (_, note) = failed.expect("the first call failed");
+    assert!(note.contains("no route to the BMC"), "{note}");
+
+    scene.rounds(alive).await;
+    assert_eq!(scene.row("vm1").await.node.as_ref(), Some(&alive.name));
+    let kept = scene.others.node_fences(&dead.name).await.unwrap();
+    let statement = format!("/bin/sh made sure of it: {} is off", dead.name);
+    assert_eq!(
+        (kept[0].by.as_str(), &kept[0].statement),
+        ("godwit-scheduler", &statement)
+    );
 }

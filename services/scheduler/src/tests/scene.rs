@@ -316,7 +316,7 @@ impl Scene {
         }
         let scene = Self {
             others: connect(&admin).await,
-            machines: copy(&url, shutdown.clone()).await,
+            machines: copy(&url, Config::default(), shutdown.clone()).await,
             hosts,
             url,
             shutdown,
@@ -328,14 +328,19 @@ impl Scene {
 
     /// Another copy of the service, which has heard the hosts.
     pub(super) async fn another(&self) -> Arc<Machines> {
-        let machines = copy(&self.url, self.shutdown.clone()).await;
+        let machines = copy(&self.url, Config::default(), self.shutdown.clone()).await;
         self.hear(&machines).await;
         machines
     }
 
     /// Another copy of the service, which has heard nobody.
     pub(super) async fn deaf(&self) -> Arc<Machines> {
-        copy(&self.url, self.shutdown.clone()).await
+        self.deaf_with(Config::default()).await
+    }
+
+    /// One of other ways.
+    pub(super) async fn deaf_with(&self, config: Config) -> Arc<Machines> {
+        copy(&self.url, config, self.shutdown.clone()).await
     }
 
     /// All hosts report.
@@ -514,8 +519,7 @@ async fn connect(url: &str) -> Ledger {
     Ledger::connect(config).await.unwrap()
 }
 
-async fn copy(url: &str, shutdown: CancellationToken) -> Arc<Machines> {
-    let config = Config::default();
+async fn copy(url: &str, config: Config, shutdown: CancellationToken) -> Arc<Machines> {
     Arc::new(Machines {
         inventory: Arc::new(Inventory::new(config.node_silence())),
         config,
