@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::fault_env::Faults;
 use crate::lab_suite::say;
-use crate::{fault_chaos, fault_matrix, fault_takeover};
+use crate::{fault_chaos, fault_fence, fault_matrix, fault_takeover};
 
 #[test]
 fn fault_suite_matrix() {
@@ -28,6 +28,7 @@ fn fault_suite_owners() {
 fn fault_suite_hosts() {
     let env = Faults::start(1).unwrap();
     fault_chaos::agent_dies(&env).unwrap();
+    fault_fence::hosts_die(&env).unwrap();
 }
 
 #[test]

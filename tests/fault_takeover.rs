@@ -134,7 +134,8 @@ fn owner_dies(eye: &Eye, guest: &Guest, (job, place): (&str, &str)) -> Result<Du
     Ok(claimed)
 }
 
-fn way(env: &Faults, guest: &Guest) -> Result<(String, String)> {
+/// Where the machine runs, and another worker.
+pub(crate) fn way(env: &Faults, guest: &Guest) -> Result<(String, String)> {
     let from = env.until("the machine to run", || env.running_on(&guest.name))?;
     let to = if from == "worker1" {
         "worker2"
@@ -200,6 +201,6 @@ fn thaws(eye: &Eye, guest: &Guest, place: &str, refusal: &str) -> Result<()> {
     guest.beats(env)
 }
 
-fn signal(process: &Process, signal: Signal) -> Result<()> {
+pub(crate) fn signal(process: &Process, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(process.pid), signal)?)
 }

@@ -94,11 +94,11 @@ async fn a_released_machine_has_a_new_epoch_and_holds_nothing() {
     let epoch = setup
         .change(async |tx| tx.instance_release(&machine).await)
         .await;
-    assert_eq!(epoch, Epoch(2));
+    assert_eq!(epoch, Epoch(3));
     let row = setup.ledger.instance(&machine).await.unwrap().unwrap();
     assert_eq!(
         (row.node, row.epoch, row.state),
-        (None, Epoch(2), InstanceState::Unplaced)
+        (None, Epoch(3), InstanceState::Unplaced)
     );
     assert_eq!(setup.ledger.reservations().await.unwrap(), vec![]);
 
@@ -108,11 +108,11 @@ async fn a_released_machine_has_a_new_epoch_and_holds_nothing() {
         .await;
     let known = setup
         .ledger
-        .machine_epochs(&[machine.clone()])
+        .machine_epochs(std::slice::from_ref(&machine))
         .await
         .unwrap();
     assert_eq!(known.len(), 1);
-    assert_eq!((&known[0].machine, known[0].epoch), (&machine, Epoch(2)));
+    assert_eq!((&known[0].machine, known[0].epoch), (&machine, Epoch(3)));
     let mut tx = setup.ledger.begin().await.unwrap();
     let gone = tx.instance_release(&machine).await;
     assert!(matches!(gone, Err(LedgerError::NotFound)), "{gone:?}");

@@ -11,6 +11,7 @@ mod api_rules;
 mod audit_live;
 mod fault_chaos;
 mod fault_env;
+mod fault_fence;
 mod fault_guest;
 mod fault_matrix;
 mod fault_suite;

@@ -34,10 +34,23 @@ pub(crate) struct Drive {
     /// Which hosts were declared dead, and not heard since.
     fences: JobFences,
     pub(crate) convergence: Convergence,
+    /// How long the host is silent that the job waits for.
+    pub(crate) silence: Silence,
     /// What the migration's condition says that it waits for.
     pub(crate) said: Option<(String, String)>,
     /// When that was written.
     pub(crate) said_at: Option<Instant>,
+}
+
+/// A host that a job waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Silence {
+    /// It answers, or the job waits for something else.
+    None,
+    /// It does not answer.
+    Since(Instant),
+    /// Users were warned.
+    Told,
 }
 
 /// What both hosts say of a job; `None` is a host that is silent.
@@ -71,6 +84,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         lost: Arc::clone(&lost),
         fences: JobFences::default(),
         convergence: Convergence::default(),
+        silence: Silence::None,
         said: None,
         said_at: None,
     };

@@ -10,6 +10,7 @@ mod shared;
 mod step;
 mod story;
 mod telemetry;
+mod waiting;
 
 fn main() -> std::process::ExitCode {
     godwit_runtime::run("migration-coordinator", server::run)

@@ -1,10 +1,10 @@
 //! Carries out one decided action: a transition in the ledger, or an order to a host.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use godwit_ledger::{JobRow, LedgerError, Recorded, Tx};
 use godwit_model::Epoch;
-use godwit_model::migration::decide::{Action, Command, WaitReason};
+use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::queue::{self, Entry, Turn};
@@ -19,13 +19,12 @@ use crate::chapter::{Chapter, chapter, plain};
 use crate::drive::{Drive, JobFacts};
 use crate::hosts;
 use crate::story;
+use crate::waiting::{say, wait};
 
 /// Longest wait for a host's or the scheduler's answer; preparing a target starts a QEMU.
 const CALL_MAX: Duration = Duration::from_secs(15);
 /// How long a job without a fitting node waits before it fails: KubeVirt's default.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
-/// Shortest time between two texts of the same condition.
-const SAY_AGAIN_MIN: Duration = Duration::from_secs(1);
 /// Pause before an order that a host did not answer is given again.
 const ORDER_RETRY: Duration = Duration::from_millis(250);
 
@@ -402,58 +401,6 @@ fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL_MAX);
     request
-}
-
-/// Says what the job waits for, with the copy's numbers while there are any.
-async fn wait(
-    drive: &mut Drive,
-    reason: WaitReason,
-    source: Option<&SourceFact>,
-) -> Result<Outcome, LedgerError> {
-    let since = Timestamp::now().duration_since(drive.lease.job.state_since);
-    // What ends at once needs no words, and the blackout must not wait for the ledger.
-    if since.unsigned_abs() < Duration::from_secs(1) {
-        return Ok(Outcome::Wait);
-    }
-    let message = match (reason, source) {
-        (WaitReason::CopyInProgress, Some(fact)) => progress_line(fact),
-        _ => reason.to_string(),
-    };
-    say(drive, reason.as_str(), message).await?;
-    Ok(Outcome::Wait)
-}
-
-fn progress_line(fact: &SourceFact) -> String {
-    let progress = &fact.progress;
-    let left = progress.remaining.0.checked_div(progress.throughput);
-    let end = left.map_or_else(String::new, |seconds| {
-        format!(", about {} s left", seconds + 1)
-    });
-    format!(
-        "pass {}: {} of {} remain, {}/s sent, {}/s dirtied{end}",
-        progress.passes,
-        progress.remaining,
-        progress.total,
-        godwit_model::Bytes(progress.throughput),
-        godwit_model::Bytes(progress.dirty_rate),
-    )
-}
-
-/// Writes the waiting condition when its words changed; `true` when its reason did.
-async fn say(drive: &mut Drive, reason: &str, message: String) -> Result<bool, LedgerError> {
-    let said = (reason.to_owned(), message);
-    let new_reason = drive.said.as_ref().is_none_or(|(old, _)| *old != said.0);
-    let recent = drive.said_at.is_some_and(|at| at.elapsed() < SAY_AGAIN_MIN);
-    if drive.said.as_ref() == Some(&said) || (recent && !new_reason) {
-        return Ok(false);
-    }
-    let now = drive.shared.now();
-    let mut tx = drive.shared.ledger.begin().await?;
-    story::write_waiting(&mut tx, &drive.lease.job, Some((&said.0, &said.1)), &now).await?;
-    tx.commit().await?;
-    drive.said = Some(said);
-    drive.said_at = Some(Instant::now());
-    Ok(new_reason)
 }
 
 fn entry(job: &JobRow) -> Entry {

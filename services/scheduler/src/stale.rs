@@ -1,4 +1,4 @@
-//! Machines that a host runs under an epoch that is over: they were taken from it, and must end.
+//! Machines that a host has under an epoch that is over: they were taken from it, and must end.
 
 use godwit_ledger::{Ledger, LedgerError};
 use godwit_model::{Epoch, MachineId};
@@ -15,21 +15,21 @@ pub(crate) async fn find(
     ledger: &Ledger,
     reports: &[MachineReport],
 ) -> Result<Vec<StaleMachine>, LedgerError> {
-    let running: Vec<(MachineId, Epoch)> = reports
+    let reported: Vec<(MachineId, Epoch)> = reports
         .iter()
-        .filter(|report| runs(report.state()))
+        .filter(|report| is_here(report.state()))
         .filter_map(|report| Some((MachineId::parse(&report.machine).ok()?, Epoch(report.epoch))))
         .collect();
-    if running.is_empty() {
+    if reported.is_empty() {
         return Ok(vec![]);
     }
-    let ids: Vec<MachineId> = running.iter().map(|(id, _)| id.clone()).collect();
+    let ids: Vec<MachineId> = reported.iter().map(|(id, _)| id.clone()).collect();
     let known = ledger.machine_epochs(&ids).await?;
     let mut stale = vec![];
-    for (id, reported) in running {
+    for (id, epoch) in reported {
         let newer = known
             .iter()
-            .find(|known| known.machine == id && known.epoch > reported);
+            .find(|known| known.machine == id && known.epoch > epoch);
         if let Some(newer) = newer {
             stale.push((id, newer.epoch));
         }
@@ -40,7 +40,7 @@ pub(crate) async fn find(
     let jobs = ledger.jobs_open().await?;
     stale.retain(|(id, _)| !jobs.iter().any(|job| job.machine == *id));
     let told = stale.into_iter().map(|(machine, epoch)| {
-        warn!(%machine, %epoch, "a host runs a machine that was taken from it");
+        warn!(%machine, %epoch, "a host has a machine that was taken from it");
         StaleMachine {
             machine: machine.to_string(),
             epoch: epoch.0,
@@ -49,18 +49,17 @@ pub(crate) async fn find(
     Ok(told.collect())
 }
 
-/// Whether the host has a QEMU of it. `Migrated` counts: it stands there complete, and a job that
-/// is over never comes to clean it up.
-const fn runs(state: MachineState) -> bool {
+/// Whether the host has something of it. `Migrated` counts: it stands there complete, and a job that
+/// is over never comes to clean it up. So do records of machines that ended.
+const fn is_here(state: MachineState) -> bool {
     match state {
         MachineState::Starting
         | MachineState::Running
         | MachineState::Paused
         | MachineState::Stopping
-        | MachineState::Migrated => true,
-        MachineState::Unspecified
         | MachineState::Stopped
         | MachineState::Crashed
-        | MachineState::Incoming => false,
+        | MachineState::Migrated => true,
+        MachineState::Unspecified | MachineState::Incoming => false,
     }
 }

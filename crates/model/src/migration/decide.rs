@@ -254,6 +254,9 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
         },
         SourceState::Switching if source.allowed => Action::Wait(WaitReason::Switchover),
         SourceState::Switching => Action::Command(Command::AllowSwitchover),
+        SourceState::Completed if source.allowed && target.is_none() => {
+            Action::Wait(WaitReason::TargetSilent)
+        }
         SourceState::Completed if source.allowed => Action::Wait(WaitReason::ProofUnderWay),
         SourceState::Completed => abort("the source stopped without permission"),
         SourceState::Absent => abort("the source has no record of the copy"),
@@ -323,7 +326,29 @@ fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>)
         }
         Some(SourceState::Completed) => undo_completed(job, target),
         Some(SourceState::Resumed | SourceState::Lost) => undo_ended(job, source, target),
-        Some(SourceState::Retired) => Action::Wait(WaitReason::Contradiction),
+        Some(SourceState::Retired) => undo_retired(job, target),
+    }
+}
+
+/// The source's copy was ended after its target was fenced; the target may have been heard since.
+fn undo_retired(job: &Job, target: Option<TargetState>) -> Action {
+    match target {
+        Some(TargetState::Discarded) => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
+        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
+        None => record(
+            JobState::NeedsFencing,
+            "the target is silent and may have run",
+        ),
+        Some(
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Lost { .. },
+        ) => Action::Command(Command::DiscardTarget),
+        Some(TargetState::Continuing | TargetState::Running) => {
+            Action::Wait(WaitReason::TargetContinuing)
+        }
     }
 }
 
@@ -342,10 +367,11 @@ fn undo_fenced(job: &Job, target: Option<TargetState>) -> Action {
 }
 
 /// The source is stopped complete: it may go on only after the target's tombstone. A fence is
-/// none: the target may have run before it died, and have written to the machine's disks.
+/// none: the target may have run before it died, and have written to the machine's disks. What the
+/// source has is worth nothing then.
 fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
     match target {
-        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
+        None if job.target_fenced => Action::Command(Command::RetireSource),
         None => record(
             JobState::NeedsFencing,
             "the target is silent and may hold the proof",
@@ -603,10 +629,11 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_retired_only_after_the_hand_over() {
+    fn a_source_is_retired_only_after_the_hand_over_or_its_targets_fence() {
         every_case(|job, s, t| {
             if next(job, s, t) == Action::Command(Command::RetireSource) {
-                assert_eq!(job.state, JobState::HandedOver);
+                let fenced = job.target_fenced && t.is_none();
+                assert!(fenced || job.state == JobState::HandedOver);
             }
         });
     }
@@ -675,7 +702,12 @@ mod tests {
             ];
             let fine = match &fenced {
                 Action::Record { to, .. } => undoing.contains(to),
-                Action::Command(command) => *command == Command::DiscardTarget,
+                Action::Command(Command::DiscardTarget) => true,
+                // What is stopped on the source is older than what the target may have done.
+                Action::Command(command) => {
+                    let complete = s.is_some_and(|(s, _)| s == SourceState::Completed);
+                    *command == Command::RetireSource && job.target_fenced && complete
+                }
                 Action::Wait(reason) => *reason == WaitReason::TargetSilent,
                 Action::TakeTurn | Action::Reserve | Action::Done => false,
             };
@@ -728,24 +760,39 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_source_stays_stopped_when_the_target_is_fenced() {
+    fn a_complete_source_never_goes_on_when_the_target_is_fenced() {
         every_case(|job, s, t| {
             let complete = s.is_some_and(|(s, _)| s == SourceState::Completed);
             if job.state == JobState::Aborting && job.target_fenced && t.is_none() && complete {
-                assert_eq!(
-                    next(job, s, t),
-                    record(JobState::Failed, TARGET_MAY_HAVE_RUN)
-                );
+                assert_eq!(next(job, s, t), Action::Command(Command::RetireSource));
             }
         });
     }
 
     #[test]
-    fn only_a_fenced_silent_target_starts_a_machine_again_from_its_disk() {
+    fn what_a_fenced_target_holds_when_it_is_heard_again_is_weighed_by_whether_it_ran() {
+        let job = job(JobState::Aborting);
+        let after = |t| next(&job, Some((SourceState::Retired, true)), t);
+        let ran = [TargetState::Running, TargetState::Lost { continued: true }];
+        for state in ran {
+            assert_eq!(to(&after(Some(state))), Some(JobState::HandedOver));
+        }
+        let discard = Action::Command(Command::DiscardTarget);
+        assert_eq!(after(Some(TargetState::Loaded)), discard);
+        assert_eq!(
+            after(Some(TargetState::Discarded)),
+            record(JobState::Failed, TARGET_MAY_HAVE_RUN)
+        );
+        assert_eq!(to(&after(None)), Some(JobState::NeedsFencing));
+    }
+
+    #[test]
+    fn a_machine_starts_again_from_its_disk_only_when_no_host_has_a_copy() {
         every_case(|job, s, t| {
             if next(job, s, t) == record(JobState::Failed, TARGET_MAY_HAVE_RUN) {
-                assert!(job.target_fenced && t.is_none() && job.state == JobState::Aborting);
-                let over = [SourceState::Completed, SourceState::Lost];
+                let dead = job.target_fenced && t.is_none();
+                assert!(dead || t == Some(TargetState::Discarded), "{t:?}");
+                let over = [SourceState::Retired, SourceState::Lost];
                 assert!(s.is_some_and(|(s, _)| over.contains(&s)), "{s:?}");
             }
         });

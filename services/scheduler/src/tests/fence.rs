@@ -85,7 +85,7 @@ async fn a_machine_of_a_fenced_node_starts_elsewhere_and_ends_where_it_was() {
     let row = scene.row("vm1").await;
     assert_eq!(
         (row.node.as_ref(), row.epoch),
-        (Some(&alive.name), Epoch(2))
+        (Some(&alive.name), Epoch(3))
     );
     assert_eq!(row.state, InstanceState::Running);
     assert_eq!(scene.reservations().await.len(), 1);
@@ -111,7 +111,7 @@ async fn a_machine_of_a_fenced_node_starts_elsewhere_and_ends_where_it_was() {
     assert_eq!(stale.len(), 1);
     assert_eq!(
         (stale[0].machine.as_str(), stale[0].epoch),
-        (row.uid.as_str(), 2)
+        (row.uid.as_str(), 3)
     );
     let fresh = stale::find(&scene.machines.ledger, &alive.report().machines)
         .await
@@ -155,7 +155,7 @@ async fn a_machine_that_nobody_starts_again_has_failed() {
     let row = scene.row("vm1").await;
     assert_eq!(
         (row.state, row.node, row.epoch),
-        (InstanceState::Failed, None, Epoch(2))
+        (InstanceState::Failed, None, Epoch(3))
     );
     let told = scene.instance("vm1").await.status.unwrap();
     assert_eq!(told["phase"], "Failed");

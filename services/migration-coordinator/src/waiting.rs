@@ -1,0 +1,117 @@
+//! What a job that waits tells its users: the condition's words, and a warning of silent hosts.
+
+use std::time::{Duration, Instant};
+
+use godwit_ledger::{JobRow, LedgerError};
+use godwit_model::NodeName;
+use godwit_model::migration::decide::WaitReason;
+use godwit_model::migration::fact::SourceFact;
+use jiff::Timestamp;
+
+use crate::drive::{Drive, Silence};
+use crate::step::Outcome;
+use crate::story;
+
+/// Shortest time between two texts of the same condition.
+const SAY_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// Users are warned of a host that does not answer for so long.
+const ALARM_AFTER: Duration = Duration::from_secs(10);
+
+/// Says what the job waits for, with the copy's numbers while there are any.
+pub(crate) async fn wait(
+    drive: &mut Drive,
+    reason: WaitReason,
+    source: Option<&SourceFact>,
+) -> Result<Outcome, LedgerError> {
+    alarm(drive, reason).await?;
+    let since = Timestamp::now().duration_since(drive.lease.job.state_since);
+    // What ends at once needs no words, and the blackout must not wait for the ledger.
+    if since.unsigned_abs() < Duration::from_secs(1) {
+        return Ok(Outcome::Wait);
+    }
+    let message = match (reason, source) {
+        (WaitReason::CopyInProgress, Some(fact)) => progress_line(fact),
+        _ => silent_host(&drive.lease.job, reason)
+            .map_or_else(|| reason.to_string(), |node| format!("{reason}: {node}")),
+    };
+    say(drive, reason.as_str(), message).await?;
+    Ok(Outcome::Wait)
+}
+
+/// The node that a job waits for without an answer.
+const fn silent_host(job: &JobRow, reason: WaitReason) -> Option<&NodeName> {
+    match reason {
+        WaitReason::SourceSilent => job.source.as_ref(),
+        WaitReason::TargetSilent => job.target.as_ref(),
+        WaitReason::TargetStarting
+        | WaitReason::CopyInProgress
+        | WaitReason::Switchover
+        | WaitReason::ProofUnderWay
+        | WaitReason::TargetContinuing
+        | WaitReason::SourceCancelling
+        | WaitReason::Fencing
+        | WaitReason::Contradiction => None,
+    }
+}
+
+/// Warns once of each host that stays silent: its guest may stand still until a person acts.
+async fn alarm(drive: &mut Drive, reason: WaitReason) -> Result<(), LedgerError> {
+    let job = &drive.lease.job;
+    let Some(node) = silent_host(job, reason) else {
+        drive.silence = Silence::None;
+        return Ok(());
+    };
+    match drive.silence {
+        Silence::None => drive.silence = Silence::Since(Instant::now()),
+        Silence::Since(began) if began.elapsed() >= ALARM_AFTER => {
+            let note = format!(
+                "node {node} has not answered for {} s and the migration waits for it; if it is \
+                 dead for good, say so with a NodeFence",
+                began.elapsed().as_secs(),
+            );
+            let mut tx = drive.shared.ledger.begin().await?;
+            story::warn(&mut tx, job, "NodeUnresponsive", &note).await?;
+            tx.commit().await?;
+            drive.silence = Silence::Told;
+        }
+        Silence::Since(_) | Silence::Told => {}
+    }
+    Ok(())
+}
+
+fn progress_line(fact: &SourceFact) -> String {
+    let progress = &fact.progress;
+    let left = progress.remaining.0.checked_div(progress.throughput);
+    let end = left.map_or_else(String::new, |seconds| {
+        format!(", about {} s left", seconds + 1)
+    });
+    format!(
+        "pass {}: {} of {} remain, {}/s sent, {}/s dirtied{end}",
+        progress.passes,
+        progress.remaining,
+        progress.total,
+        godwit_model::Bytes(progress.throughput),
+        godwit_model::Bytes(progress.dirty_rate),
+    )
+}
+
+/// Writes the waiting condition when its words changed; `true` when its reason did.
+pub(crate) async fn say(
+    drive: &mut Drive,
+    reason: &str,
+    message: String,
+) -> Result<bool, LedgerError> {
+    let said = (reason.to_owned(), message);
+    let new_reason = drive.said.as_ref().is_none_or(|(old, _)| *old != said.0);
+    let recent = drive.said_at.is_some_and(|at| at.elapsed() < SAY_AGAIN_MIN);
+    if drive.said.as_ref() == Some(&said) || (recent && !new_reason) {
+        return Ok(false);
+    }
+    let now = drive.shared.now();
+    let mut tx = drive.shared.ledger.begin().await?;
+    story::write_waiting(&mut tx, &drive.lease.job, Some((&said.0, &said.1)), &now).await?;
+    tx.commit().await?;
+    drive.said = Some(said);
+    drive.said_at = Some(Instant::now());
+    Ok(new_reason)
+}
