@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use godwit_model::JobId;
+use godwit_model::{Epoch, JobId};
 use godwit_qemu::qmp::RunState;
 use godwit_qemu::{Event, Events, QmpError};
 
@@ -158,14 +158,7 @@ impl Owner {
                     let _ = reply.send(Ok(()));
                     return Next::Serve;
                 }
-                let outcome = self.end_here(self.record.epoch.next()).await;
-                let ended = outcome.is_ok();
-                self.answer(reply, outcome);
-                if ended {
-                    // Nobody waits for the kernel to take the devices away.
-                    self.clear().await;
-                    return Next::End;
-                }
+                return self.leave(self.record.epoch.next(), reply).await;
             }
             Order::Expel { epoch, reply } => {
                 let mine = self.record.epoch;
@@ -174,13 +167,7 @@ impl Owner {
                     return Next::Serve;
                 }
                 warn!(machine = %self.record.spec.id, %mine, %epoch, "machine was taken from this host: ended");
-                let outcome = self.end_here(epoch).await;
-                let ended = outcome.is_ok();
-                self.answer(reply, outcome);
-                if ended {
-                    self.clear().await;
-                    return Next::End;
-                }
+                return self.leave(epoch, reply).await;
             }
             Order::Keep { kept, reply } => {
                 let (record, vm) = *kept;
@@ -189,6 +176,19 @@ impl Owner {
             }
         }
         Next::Serve
+    }
+
+    /// Ends what is left of a machine that is another host's from epoch `next` on.
+    async fn leave(&mut self, next: Epoch, reply: oneshot::Sender<Outcome>) -> Next {
+        let outcome = self.end_here(next).await;
+        let ended = outcome.is_ok();
+        self.answer(reply, outcome);
+        if !ended {
+            return Next::Serve;
+        }
+        // Nobody waits for the kernel to take the devices away.
+        self.clear().await;
+        Next::End
     }
 
     /// Published before the answer, so that whoever got it sees what it is about.

@@ -1,0 +1,425 @@
+//! Every case of a job against every word of its hosts.
+
+use super::*;
+use crate::migration::fact::Progress;
+
+fn job(state: JobState) -> Job {
+    let switch_allowed = matches!(state, JobState::SwitchAllowed | JobState::HandedOver);
+    Job {
+        state,
+        cancel: None,
+        switch_allowed,
+        verdict: Verdict::GoOn,
+        source_fenced: false,
+        target_fenced: false,
+    }
+}
+
+fn cancelled(state: JobState) -> Job {
+    Job {
+        cancel: Some("cancelled".into()),
+        ..job(state)
+    }
+}
+
+fn source(state: SourceState, allowed: bool) -> SourceFact {
+    SourceFact {
+        state,
+        allowed,
+        reason: String::new(),
+        progress: Progress::default(),
+        stopped_at_us: None,
+        completed_at_us: None,
+    }
+}
+
+fn target(state: TargetState) -> TargetFact {
+    TargetFact {
+        state,
+        reason: String::new(),
+        address: None,
+        running_at_us: None,
+    }
+}
+
+fn next(job: &Job, s: Option<(SourceState, bool)>, t: Option<TargetState>) -> Action {
+    decide(
+        job,
+        s.map(|(state, allowed)| source(state, allowed)).as_ref(),
+        t.map(target).as_ref(),
+    )
+}
+
+fn to(action: &Action) -> Option<JobState> {
+    match action {
+        Action::Record { to, .. } => Some(*to),
+        Action::TakeTurn
+        | Action::Reserve
+        | Action::Command(_)
+        | Action::Wait(_)
+        | Action::Done => None,
+    }
+}
+
+fn sources() -> Vec<Option<(SourceState, bool)>> {
+    use SourceState as S;
+    let states = [
+        S::Absent,
+        S::Copying,
+        S::Switching,
+        S::Completed,
+        S::Resumed,
+        S::Retired,
+        S::Lost,
+    ];
+    let mut all = vec![None];
+    all.extend(
+        states
+            .into_iter()
+            .flat_map(|s| [Some((s, false)), Some((s, true))]),
+    );
+    all
+}
+
+fn targets() -> Vec<Option<TargetState>> {
+    use TargetState as T;
+    vec![
+        None,
+        Some(T::Absent),
+        Some(T::Preparing),
+        Some(T::Prepared),
+        Some(T::Loaded),
+        Some(T::Continuing),
+        Some(T::Running),
+        Some(T::Discarded),
+        Some(T::Lost { continued: false }),
+        Some(T::Lost { continued: true }),
+    ]
+}
+
+/// Every record of a job: with and without the wish to cancel, permission and each fence.
+fn jobs() -> Vec<Job> {
+    let mut all = Vec::new();
+    for state in JobState::ALL {
+        for bits in 0..16_u8 {
+            let wish = if bits & 1 == 0 { job } else { cancelled };
+            let recorded = wish(state);
+            all.push(Job {
+                switch_allowed: recorded.switch_allowed || bits & 2 != 0,
+                source_fenced: bits & 4 != 0,
+                target_fenced: bits & 8 != 0,
+                ..recorded
+            });
+        }
+    }
+    all
+}
+
+/// Every combination of record and facts.
+fn every_case(mut check: impl FnMut(&Job, Option<(SourceState, bool)>, Option<TargetState>)) {
+    for job in jobs() {
+        for s in sources() {
+            for t in targets() {
+                check(&job, s, t);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_recorded_step_is_a_legal_edge() {
+    every_case(|job, s, t| {
+        if let Some(to) = to(&next(job, s, t)) {
+            assert!(
+                job.state.may_become(to),
+                "{:?} {s:?} {t:?} -> {to}",
+                job.state
+            );
+        }
+    });
+}
+
+#[test]
+fn a_source_is_reverted_only_after_the_targets_tombstone() {
+    every_case(|job, s, t| {
+        if next(job, s, t) == Action::Command(Command::RevertSource) {
+            assert_eq!(t, Some(TargetState::Discarded));
+        }
+    });
+}
+
+#[test]
+fn permission_is_given_only_after_it_is_recorded() {
+    every_case(|job, s, t| {
+        if next(job, s, t) == Action::Command(Command::AllowSwitchover) {
+            assert_eq!(job.state, JobState::SwitchAllowed);
+        }
+    });
+}
+
+#[test]
+fn a_source_is_retired_only_after_the_hand_over_or_its_targets_fence() {
+    every_case(|job, s, t| {
+        if next(job, s, t) == Action::Command(Command::RetireSource) {
+            let fenced = job.target_fenced && t.is_none();
+            assert!(fenced || job.state == JobState::HandedOver);
+        }
+    });
+}
+
+#[test]
+fn a_hand_over_needs_a_target_that_ran() {
+    every_case(|job, s, t| {
+        if to(&next(job, s, t)) == Some(JobState::HandedOver) {
+            let ran = [TargetState::Running, TargetState::Lost { continued: true }];
+            assert!(t.is_some_and(|t| ran.contains(&t)), "{s:?} {t:?}");
+        }
+    });
+}
+
+#[test]
+fn a_job_never_fails_while_its_target_may_run() {
+    every_case(|job, s, t| {
+        if to(&next(job, s, t)) == Some(JobState::Failed) && job.state == JobState::Aborting {
+            let silent_but_refuted =
+                t.is_none() && s.is_some_and(|(s, _)| s == SourceState::Resumed);
+            let dead = t.is_none() && job.target_fenced;
+            assert!(
+                silent_but_refuted || dead || t == Some(TargetState::Discarded),
+                "{job:?} {s:?} {t:?}"
+            );
+        }
+    });
+}
+
+fn without_fences(job: &Job) -> Job {
+    Job {
+        source_fenced: false,
+        target_fenced: false,
+        ..job.clone()
+    }
+}
+
+#[test]
+fn a_fence_says_nothing_about_a_host_that_answers() {
+    every_case(|job, s, t| {
+        let source_counts = job.source_fenced && s.is_none();
+        let target_counts = job.target_fenced && t.is_none();
+        if !source_counts && !target_counts {
+            assert_eq!(
+                next(job, s, t),
+                next(&without_fences(job), s, t),
+                "{job:?} {s:?} {t:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_fence_never_reverts_a_source_nor_lets_a_machine_move_on() {
+    every_case(|job, s, t| {
+        let fenced = next(job, s, t);
+        if fenced == next(&without_fences(job), s, t) {
+            return;
+        }
+        let undoing = [
+            JobState::Aborting,
+            JobState::Failed,
+            // The hand-over was recorded before the fence.
+            JobState::Succeeded,
+            JobState::NeedsFencing,
+        ];
+        let fine = match &fenced {
+            Action::Record { to, .. } => undoing.contains(to),
+            Action::Command(Command::DiscardTarget) => true,
+            // What is stopped on the source is older than what the target may have done.
+            Action::Command(command) => {
+                let complete = s.is_some_and(|(s, _)| s == SourceState::Completed);
+                *command == Command::RetireSource && job.target_fenced && complete
+            }
+            Action::Wait(reason) => *reason == WaitReason::TargetSilent,
+            Action::TakeTurn | Action::Reserve | Action::Done => false,
+        };
+        assert!(fine, "{job:?} {s:?} {t:?} -> {fenced:?}");
+    });
+}
+
+#[test]
+fn a_silent_fenced_target_never_gets_permission_nor_a_copy() {
+    every_case(|job, s, t| {
+        let under_way = [
+            JobState::Preparing,
+            JobState::Copying,
+            JobState::SwitchAllowed,
+        ];
+        if job.target_fenced && t.is_none() && under_way.contains(&job.state) {
+            let step = next(job, s, t);
+            assert_eq!(
+                to(&step),
+                Some(JobState::Aborting),
+                "{job:?} {s:?} {step:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_machine_stays_on_its_source_when_the_target_is_fenced_before_the_copy_is_complete() {
+    for switch_allowed in [false, true] {
+        let job = Job {
+            target_fenced: true,
+            switch_allowed,
+            ..job(JobState::Aborting)
+        };
+        for state in [
+            SourceState::Absent,
+            SourceState::Copying,
+            SourceState::Switching,
+        ] {
+            assert_eq!(
+                next(&job, Some((state, switch_allowed)), None),
+                Action::Command(Command::CancelCopy)
+            );
+        }
+        assert_eq!(
+            next(&job, Some((SourceState::Resumed, false)), None),
+            record(JobState::Failed, "undone")
+        );
+    }
+}
+
+#[test]
+fn a_complete_source_never_goes_on_when_the_target_is_fenced() {
+    every_case(|job, s, t| {
+        let complete = s.is_some_and(|(s, _)| s == SourceState::Completed);
+        if job.state == JobState::Aborting && job.target_fenced && t.is_none() && complete {
+            assert_eq!(next(job, s, t), Action::Command(Command::RetireSource));
+        }
+    });
+}
+
+#[test]
+fn what_a_fenced_target_holds_when_it_is_heard_again_is_weighed_by_whether_it_ran() {
+    let job = job(JobState::Aborting);
+    let after = |t| next(&job, Some((SourceState::Retired, true)), t);
+    let ran = [TargetState::Running, TargetState::Lost { continued: true }];
+    for state in ran {
+        assert_eq!(to(&after(Some(state))), Some(JobState::HandedOver));
+    }
+    let discard = Action::Command(Command::DiscardTarget);
+    assert_eq!(after(Some(TargetState::Loaded)), discard);
+    assert_eq!(
+        after(Some(TargetState::Discarded)),
+        record(JobState::Failed, TARGET_MAY_HAVE_RUN)
+    );
+    assert_eq!(to(&after(None)), Some(JobState::NeedsFencing));
+}
+
+#[test]
+fn a_machine_starts_again_from_its_disk_only_when_no_host_has_a_copy() {
+    every_case(|job, s, t| {
+        if next(job, s, t) == record(JobState::Failed, TARGET_MAY_HAVE_RUN) {
+            let dead = job.target_fenced && t.is_none();
+            assert!(dead || t == Some(TargetState::Discarded), "{t:?}");
+            let over = [SourceState::Retired, SourceState::Lost];
+            assert!(s.is_some_and(|(s, _)| over.contains(&s)), "{s:?}");
+        }
+    });
+}
+
+#[test]
+fn a_fenced_sources_copy_is_discarded_unless_it_continued() {
+    every_case(|job, s, t| {
+        if job.state != JobState::Aborting || !job.source_fenced || s.is_some() {
+            return;
+        }
+        let expected = match t {
+            Some(TargetState::Running) => record(JobState::HandedOver, "too late to undo"),
+            Some(TargetState::Lost { continued: true }) => {
+                record(JobState::HandedOver, "the target ran, and died")
+            }
+            Some(TargetState::Continuing) => Action::Wait(WaitReason::TargetContinuing),
+            Some(TargetState::Discarded) => record(JobState::Failed, SOURCE_FENCED),
+            Some(_) => Action::Command(Command::DiscardTarget),
+            None if job.target_fenced => record(JobState::Failed, BOTH_FENCED),
+            None if job.switch_allowed => record(
+                JobState::NeedsFencing,
+                "the source was fenced and the target is silent",
+            ),
+            None => Action::Wait(WaitReason::TargetSilent),
+        };
+        assert_eq!(next(job, s, t), expected, "{job:?} {t:?}");
+    });
+}
+
+/// Facts that stay as they are never send a job round in a circle.
+#[test]
+fn a_fence_settles_a_job() {
+    every_case(|job, s, t| {
+        let mut job = job.clone();
+        let mut steps = 0;
+        while let Action::Record { to, .. } = next(&job, s, t) {
+            job.state = to;
+            job.switch_allowed |= to == JobState::SwitchAllowed;
+            steps += 1;
+            assert!(steps <= JobState::ALL.len(), "{job:?} {s:?} {t:?}");
+        }
+        let silent = s.is_none() && t.is_none();
+        let started = !matches!(
+            job.state,
+            JobState::Pending | JobState::Placing | JobState::HandedOver
+        );
+        if silent && job.source_fenced && job.target_fenced && started {
+            assert!(job.state.is_final(), "{job:?}");
+        }
+    });
+}
+
+#[test]
+fn a_cancelled_job_gives_no_order_that_moves_it_on() {
+    every_case(|job, s, t| {
+        let onward = [
+            Command::PrepareTarget,
+            Command::StartCopy,
+            Command::AllowSwitchover,
+        ]
+        .map(Action::Command);
+        if job.cancel.is_some() {
+            assert!(
+                !onward.contains(&next(job, s, t)),
+                "{:?} {s:?} {t:?}",
+                job.state
+            );
+        }
+    });
+}
+
+#[test]
+fn a_source_that_stopped_without_permission_is_reverted_not_handed_over() {
+    let at = next(
+        &job(JobState::Copying),
+        Some((SourceState::Completed, false)),
+        None,
+    );
+    assert_eq!(to(&at), Some(JobState::Aborting));
+    let completed = Some((SourceState::Completed, false));
+    let aborting = job(JobState::Aborting);
+    assert_eq!(
+        next(&aborting, completed, Some(TargetState::Prepared)),
+        Action::Command(Command::DiscardTarget)
+    );
+    assert_eq!(
+        next(&aborting, completed, Some(TargetState::Discarded)),
+        Action::Command(Command::RevertSource)
+    );
+}
+
+#[test]
+fn a_cancel_that_comes_too_late_ends_in_a_hand_over() {
+    let at = next(
+        &cancelled(JobState::Aborting),
+        Some((SourceState::Completed, true)),
+        Some(TargetState::Running),
+    );
+    assert_eq!(to(&at), Some(JobState::HandedOver));
+}
