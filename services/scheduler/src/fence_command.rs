@@ -124,7 +124,7 @@ async fn call(fence: FenceCommand, node: NodeRow) -> Outcome {
 fn words(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let lines = text.lines().map(str::trim);
-    let last = lines.filter(|line| !line.is_empty()).last();
+    let last = lines.rev().find(|line| !line.is_empty());
     let last = last.unwrap_or("it said nothing");
     last.chars().take(WORDS_MAX).collect()
 }
