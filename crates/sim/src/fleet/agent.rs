@@ -82,6 +82,8 @@ pub(crate) struct Agent {
 #[derive(Debug, Default)]
 pub(crate) struct SourceHalf {
     pub(crate) line: SourceLine,
+    /// What listeners are told: true when all of the last event was done.
+    pub(crate) told: Source,
     pub(crate) work: Work<SourceEvent, SourceEffect>,
     pub(crate) writing: Option<SourceLine>,
     /// Whether it listens to QEMU for this job.
@@ -97,6 +99,8 @@ pub(crate) struct SourceHalf {
 #[derive(Debug, Default)]
 pub(crate) struct TargetHalf {
     pub(crate) line: TargetLine,
+    /// What listeners are told: true when all of the last event was done.
+    pub(crate) told: Target,
     pub(crate) work: Work<TargetEvent, TargetEffect>,
     pub(crate) writing: Option<TargetLine>,
     /// Started, and not heard of yet.
@@ -388,7 +392,7 @@ impl Fleet {
         let agent = self.hosts.get(node)?.agent.as_ref()?;
         Some(match side {
             Side::Source => self.source_fact(agent.sources.get(&job)?),
-            Side::Target => Fact::Target(agent.targets.get(&job)?.line.half.state()),
+            Side::Target => Fact::Target(agent.targets.get(&job)?.told.state()),
         })
     }
 

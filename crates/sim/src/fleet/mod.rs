@@ -302,6 +302,16 @@ mod tests {
         assert!(counts.agent_crashes > 500 && counts.deaths > 100);
     }
 
+    /// Seeds that once broke something, and what it was.
+    #[test]
+    fn what_was_found_once_stays_away() {
+        // An agent that crashed while it wrote `Retired` had told it before.
+        for seed in [19_610] {
+            let outcome = simulate(seed, Options::default());
+            assert_eq!(outcome.violation, None, "seed {seed}");
+        }
+    }
+
     #[test]
     fn the_same_seed_is_the_same_run() {
         let options = Options {

@@ -63,6 +63,7 @@ impl Fleet {
         };
         let half = SourceHalf {
             obeyed: line.as_ref().map_or(0, |line| line.half.epoch().0),
+            told: line.as_ref().map(|l| l.half.clone()).unwrap_or_default(),
             line: line.clone().unwrap_or_default(),
             ..SourceHalf::default()
         };
@@ -153,6 +154,7 @@ impl Fleet {
                 }
                 Next::Event(event, answer) => self.source_takes(node, job, event, answer),
                 Next::Done(answer) => {
+                    half.told = half.line.half.clone();
                     self.publish(node, job, Side::Source);
                     if let Some(to) = answer {
                         self.answer(node, (job, Side::Source), to, Reply::Done);
@@ -397,7 +399,7 @@ impl Fleet {
         } else {
             10 * SEC - elapsed.min(9 * SEC)
         };
-        let (state, allowed) = (half.line.half.state(), half.line.half.allowed());
+        let (state, allowed) = (half.told.state(), half.told.allowed());
         Fact::Source((state, allowed), left, elapsed / MS)
     }
 }

@@ -46,6 +46,7 @@ impl Fleet {
         };
         let half = TargetHalf {
             obeyed: line.as_ref().map_or(0, |line| line.half.epoch().0),
+            told: line.as_ref().map(|l| l.half.clone()).unwrap_or_default(),
             line: line.clone().unwrap_or_default(),
             ..TargetHalf::default()
         };
@@ -118,6 +119,7 @@ impl Fleet {
                 }
                 Next::Event(event, answer) => self.target_takes(node, job, event, answer),
                 Next::Done(answer) => {
+                    half.told = half.line.half.clone();
                     self.publish(node, job, Side::Target);
                     if let Some(to) = answer {
                         self.answer(node, (job, Side::Target), to, Reply::Done);
