@@ -330,28 +330,6 @@ fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>)
     }
 }
 
-/// The source's copy was ended after its target was fenced; the target may have been heard since.
-fn undo_retired(job: &Job, target: Option<TargetState>) -> Action {
-    match target {
-        Some(TargetState::Discarded) => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
-        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
-        None => record(
-            JobState::NeedsFencing,
-            "the target is silent and may have run",
-        ),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { .. },
-        ) => Action::Command(Command::DiscardTarget),
-        Some(TargetState::Continuing | TargetState::Running) => {
-            Action::Wait(WaitReason::TargetContinuing)
-        }
-    }
-}
-
 /// The source is fenced: its machine is lost, and the target's copy too unless that continued.
 fn undo_fenced(job: &Job, target: Option<TargetState>) -> Action {
     match target {
@@ -367,8 +345,10 @@ fn undo_fenced(job: &Job, target: Option<TargetState>) -> Action {
 }
 
 /// The source is stopped complete: it may go on only after the target's tombstone. A fence is
-/// none: the target may have run before it died, and have written to the machine's disks. What the
-/// source has is worth nothing then.
+/// none: the target may have run before it died, and have written to the machine's disks.
+///
+/// What is left on the source goes before the machine starts again: a revert that was ordered after
+/// a tombstone may still be on its way, and must find nothing that it could continue.
 fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
     match target {
         None if job.target_fenced => Action::Command(Command::RetireSource),
@@ -387,6 +367,30 @@ fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
         Some(TargetState::Continuing | TargetState::Running) => {
             Action::Wait(WaitReason::TargetContinuing)
         }
+    }
+}
+
+/// The source removed what it had, because the target is fenced, or because it ran and nobody wrote
+/// that down. Without the target the machine has only its disk.
+fn undo_retired(job: &Job, target: Option<TargetState>) -> Action {
+    match target {
+        Some(TargetState::Discarded) => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
+        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
+        None => Action::Wait(WaitReason::TargetSilent),
+        // It came back after its fence, and its log says that it never ran.
+        Some(
+            TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Lost { continued: false },
+        ) => Action::Command(Command::DiscardTarget),
+        // A target without a log may have run.
+        Some(
+            TargetState::Absent
+            | TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Lost { continued: true },
+        ) => Action::Wait(WaitReason::Contradiction),
     }
 }
 
