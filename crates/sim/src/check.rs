@@ -2,6 +2,7 @@
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
+use crate::liveness::nearest;
 use crate::{Config, Ends, Migration, Step};
 
 /// What a run found.
@@ -88,18 +89,24 @@ pub fn check(config: Config) -> Report {
         .spawn_bfs()
         .join();
     let findings = checker.model().properties().into_iter().map(|property| {
-        let found = checker.discovery(property.name);
-        let verdict = match (&property.expectation, found.is_some()) {
+        let found = checker.discovery(property.name).is_some();
+        let verdict = match (&property.expectation, found) {
             (Expectation::Always | Expectation::Eventually, false) => Verdict::Holds,
             (Expectation::Always | Expectation::Eventually, true) => Verdict::Violated,
             (Expectation::Sometimes, true) => Verdict::Happens,
             (Expectation::Sometimes, false) => Verdict::NeverHappens,
         };
-        let path = found.filter(|_| verdict == Verdict::Violated);
+        // The checker's own way is to the last such state that it met, not to the nearest.
+        let steps = if verdict == Verdict::Violated {
+            let model = checker.model();
+            nearest(model, |state| !(property.condition)(model, state))
+        } else {
+            vec![]
+        };
         Finding {
             name: property.name,
             verdict,
-            way: path.map_or_else(Vec::new, |path| way(checker.model(), path.into_actions())),
+            way: way(checker.model(), steps),
         }
     });
     Report {
@@ -148,6 +155,25 @@ mod tests {
         let model = Migration::new(Config::quick());
         let found = ends(&model);
         assert!(found.is_good(), "{:#?}", way(&model, found.way));
+    }
+
+    #[test]
+    fn when_both_hosts_die_a_fence_ends_every_job_safely() {
+        let config = Config::both_hosts();
+        let report = check(config);
+        assert!(report.is_good(), "{:#?}", report.findings);
+        let model = Migration::new(config);
+        let found = ends(&model);
+        assert!(found.is_good(), "{:#?}", way(&model, found.way));
+    }
+
+    /// No code stands in for the promise of a fence: of a host that was declared dead and lives,
+    /// a second copy runs.
+    #[test]
+    fn a_fence_rests_on_the_word_of_who_declared_it() {
+        let report = check(Config::lie());
+        let names: Vec<_> = report.violated().iter().map(|found| found.name).collect();
+        assert!(names.contains(&"never two copies run"), "{names:?}");
     }
 
     #[test]

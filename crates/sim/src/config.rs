@@ -10,6 +10,10 @@ pub struct Config {
     pub crashes: u8,
     /// Deaths of QEMU, of both hosts together.
     pub deaths: u8,
+    /// Hosts that die for good, with all that is on them.
+    pub losses: u8,
+    /// Whether a host may be declared dead that lives: the promise that a fence is, broken.
+    pub lies: bool,
     /// Whether a commit may happen although its writer doesn't learn of it.
     pub unknown_commits: bool,
     /// Whether owners remember what they heard. Without, each hears what is true when it acts: as
@@ -22,13 +26,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// Every kind of fault, each once, in any order and at any time: about a minute.
+    /// Every kind of fault, each once, in any order and at any time: about two minutes.
     #[must_use]
     pub const fn usual() -> Self {
         Self {
             takeovers: 1,
             crashes: 1,
             deaths: 1,
+            losses: 1,
+            lies: false,
             unknown_commits: true,
             memory: false,
             later_job: true,
@@ -36,7 +42,7 @@ impl Config {
         }
     }
 
-    /// Small enough for every test run: nothing dies, and every commit is answered.
+    /// Small enough for every test run: no QEMU dies alone, and every commit is answered.
     #[must_use]
     pub const fn quick() -> Self {
         Self {
@@ -46,11 +52,34 @@ impl Config {
         }
     }
 
+    /// Both hosts die for good, and nothing else does.
+    #[must_use]
+    pub const fn both_hosts() -> Self {
+        Self {
+            losses: 2,
+            crashes: 0,
+            deaths: 0,
+            ..Self::usual()
+        }
+    }
+
+    /// A host is declared dead that lives, and nothing dies: what a fence promises is needed.
+    #[must_use]
+    pub const fn lie() -> Self {
+        Self {
+            lies: true,
+            losses: 0,
+            crashes: 0,
+            ..Self::quick()
+        }
+    }
+
     /// Both agents crash in one run, or one twice.
     #[must_use]
     pub const fn large() -> Self {
         Self {
             crashes: 2,
+            losses: 0,
             ..Self::usual()
         }
     }
@@ -68,6 +97,7 @@ impl Config {
         };
         Self {
             crashes,
+            losses: 0,
             ..Self::quick()
         }
         .without(guard)

@@ -85,6 +85,7 @@
 
 mod check;
 mod config;
+mod fence;
 mod fleet;
 mod halves;
 mod liveness;
@@ -183,6 +184,6 @@ impl Model for Migration {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties::all()
+        properties::all(&self.config)
     }
 }

@@ -66,6 +66,33 @@ pub fn ends(model: &Migration) -> Ends {
     }
 }
 
+/// The shortest way to a state that is so; empty when there is none.
+pub(crate) fn nearest(model: &Migration, is_so: impl Fn(&State) -> bool) -> Vec<Step> {
+    let mut graph = Graph::default();
+    let mut open = VecDeque::new();
+    for state in model.init_states() {
+        let number = graph.meet(&state, None).0;
+        open.push_back((number, state));
+    }
+    let mut steps = vec![];
+    while let Some((from, before)) = open.pop_front() {
+        if is_so(&before) {
+            return graph.way(from);
+        }
+        model.actions(&before, &mut steps);
+        for step in steps.drain(..) {
+            let Some(after) = model.next_state(&before, step) else {
+                continue;
+            };
+            let (to, new) = graph.meet(&after, Some((from, step)));
+            if new {
+                open.push_back((to, after));
+            }
+        }
+    }
+    vec![]
+}
+
 /// The states on a way.
 pub(crate) fn follow(model: &Migration, way: &[Step]) -> Vec<State> {
     let mut states = model.init_states();
@@ -125,7 +152,7 @@ impl Graph {
         if job.is_final() {
             self.over.push(number);
         }
-        let died = state.deaths < model.config.deaths;
+        let died = state.died(&model.config);
         let source_runs = state.source.qemu.runs() || state.left || died;
         let target_runs = state.target.qemu == TargetQemu::Running || died;
         let clean = match job {

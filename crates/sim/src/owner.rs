@@ -44,6 +44,8 @@ pub struct Ears {
     pub source: bool,
     /// The target's.
     pub target: bool,
+    /// Whether it has read which hosts were declared dead.
+    pub fences: bool,
 }
 
 impl Ears {
@@ -57,7 +59,16 @@ impl Ears {
     ];
 
     const fn new(source: bool, target: bool) -> Self {
-        Self { source, target }
+        Self {
+            source,
+            target,
+            fences: false,
+        }
+    }
+
+    /// The same, with the fences read or not.
+    pub(crate) const fn with(self, fences: bool) -> Self {
+        Self { fences, ..self }
     }
 }
 
@@ -100,7 +111,8 @@ impl std::fmt::Display for OwnerStep {
             (true, false) => f.write_str(" (hears the source)"),
             (false, true) => f.write_str(" (hears the target)"),
             (false, false) => Ok(()),
-        }
+        }?;
+        f.write_str(if ears.fences { " (sees the fence)" } else { "" })
     }
 }
 
@@ -184,7 +196,7 @@ impl Migration {
         } else {
             Verdict::GoOn
         };
-        let action = self.decide(known, verdict);
+        let action = self.decide(known, verdict, fences(state, step));
         let writes = matches!(
             action,
             Action::TakeTurn | Action::Reserve | Action::Record { .. }
@@ -231,14 +243,15 @@ impl Migration {
         Some(known)
     }
 
-    fn decide(&self, view: &View, verdict: Verdict) -> Action {
+    fn decide(&self, view: &View, verdict: Verdict, fences: (bool, bool)) -> Action {
+        let (source_fenced, target_fenced) = fences;
         let job = decide::Job {
             state: view.state,
             cancel: view.cancel.then(String::new),
             switch_allowed: view.switch_allowed,
             verdict,
-            source_fenced: false,
-            target_fenced: false,
+            source_fenced,
+            target_fenced,
         };
         let source = view.source.map(source_fact);
         let mut heard = view.target;
@@ -253,9 +266,9 @@ impl Migration {
 
     fn act(&self, state: &mut State, epoch: u8, action: &Action, step: OwnerStep) -> Option<()> {
         match action {
-            Action::TakeTurn => self.record(state, epoch, JobState::Placing, step),
-            Action::Reserve => self.record(state, epoch, JobState::Reserved, step),
-            Action::Record { to, .. } => self.record(state, epoch, *to, step),
+            Action::TakeTurn => self.record(state, epoch, (JobState::Placing, ""), step),
+            Action::Reserve => self.record(state, epoch, (JobState::Reserved, ""), step),
+            Action::Record { to, reason } => self.record(state, epoch, (*to, reason), step),
             Action::Command(command) => state.orders.give(*command, epoch).then_some(()),
             Action::Wait(_) => None,
             Action::Done => {
@@ -266,7 +279,13 @@ impl Migration {
     }
 
     /// Writes a transition, guarded as by `crates/ledger/queries/job_record.sql`.
-    fn record(&self, state: &mut State, epoch: u8, to: JobState, step: OwnerStep) -> Option<()> {
+    fn record(
+        &self,
+        state: &mut State,
+        epoch: u8,
+        (to, reason): (JobState, &str),
+        step: OwnerStep,
+    ) -> Option<()> {
         let at = usize::from(epoch) - 1;
         let early = to == JobState::HandedOver;
         if early {
@@ -291,6 +310,7 @@ impl Migration {
         ledger.state = to;
         ledger.switch_allowed |= to == JobState::SwitchAllowed;
         ledger.handed_over |= early;
+        ledger.released |= reason == decide::TARGET_MAY_HAVE_RUN;
         if matches!(step, OwnerStep::ActsUnanswered(_)) {
             return Some(());
         }
@@ -301,6 +321,21 @@ impl Migration {
         }
         Some(())
     }
+}
+
+/// What an owner knows of the fences when it acts: of the source's, and of the target's.
+const fn fences(state: &State, step: OwnerStep) -> (bool, bool) {
+    let read = match step {
+        OwnerStep::Acts(ears)
+        | OwnerStep::GivesUp(ears)
+        | OwnerStep::ActsUnanswered(ears)
+        | OwnerStep::ActsHalf(ears) => ears.fences,
+        OwnerStep::HearsRefusal | OwnerStep::Reads | OwnerStep::Hears(_) | OwnerStep::Loses(_) => {
+            false
+        }
+    };
+    let ledger = &state.ledger;
+    (read && ledger.source_fenced, read && ledger.target_fenced)
 }
 
 /// Before a target is reserved nobody is asked.

@@ -6,16 +6,24 @@ use godwit_model::migration::target::TargetState;
 use stateright::Property;
 
 use crate::Migration;
+use crate::config::Config;
 use crate::state::{SourceQemu, State, TargetQemu};
 
 type P = Property<Migration>;
 
 /// All of them.
-pub(crate) fn all() -> Vec<P> {
+pub(crate) fn all(config: &Config) -> Vec<P> {
     let mut all = never_two();
     all.extend(never_lost());
     all.extend(orders_and_records());
+    all.push(never_again());
     all.extend(happens());
+    if config.crashes > 0 {
+        all.push(found_complete());
+    }
+    if config.losses > 0 {
+        all.extend(fences_happen());
+    }
     all
 }
 
@@ -37,8 +45,8 @@ fn never_two() -> Vec<P> {
             "the target runs only what its source completed",
             |_, state| !state.wrongs.unproven,
         ),
-        P::always("failed: the target never ran", |_, state| {
-            state.ledger.state != JobState::Failed || !state.ran
+        P::always("failed: the target never ran, or is fenced", |_, state| {
+            state.ledger.state != JobState::Failed || !state.ran || state.ledger.target_fenced
         }),
     ]
 }
@@ -46,20 +54,24 @@ fn never_two() -> Vec<P> {
 fn never_lost() -> Vec<P> {
     vec![
         P::always(
-            "the source is ended only when the target has the machine",
+            "the source is ended only when the target has the machine, or is fenced",
             |_, state| !state.wrongs.ended_source,
         ),
         P::always("the target is never ended after it ran", |_, state| {
             !state.wrongs.ended_target
         }),
-        P::always("no machine is lost unless a QEMU died", |model, state| {
-            died(model, state)
-                || state.source.qemu != SourceQemu::Gone
-                || state.target.qemu == TargetQemu::Running
-        }),
+        P::always(
+            "no machine is lost unless something died",
+            |model, state| {
+                state.died(&model.config)
+                    || state.source.qemu != SourceQemu::Gone
+                    || state.target.qemu == TargetQemu::Running
+            },
+        ),
         P::always("succeeded: the target has the machine", |model, state| {
             let succeeded = state.ledger.state == JobState::Succeeded;
-            let runs = state.target.qemu == TargetQemu::Running || died(model, state);
+            let excused = qemu_died(model, state) || state.target.lost;
+            let runs = state.target.qemu == TargetQemu::Running || excused;
             !succeeded || (runs && model.target_is_committed(state))
         }),
         P::always("failed: the machine runs on its source", |model, state| {
@@ -70,7 +82,8 @@ fn never_lost() -> Vec<P> {
                 .agent
                 .as_ref()
                 .is_none_or(|agent| agent.adopting);
-            !failed || state.left || busy || died(model, state) || state.source.qemu.runs()
+            let excused = state.source.lost || state.ledger.released || qemu_died(model, state);
+            !failed || state.left || busy || excused || state.source.qemu.runs()
         }),
     ]
 }
@@ -119,16 +132,51 @@ fn happens() -> Vec<P> {
         P::sometimes("a cancel comes too late", |_, state| {
             state.ledger.cancel && state.ledger.state == JobState::Succeeded
         }),
-        P::sometimes("an agent finds the copy complete", |model, state| {
-            let Some((half, _)) = state.source.disk else {
-                return false;
-            };
-            let behind = model.source_word(half).0 == SourceState::Copying;
-            behind && state.source.agent.is_none() && state.source.qemu == SourceQemu::Completed
+    ]
+}
+
+fn found_complete() -> P {
+    P::sometimes("an agent finds the copy complete", |model, state| {
+        let Some((half, _)) = state.source.disk else {
+            return false;
+        };
+        let behind = model.source_word(half).0 == SourceState::Copying;
+        behind && state.source.agent.is_none() && state.source.qemu == SourceQemu::Completed
+    })
+}
+
+fn never_again() -> P {
+    P::always(
+        "what a fenced target may have run never goes on at its source",
+        |model, state| {
+            let reverted = state.source.qemu == SourceQemu::Resumed;
+            let tombstone = |half| model.target_word(half) == TargetState::Discarded;
+            let never_ran = state.target.disk.is_some_and(|(half, _)| tombstone(half));
+            !(state.ledger.target_fenced && reverted) || never_ran
+        },
+    )
+}
+
+fn fences_happen() -> Vec<P> {
+    vec![
+        P::sometimes("a fence ends a job that waited for it", |_, state| {
+            state.ledger.has_fence() && state.ledger.state == JobState::Failed
+        }),
+        P::sometimes("a fenced target may have run the machine", |_, state| {
+            state.ledger.released && state.left
+        }),
+        P::sometimes("a fenced target had run the machine", |_, state| {
+            state.ledger.released && state.ran
+        }),
+        P::sometimes("a job succeeds whose source is fenced", |_, state| {
+            state.ledger.source_fenced && state.ledger.state == JobState::Succeeded
+        }),
+        P::sometimes("a machine of a fenced source starts again", |_, state| {
+            state.ledger.source_fenced && !state.ledger.handed_over && state.left
         }),
     ]
 }
 
-fn died(model: &Migration, state: &State) -> bool {
+fn qemu_died(model: &Migration, state: &State) -> bool {
     state.deaths < model.config.deaths
 }

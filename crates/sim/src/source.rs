@@ -93,7 +93,7 @@ impl Migration {
             | SourceStep::Fails
             | SourceStep::Dies => source_qemu(state, step),
             SourceStep::AgentStarts => {
-                if state.source.agent.is_some() {
+                if state.source.agent.is_some() || state.source.lost {
                     return None;
                 }
                 state.source.agent = Some(self.source_agent(state.source.disk));
@@ -229,7 +229,8 @@ impl Migration {
 
     /// Carries one effect out; its outcome may be an event in turn.
     fn source_perform(&self, state: &mut State, effect: SourceEffect) -> Option<SourceInput> {
-        let committed = state.ran || self.target_is_committed(state);
+        // A fenced target may have had it, and then its memory is nowhere.
+        let committed = state.ran || state.ledger.target_fenced || self.target_is_committed(state);
         let source = &mut state.source;
         let agent = source.agent.as_mut()?;
         if !matches!(effect, SourceEffect::Journal | SourceEffect::SendProof) {

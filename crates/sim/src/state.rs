@@ -32,9 +32,12 @@ pub struct State {
     pub crashes: u8,
     /// Deaths of QEMU that may still happen.
     pub deaths: u8,
+    /// Hosts that may still die for good.
+    pub losses: u8,
     /// Whether the target's guest ever ran.
     pub ran: bool,
-    /// Whether the machine left by another job, and runs there.
+    /// Whether the machine runs elsewhere: it left by another job, or was started again from its
+    /// disk after a fence.
     pub left: bool,
     /// What was done that must never be done.
     pub wrongs: Wrongs,
@@ -53,6 +56,7 @@ impl State {
             target: TargetHost::default(),
             crashes: config.crashes,
             deaths: config.deaths,
+            losses: config.losses,
             ran: false,
             left: false,
             wrongs: Wrongs::default(),
@@ -73,6 +77,12 @@ pub struct Ledger {
     pub switch_allowed: bool,
     /// Whether the machine is the target's.
     pub handed_over: bool,
+    /// Whether the source's host was declared dead.
+    pub source_fenced: bool,
+    /// Whether the target's host was declared dead.
+    pub target_fenced: bool,
+    /// Whether the machine was taken from its source, to start again from its disk.
+    pub released: bool,
 }
 
 impl Default for Ledger {
@@ -83,6 +93,9 @@ impl Default for Ledger {
             cancel: false,
             switch_allowed: false,
             handed_over: false,
+            source_fenced: false,
+            target_fenced: false,
+            released: false,
         }
     }
 }
@@ -240,6 +253,8 @@ pub struct SourceHost {
     pub completed: bool,
     /// Highest epoch whose order was carried out.
     pub spoken: u8,
+    /// Whether the host died for good.
+    pub lost: bool,
 }
 
 impl Default for SourceHost {
@@ -254,6 +269,7 @@ impl Default for SourceHost {
             confirmed: false,
             completed: false,
             spoken: 0,
+            lost: false,
         }
     }
 }
@@ -301,6 +317,8 @@ pub struct TargetHost {
     pub qemu: TargetQemu,
     /// Highest epoch whose order was carried out.
     pub spoken: u8,
+    /// Whether the host died for good.
+    pub lost: bool,
 }
 
 impl Default for TargetHost {
@@ -310,6 +328,7 @@ impl Default for TargetHost {
             disk: None,
             qemu: TargetQemu::None,
             spoken: 0,
+            lost: false,
         }
     }
 }

@@ -34,6 +34,12 @@ pub enum Step {
     Target(TargetStep, Cut),
     /// After this job, the machine moves away by another one.
     Leaves,
+    /// A host dies for good.
+    HostDies(Side),
+    /// A person declares a host dead.
+    Fence(Side),
+    /// After this job, the machine starts again from its disk, on another host.
+    Restarts,
 }
 
 impl std::fmt::Display for Step {
@@ -48,6 +54,9 @@ impl std::fmt::Display for Step {
             Self::Source(step, cut) => write!(f, "source: {step:?}{}", Crash(*cut)),
             Self::Target(step, cut) => write!(f, "target: {step:?}{}", Crash(*cut)),
             Self::Leaves => f.write_str("another job moves the machine away"),
+            Self::HostDies(side) => write!(f, "the {side:?}'s host dies for good"),
+            Self::Fence(side) => write!(f, "a person declares the {side:?}'s host dead"),
+            Self::Restarts => f.write_str("the machine starts again from its disk, elsewhere"),
         }
     }
 }
@@ -96,6 +105,12 @@ pub(crate) fn possible(config: &Config, state: &State, steps: &mut Vec<Step>) {
     if config.later_job {
         steps.push(Step::Leaves);
     }
+    if config.losses > 0 || config.lies {
+        for side in [Side::Source, Side::Target] {
+            steps.extend([Step::HostDies(side), Step::Fence(side)]);
+        }
+        steps.push(Step::Restarts);
+    }
 }
 
 fn owner(config: &Config, state: &State, epoch: u8, steps: &mut Vec<Step>) {
@@ -109,13 +124,21 @@ fn owner(config: &Config, state: &State, epoch: u8, steps: &mut Vec<Step>) {
     } else {
         &Ears::ALL[..]
     };
-    for ears in ears {
-        can(OwnerStep::Acts(*ears));
+    let fences = if state.ledger.has_fence() {
+        &[false, true][..]
+    } else {
+        &[false][..]
+    };
+    let all = ears
+        .iter()
+        .flat_map(|ears| fences.iter().map(|fences| ears.with(*fences)));
+    for ears in all {
+        can(OwnerStep::Acts(ears));
         if present || !config.keeps(Guard::LedgerEpoch) {
-            can(OwnerStep::GivesUp(*ears));
-            can(OwnerStep::ActsHalf(*ears));
+            can(OwnerStep::GivesUp(ears));
+            can(OwnerStep::ActsHalf(ears));
             if config.unknown_commits {
-                can(OwnerStep::ActsUnanswered(*ears));
+                can(OwnerStep::ActsUnanswered(ears));
             }
         }
     }
@@ -161,14 +184,18 @@ impl Step {
         );
         match self {
             Self::Claim => before.ledger.epoch > 0,
-            Self::Cancel | Self::Leaves => true,
+            Self::Cancel | Self::Leaves | Self::HostDies(_) => true,
+            // What a job whose host died for good waits for, unless it is a lie.
+            Self::Fence(side) => !before.lost(side),
+            Self::Restarts => false,
             Self::Owner(_, step) => match step {
                 OwnerStep::Acts(_) | OwnerStep::Reads | OwnerStep::Hears(_) => false,
                 OwnerStep::GivesUp(_)
                 | OwnerStep::ActsUnanswered(_)
                 | OwnerStep::ActsHalf(_)
-                | OwnerStep::HearsRefusal
-                | OwnerStep::Loses(_) => true,
+                | OwnerStep::HearsRefusal => true,
+                // A dead host is silent.
+                OwnerStep::Loses(side) => !before.lost(side),
             },
             Self::Order(_, _, cut) => cut.is_some(),
             Self::Source(step, cut) => match step {
@@ -236,6 +263,9 @@ impl Migration {
             Step::Source(step, cut) => self.source_step(state, step, cut),
             Step::Target(step, cut) => self.target_step(state, step, cut),
             Step::Leaves => self.leave(state),
+            Step::HostDies(side) => self.lose(state, side),
+            Step::Fence(side) => self.fence(state, side),
+            Step::Restarts => self.restart(state),
         }
     }
 
@@ -249,8 +279,8 @@ impl Migration {
             .filter(|agent| !agent.adopting)?;
         let (half, _) = self.source_word(agent.half);
         let free = matches!(half, SourceState::Absent | SourceState::Resumed);
-        let over = state.ledger.state == JobState::Failed;
-        if !over || !free || agent.retry.is_some() || !state.source.qemu.runs() {
+        let over = state.ledger.state == JobState::Failed && !state.ledger.released;
+        if !over || state.left || !free || agent.retry.is_some() || !state.source.qemu.runs() {
             return None;
         }
         state.source.held = false;
@@ -268,28 +298,34 @@ impl Migration {
             return;
         }
         let newest = state.ledger.epoch;
+        let (source_lost, target_lost) = (state.source.lost, state.target.lost);
+        // Nobody is there to take it.
+        state.proof &= !target_lost;
+        state.proof_taken &= !source_lost;
         let (source, target) = (source_halves(state), target_halves(state));
         state
             .orders
             .forget(newest, |command, epoch| match Side::of(command) {
                 Side::Source => source_input(command, epoch).is_some_and(|input| {
-                    source
-                        .iter()
-                        .flatten()
-                        .all(|half| self.sources.is_dead(*half, input))
+                    let mut halves = source.iter().flatten();
+                    source_lost || halves.all(|half| self.sources.is_dead(*half, input))
                 }),
                 Side::Target => target_input(command, epoch).is_some_and(|input| {
-                    target
-                        .iter()
-                        .flatten()
-                        .all(|half| self.targets.is_dead(*half, input))
+                    let mut halves = target.iter().flatten();
+                    target_lost || halves.all(|half| self.targets.is_dead(*half, input))
                 }),
             });
         if self.config.keeps(Guard::LedgerEpoch) {
             let fence = |half: HalfId| self.sources.ask(half, |half| half.epoch().0);
-            let seen = state.source.disk.map_or(0, |(half, _)| fence(half));
+            let seen = match state.source.disk {
+                _ if source_lost => u64::MAX,
+                disk => disk.map_or(0, |(half, _)| fence(half)),
+            };
             let fence = |half: HalfId| self.targets.ask(half, |half| half.epoch().0);
-            let seen = seen.min(state.target.disk.map_or(0, |(half, _)| fence(half)));
+            let seen = seen.min(match state.target.disk {
+                _ if target_lost => u64::MAX,
+                disk => disk.map_or(0, |(half, _)| fence(half)),
+            });
             for (owner, epoch) in state.owners.iter_mut().zip(1_u64..) {
                 if epoch < seen.min(newest.into()) {
                     *owner = Owner::Done;

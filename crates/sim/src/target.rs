@@ -92,7 +92,7 @@ impl Migration {
                 self.target_qemu(state, step)
             }
             TargetStep::AgentStarts => {
-                if state.target.agent.is_some() {
+                if state.target.agent.is_some() || state.target.lost {
                     return None;
                 }
                 state.target.agent = Some(self.target_agent(state.target.disk));

@@ -77,7 +77,7 @@ pub(crate) async fn write(
         tx.reservation_release(&job.machine, target).await?;
     }
     if chapter.to == JobState::Failed && chapter.reason == TARGET_MAY_HAVE_RUN {
-        // The stopped copy on the source is an old epoch's from now on, and is ended there.
+        // Its source retired it, or lost its QEMU: nothing there goes on with it.
         match tx.instance_release(&job.machine).await {
             Ok(_) | Err(LedgerError::NotFound) => {}
             Err(error) => return Err(error),
