@@ -8,7 +8,7 @@ use crate::test::{prepare, step};
 use crate::tools;
 
 /// Simulated runs of a safety run.
-const SEEDS: &str = "20000";
+const SEEDS: &str = "5000";
 
 /// The model check, the simulation, and every fault at every step of real migrations.
 ///
