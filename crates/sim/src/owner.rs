@@ -5,14 +5,14 @@
 
 use godwit_model::migration::convergence::Verdict;
 use godwit_model::migration::decide::{self, Action, Command};
-use godwit_model::migration::fact::{Progress, SourceFact, TargetFact};
+use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::source::SourceState;
 use godwit_model::migration::target::TargetState;
 
 use crate::Migration;
 use crate::config::Guard;
-use crate::state::{Owner, SourceWord, State, View};
+use crate::state::{Owner, State, View};
 
 /// One of the two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -253,14 +253,16 @@ impl Migration {
             source_fenced,
             target_fenced,
         };
-        let source = view.source.map(source_fact);
+        let source = view
+            .source
+            .map(|(state, allowed)| SourceFact::bare(state, allowed));
         let mut heard = view.target;
         let undone = view.state == JobState::Aborting
             && matches!(view.source, Some((SourceState::Completed, _)));
         if undone && !self.config.keeps(Guard::Tombstone) {
             heard = heard.map(|_| TargetState::Discarded);
         }
-        let target = heard.map(target_fact);
+        let target = heard.map(TargetFact::bare);
         decide::decide(&job, source.as_ref(), target.as_ref())
     }
 
@@ -374,38 +376,5 @@ fn lose(owner: &mut Owner, side: Side) -> Option<()> {
     match side {
         Side::Source => view.source.take().map(drop),
         Side::Target => view.target.take().map(drop),
-    }
-}
-
-const fn source_fact((state, allowed): SourceWord) -> SourceFact {
-    SourceFact {
-        state,
-        allowed,
-        reason: String::new(),
-        progress: NO_PROGRESS,
-        stopped_at_us: None,
-        completed_at_us: None,
-    }
-}
-
-const NO_PROGRESS: Progress = Progress {
-    transferred: godwit_model::Bytes(0),
-    remaining: godwit_model::Bytes(0),
-    total: godwit_model::Bytes(0),
-    throughput: 0,
-    dirty_rate: 0,
-    passes: 0,
-    throttle_percent: 0,
-    expected_downtime_ms: 0,
-    downtime_ms: 0,
-    elapsed_ms: 0,
-};
-
-const fn target_fact(state: TargetState) -> TargetFact {
-    TargetFact {
-        state,
-        reason: String::new(),
-        address: None,
-        running_at_us: None,
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_ledger::JobRow;
-use godwit_model::migration::fact::{Progress, SourceFact, TargetFact};
+use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::source::SourceState;
 use godwit_model::migration::target::TargetState;
 use godwit_model::{Epoch, JobId, MachineId, NodeName};
@@ -63,10 +63,10 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Of a host that knows nothing of the job.
-    const fn none() -> Self {
+    fn none() -> Self {
         Self {
-            source: no_source(),
-            target: no_target(),
+            source: SourceFact::bare(SourceState::Absent, false),
+            target: TargetFact::bare(TargetState::Absent),
         }
     }
 }
@@ -190,44 +190,15 @@ async fn listen(mut agent: AgentClient<Channel>, job: wire::JobRef, latest: watc
 
 fn read(facts: wire::JobFacts) -> Result<Facts, Status> {
     Ok(Facts {
-        source: facts
-            .source
-            .map_or_else(|| Ok(no_source()), SourceFact::try_from)?,
-        target: facts
-            .target
-            .map_or_else(|| Ok(no_target()), TargetFact::try_from)?,
+        source: facts.source.map_or_else(
+            || Ok(SourceFact::bare(SourceState::Absent, false)),
+            SourceFact::try_from,
+        )?,
+        target: facts.target.map_or_else(
+            || Ok(TargetFact::bare(TargetState::Absent)),
+            TargetFact::try_from,
+        )?,
     })
-}
-
-const fn no_source() -> SourceFact {
-    SourceFact {
-        state: SourceState::Absent,
-        allowed: false,
-        reason: String::new(),
-        progress: Progress {
-            transferred: godwit_model::Bytes(0),
-            remaining: godwit_model::Bytes(0),
-            total: godwit_model::Bytes(0),
-            throughput: 0,
-            dirty_rate: 0,
-            passes: 0,
-            throttle_percent: 0,
-            expected_downtime_ms: 0,
-            downtime_ms: 0,
-            elapsed_ms: 0,
-        },
-        stopped_at_us: None,
-        completed_at_us: None,
-    }
-}
-
-const fn no_target() -> TargetFact {
-    TargetFact {
-        state: TargetState::Absent,
-        reason: String::new(),
-        address: None,
-        running_at_us: None,
-    }
 }
 
 /// The reference that every command and stream carries.
@@ -250,7 +221,7 @@ mod tests {
     fn source(state: SourceState) -> Facts {
         let source = SourceFact {
             state,
-            ..no_source()
+            ..SourceFact::bare(SourceState::Absent, false)
         };
         Facts {
             source,

@@ -22,6 +22,20 @@ pub struct SourceFact {
     pub completed_at_us: Option<u64>,
 }
 
+impl SourceFact {
+    /// How far a half is, and nothing more.
+    pub fn bare(state: SourceState, allowed: bool) -> Self {
+        Self {
+            state,
+            allowed,
+            reason: String::new(),
+            progress: Progress::default(),
+            stopped_at_us: None,
+            completed_at_us: None,
+        }
+    }
+}
+
 /// The target host's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetFact {
@@ -33,6 +47,18 @@ pub struct TargetFact {
     pub address: Option<TargetAddress>,
     /// When the guest went on here, microseconds since the Unix epoch by the target's clock.
     pub running_at_us: Option<u64>,
+}
+
+impl TargetFact {
+    /// How far a half is, and nothing more.
+    pub fn bare(state: TargetState) -> Self {
+        Self {
+            state,
+            reason: String::new(),
+            address: None,
+            running_at_us: None,
+        }
+    }
 }
 
 /// Where the target's QEMU listens.

@@ -78,7 +78,7 @@ impl Drive {
             });
         }
         if let Some(Fact::Target(state)) = fresh(&self.target) {
-            facts.target = Some(target_fact(state));
+            facts.target = Some(TargetFact::bare(state));
         }
         facts
     }
@@ -104,7 +104,7 @@ impl Drive {
             facts.source.as_ref().map(|fact| fact.state) == Some(SourceState::Completed);
         let undone = self.row.state == JobState::Aborting && completed;
         if undone && removed == Some(Guard::Tombstone) {
-            let discarded = target_fact(TargetState::Discarded);
+            let discarded = TargetFact::bare(TargetState::Discarded);
             return decide::decide(&job, facts.source.as_ref(), Some(&discarded));
         }
         decide::decide(&job, facts.source.as_ref(), facts.target.as_ref())
@@ -128,14 +128,5 @@ impl Drive {
         }
         self.row = before;
         states
-    }
-}
-
-const fn target_fact(state: TargetState) -> TargetFact {
-    TargetFact {
-        state,
-        reason: String::new(),
-        address: None,
-        running_at_us: None,
     }
 }

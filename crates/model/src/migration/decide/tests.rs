@@ -1,7 +1,6 @@
 //! Every case of a job against every word of its hosts.
 
 use super::*;
-use crate::migration::fact::Progress;
 
 fn job(state: JobState) -> Job {
     let switch_allowed = matches!(state, JobState::SwitchAllowed | JobState::HandedOver);
@@ -22,31 +21,12 @@ fn cancelled(state: JobState) -> Job {
     }
 }
 
-fn source(state: SourceState, allowed: bool) -> SourceFact {
-    SourceFact {
-        state,
-        allowed,
-        reason: String::new(),
-        progress: Progress::default(),
-        stopped_at_us: None,
-        completed_at_us: None,
-    }
-}
-
-fn target(state: TargetState) -> TargetFact {
-    TargetFact {
-        state,
-        reason: String::new(),
-        address: None,
-        running_at_us: None,
-    }
-}
-
 fn next(job: &Job, s: Option<(SourceState, bool)>, t: Option<TargetState>) -> Action {
     decide(
         job,
-        s.map(|(state, allowed)| source(state, allowed)).as_ref(),
-        t.map(target).as_ref(),
+        s.map(|(state, allowed)| SourceFact::bare(state, allowed))
+            .as_ref(),
+        t.map(TargetFact::bare).as_ref(),
     )
 }
 
