@@ -24,8 +24,7 @@ enum Task {
 fn main() -> ExitCode {
     let good = match arguments() {
         Ok(Task::Check(configs)) => configs.into_iter().fold(true, |good, config| {
-            let safe = safety(config);
-            good & safe & live(config)
+            good && safety(config) && live(config)
         }),
         Ok(Task::Mutants) => mutants(),
         Err(why) => {
