@@ -23,9 +23,9 @@ enum Task {
 
 fn main() -> ExitCode {
     let good = match arguments() {
-        Ok(Task::Check(configs)) => configs.into_iter().fold(true, |good, config| {
-            good && safety(config) && live(config)
-        }),
+        Ok(Task::Check(configs)) => configs
+            .into_iter()
+            .fold(true, |good, config| good && safety(config) && live(config)),
         Ok(Task::Mutants) => mutants(),
         Err(why) => {
             println!("{why}");

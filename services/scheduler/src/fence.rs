@@ -28,7 +28,7 @@ impl Machines {
     pub(crate) async fn fence_all(&self, world: &World) {
         for fence in world.fences.iter().filter(|fence| is_pending(fence)) {
             let Some(node) = node_of(fence) else { continue };
-            if self.has_nothing_to_do(fence, &node, world) {
+            if Self::has_nothing_to_do(fence, &node, world) {
                 continue;
             }
             let done = self.write(async |tx| carry_out(tx, fence, &node).await);
@@ -38,20 +38,17 @@ impl Machines {
         }
     }
 
-    /// Whether the node is up, or all of its machines still wait for their migrations.
-    fn has_nothing_to_do(&self, fence: &Object, node: &NodeName, world: &World) -> bool {
+    /// Whether there is no such node, or all of its machines still wait for their migrations.
+    fn has_nothing_to_do(fence: &Object, node: &NodeName, world: &World) -> bool {
         let Some(host) = world.node(node) else {
             return true;
         };
-        let recorded = is_recorded(fence);
-        let mut here = world.rows.values().filter(|row| is_taken(row, node));
-        let all_wait = here.next().is_some()
-            && world
-                .rows
-                .values()
-                .filter(|row| is_taken(row, node))
-                .all(|row| world.is_migrating(&row.uid));
-        (host.ready && !recorded) || (!host.ready && recorded && all_wait)
+        if host.ready || !is_recorded(fence) {
+            return false;
+        }
+        let here = world.rows.values().filter(|row| is_taken(row, node));
+        let mut waits = here.map(|row| world.is_migrating(&row.uid)).peekable();
+        waits.peek().is_some() && waits.all(|waits| waits)
     }
 
     /// Queues a machine again that the coordinator took from its host.
@@ -82,8 +79,9 @@ pub(crate) fn was_placed(object: &Object) -> bool {
 }
 
 fn is_pending(fence: &Object) -> bool {
-    let phase = fence.status.as_ref().map(|told| &told["phase"]);
-    !fence.deleting() && phase.is_none_or(|phase| phase != "Fenced")
+    let told = fence.status.as_ref();
+    let phase = told.and_then(|told| told["phase"].as_str());
+    !fence.deleting() && !matches!(phase, Some("Fenced" | "Void"))
 }
 
 /// Whether somebody said already that this boot of the node is dead.
@@ -124,17 +122,21 @@ async fn carry_out(tx: &mut Tx, fence: &Object, node: &NodeName) -> Result<(), L
     let Some(host) = nodes.iter().find(|row| row.name == *node) else {
         return Ok(());
     };
-    if host.ready {
+    if host.ready && is_recorded(&fence) {
         // It came back before all of its machines were taken: those are judged by what it says.
-        return match is_recorded(&fence) {
-            true => finish(tx, fence, vec![], true).await,
-            false => Ok(()),
-        };
+        return finish(tx, fence, vec![], true).await;
+    }
+    // A fence is about one silence. It must never act on a later one, of which nobody spoke.
+    if host.ready {
+        let why = "the node answers; nothing was taken from it";
+        return void(tx, fence, why).await;
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let boot_id = text(&fence.spec()["bootID"]);
     if !boot_id.is_empty() && boot_id != host.boot_id {
-        return refuse(tx, fence, &host.boot_id).await;
+        let heard = &host.boot_id;
+        let why = format!("the node's last boot is {heard}, of which this fence says nothing");
+        return void(tx, fence, &why).await;
     }
     let row = FenceRow {
         uid: fence.uid.clone(),
@@ -163,21 +165,15 @@ async fn carry_out(tx: &mut Tx, fence: &Object, node: &NodeName) -> Result<(), L
     finish(tx, fence, names, waiting.is_empty()).await
 }
 
-/// Says that another boot of the node is dead than the one that was heard last.
-async fn refuse(tx: &mut Tx, fence: Object, heard: &str) -> Result<(), LedgerError> {
-    let message = format!("the node's last boot is {heard}, of which this fence says nothing");
-    if fence
-        .status
-        .as_ref()
-        .is_some_and(|told| told["message"] == message)
-    {
-        return Ok(());
-    }
-    let refused = |told: &mut Value| {
-        told["phase"] = json!("Pending");
-        told["message"] = json!(message);
-    };
-    change(tx, fence, refused).await.map(drop)
+/// The fence does nothing, now and later.
+async fn void(tx: &mut Tx, fence: Object, why: &str) -> Result<(), LedgerError> {
+    warn!(fence = fence.key.name, why, "fence is void");
+    change(tx, fence, |told| {
+        told["phase"] = json!("Void");
+        told["message"] = json!(why);
+    })
+    .await
+    .map(drop)
 }
 
 async fn finish(

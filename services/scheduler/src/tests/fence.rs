@@ -120,20 +120,35 @@ async fn a_machine_of_a_fenced_node_starts_elsewhere_and_ends_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_fence_does_nothing_while_the_node_answers_or_for_another_boot() {
+async fn a_fence_of_a_node_that_answers_is_void_also_when_it_falls_silent_later() {
+    let scene = Scene::new(PLENTY).await;
+    scene.wish("vm1").await;
+    scene.settle().await;
+    let before = scene.row("vm1").await;
+    let (host, alive) = scene.sides("vm1").await;
+    scene.declare_dead(host, "").await;
+    scene.settle().await;
+    assert_eq!(scene.fence_status().await["phase"], "Void");
+    scene.only(alive).await;
+    scene.rounds(alive).await;
+    assert_eq!(scene.row("vm1").await, before);
+    assert_eq!(scene.fence_status().await["phase"], "Void");
+    assert_eq!(scene.others.node_fences(&host.name).await.unwrap(), vec![]);
+}
+
+#[tokio::test]
+async fn a_fence_of_another_boot_is_void() {
     let scene = Scene::new(PLENTY).await;
     scene.wish("vm1").await;
     scene.settle().await;
     let before = scene.row("vm1").await;
     let (dead, alive) = scene.sides("vm1").await;
-    scene.declare_dead(dead, "an older boot").await;
-    scene.settle().await;
-    assert_eq!(scene.row("vm1").await, before);
     scene.only(alive).await;
+    scene.declare_dead(dead, "an older boot").await;
     scene.rounds(alive).await;
     assert_eq!(scene.row("vm1").await, before);
     let told = scene.fence_status().await;
-    assert_eq!(told["phase"], "Pending");
+    assert_eq!(told["phase"], "Void");
     assert!(
         told["message"].as_str().unwrap().contains("last boot"),
         "{told}"
