@@ -246,6 +246,7 @@ async fn a_watch_across_restarts_sees_every_change_once_and_in_order() -> Result
     stop.store(true, Ordering::Relaxed);
     let told = writing.await??;
     let mut connection = client.connect().await?;
+    until_status(&mut connection, "/readyz", 200).await?;
     assert_eq!(post(&mut connection, "last").await?.status, 201);
     let mut seen = vec![];
     loop {
