@@ -15,6 +15,7 @@ mod gateway;
 mod histories;
 mod honour;
 mod kinds;
+mod launchers;
 mod observe;
 mod peers;
 mod prune;

@@ -26,8 +26,9 @@ use crate::facts::Facts;
 use crate::feed::Poke;
 use crate::histories;
 use crate::kinds::{self, resource};
+use crate::launchers;
 use crate::peers::Peers;
-use crate::watch_cache::WatchCache;
+use crate::watch_cache::{Recent, WatchCache};
 
 /// Idle time after which a watcher is told how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
@@ -64,7 +65,10 @@ impl Store for LedgerStore {
             return histories::get(&self.ledger, namespace, name).await;
         }
         self.cache.fresh().await?;
-        Ok(self.cache.get(resource, namespace, name))
+        Ok(match resource {
+            resource::PODS => launchers::get(&self.cache, namespace, name),
+            _ => self.cache.get(resource, namespace, name),
+        })
     }
 
     async fn list(
@@ -75,6 +79,9 @@ impl Store for LedgerStore {
     ) -> Result<Listed, StoreError> {
         if resource == resource::MIGRATION_HISTORIES {
             return histories::list(&self.ledger, namespace, at).await;
+        }
+        if resource == resource::PODS {
+            return launchers::list(&self.cache, namespace, at).await;
         }
         self.cache.list(resource, namespace, at).await
     }
@@ -114,15 +121,22 @@ impl Store for LedgerStore {
         namespace: Option<&str>,
         from: u64,
     ) -> Result<WatchStream, StoreError> {
-        let cursor = self.cache.subscribe(resource, from).await?;
+        let (followed, tell): (&str, fn(&Recent) -> Vec<WatchEvent>) = match resource {
+            resource::PODS => (resource::INSTANCES, launchers::events),
+            _ => (resource, |change| vec![change.event.clone()]),
+        };
+        let cursor = self.cache.subscribe(followed, from).await?;
         let namespace = namespace.map(str::to_owned);
-        let batches = futures::stream::unfold(Some(cursor), |cursor| async {
+        let batches = futures::stream::unfold(Some(cursor), move |cursor| async move {
             let mut cursor = cursor?;
             Some(match cursor.next(BOOKMARK_EVERY).await {
-                Ok(events) if events.is_empty() => {
+                Ok(changes) if changes.is_empty() => {
                     (vec![Ok(WatchEvent::Bookmark(cursor.at()))], Some(cursor))
                 }
-                Ok(events) => (events.into_iter().map(Ok).collect(), Some(cursor)),
+                Ok(changes) => {
+                    let events = changes.iter().flat_map(tell).map(Ok);
+                    (events.collect(), Some(cursor))
+                }
                 Err(error) => (vec![Err(error)], None),
             })
         });

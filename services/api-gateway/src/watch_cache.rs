@@ -66,12 +66,13 @@ struct Resource {
     changed: watch::Sender<u64>,
 }
 
+/// A change that is still remembered.
 #[derive(Clone)]
-struct Recent {
-    revision: u64,
-    event: WatchEvent,
+pub(crate) struct Recent {
+    pub(crate) revision: u64,
+    pub(crate) event: WatchEvent,
     /// The object before the change, to rebuild older lists.
-    previous: Option<Arc<Stored>>,
+    pub(crate) previous: Option<Arc<Stored>>,
 }
 
 impl WatchCache {
@@ -316,7 +317,7 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// The next changes, or none if `idle` passes without any. Then everything up to
     /// [`Cursor::at`] has been seen.
-    pub(crate) async fn next(&mut self, idle: Duration) -> Result<Vec<WatchEvent>, StoreError> {
+    pub(crate) async fn next(&mut self, idle: Duration) -> Result<Vec<Recent>, StoreError> {
         loop {
             self.changed.mark_unchanged();
             let batch = self.take()?;
@@ -336,7 +337,7 @@ impl Cursor {
         self.at
     }
 
-    fn take(&mut self) -> Result<Vec<WatchEvent>, StoreError> {
+    fn take(&mut self) -> Result<Vec<Recent>, StoreError> {
         let state = self.cache.read();
         let Some(resource) = state.resources.get(&self.resource) else {
             return Ok(Vec::new());
@@ -349,13 +350,13 @@ impl Cursor {
         let start = resource
             .ring
             .partition_point(|recent| recent.revision <= self.at);
-        let batch: Vec<&Recent> = resource.ring.range(start..).take(BATCH_MAX).collect();
-        let events = batch.iter().map(|recent| recent.event.clone()).collect();
+        let recent = resource.ring.range(start..).take(BATCH_MAX);
+        let batch: Vec<Recent> = recent.cloned().collect();
         self.at = match batch.last() {
             Some(last) => last.revision,
             None => state.revision.max(self.at),
         };
-        Ok(events)
+        Ok(batch)
     }
 }
 

@@ -34,11 +34,13 @@ pub(crate) use namespace::{
     complete as complete_namespace,
 };
 pub(crate) use node_maintenance::duplicate as duplicate_maintenance;
+pub(crate) use pod::{instance_name as launched, launcher};
 
 /// Resource keys, as the ledger knows them.
 pub(crate) mod resource {
     pub(crate) const NODES: &str = "nodes";
     pub(crate) const NAMESPACES: &str = "namespaces";
+    pub(crate) const PODS: &str = "pods";
     pub(crate) const CONFIG_MAPS: &str = "configmaps";
     pub(crate) const MACHINES: &str = "virtualmachines.kubevirt.io";
     pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";

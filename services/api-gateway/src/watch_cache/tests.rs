@@ -84,12 +84,12 @@ async fn a_watcher_sees_each_change_once_and_in_order() {
     ]);
     let events = cursor.next(SHORT).await.unwrap();
     assert_eq!(events.len(), 3);
-    assert!(matches!(&events[0], WatchEvent::Added(object) if object.revision() == 6));
+    assert!(matches!(&events[0].event, WatchEvent::Added(object) if object.revision() == 6));
     assert!(matches!(
-        &events[1],
+        &events[1].event,
         WatchEvent::Modified { previous: Some(previous), .. } if previous.revision() == 6
     ));
-    assert!(matches!(&events[2], WatchEvent::Deleted(object) if object.revision() == 8));
+    assert!(matches!(&events[2].event, WatchEvent::Deleted(object) if object.revision() == 8));
     assert_eq!(cursor.at(), 8);
     assert!(cursor.next(SHORT).await.unwrap().is_empty());
 }
