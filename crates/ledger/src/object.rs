@@ -106,6 +106,8 @@ const LIST: &str = "SELECT uid, resource, namespace, name, metadata, body, statu
     FROM object WHERE resource = $1 ORDER BY namespace, name";
 const LIST_EVENTS: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM api_object WHERE resource = $1 ORDER BY namespace, name";
+const LIST_TOLD: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
+    FROM object WHERE resource = $1 AND jsonb_exists(status, $2) ORDER BY namespace, name";
 const GET: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
     FROM object WHERE resource = $1 AND namespace = $2 AND name = $3";
 const GET_TWO: &str = "SELECT uid, resource, namespace, name, metadata, body, status, revision \
@@ -165,6 +167,17 @@ impl Ledger {
     /// `Unavailable`.
     pub async fn list(&self, resource: &str) -> Result<Vec<Object>, LedgerError> {
         let rows = self.fetch_all(list(resource)).await?;
+        rows.iter().map(Object::read).collect()
+    }
+
+    /// Objects of a resource that are no events and whose status has `field`, by namespace and name.
+    /// All of the resource's are looked through: not for each change.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list_told(&self, resource: &str, field: &str) -> Result<Vec<Object>, LedgerError> {
+        let statement = sqlx::query(LIST_TOLD).bind(resource).bind(field);
+        let rows = self.fetch_all(statement).await?;
         rows.iter().map(Object::read).collect()
     }
 

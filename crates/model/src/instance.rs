@@ -88,6 +88,24 @@ impl EvictionStrategy {
             .and_then(Self::from_name)
             .unwrap_or(Self::None)
     }
+
+    /// Whether machines are moved under it.
+    pub const fn moves(self) -> bool {
+        match self {
+            Self::LiveMigrate | Self::LiveMigrateIfPossible => true,
+            Self::None | Self::External => false,
+        }
+    }
+
+    /// A machine that may not be moved may be since: an instance keeps the strategy that it was
+    /// made with, and its virtual machine, which says `newer`, has the newer word.
+    #[must_use]
+    pub fn or_newer(self, newer: Option<&str>) -> Self {
+        match self.moves() {
+            true => self,
+            false => newer.and_then(Self::from_name).unwrap_or(self),
+        }
+    }
 }
 
 /// Why a machine can't move live.

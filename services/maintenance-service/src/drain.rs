@@ -15,25 +15,27 @@ use godwit_runtime::failpoint;
 use godwit_runtime::telemetry::trace_context;
 use serde_json::json;
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span, warn};
 use uuid::Uuid;
 
 use crate::json::reference;
 use crate::look::{
-    INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, MIGRATIONS, Reader, Situation, look,
+    Account, INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, MIGRATIONS, NODE_ANNOTATION,
+    Reader, Situation, look,
 };
 use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Plan, plan};
 use crate::telemetry::Telemetry;
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
 const POLL: Duration = Duration::from_secs(1);
+/// How often marks of evictions are looked for without a poke: pauses after failures end so.
+const EVICTIONS_POLL: Duration = Duration::from_secs(5);
 /// Shortest time between two rounds: a drain's own commits wake us, too.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 /// Place in the queue of an evacuation: KubeVirt's `system-critical`.
 const PRIORITY: i32 = 100;
-/// Annotation of an evacuation that names the node to leave.
-const NODE_ANNOTATION: &str = "kubevirt.io/evacuationMigration";
 /// Finalizer that keeps a migration until it is over.
 const MIGRATION_FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
 
@@ -51,15 +53,22 @@ pub(crate) struct Drains {
 /// Runs rounds until shutdown.
 pub(crate) async fn run(drains: Drains) {
     let mut wakeups = drains.ledger.wakeups();
+    let mut evictions = tokio::time::interval(EVICTIONS_POLL);
+    evictions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut evict = true;
     while !drains.shutdown.is_cancelled() {
         if let Err(error) = drains.round().await {
             warn!(%error, "a round over the maintenances was cut short");
         }
-        tokio::select! {
-            () = drains.shutdown.cancelled() => return,
-            () = drains.changed.notified() => {}
-            _ = wakeups.next(POLL) => {}
+        if evict && let Err(error) = drains.evictions().await {
+            warn!(%error, "a round over the evictions was cut short");
         }
+        evict = tokio::select! {
+            () = drains.shutdown.cancelled() => return,
+            () = drains.changed.notified() => true,
+            _ = evictions.tick() => true,
+            _ = wakeups.next(POLL) => false,
+        };
         tokio::time::sleep(ROUND_PAUSE).await; // debounce
     }
 }
@@ -141,7 +150,7 @@ async fn write(
     }
     let mut requested = vec![];
     for evacuation in &plan.requests {
-        requested.extend(request(tx, situation, evacuation).await?);
+        requested.extend(request(tx, situation.account(), evacuation).await?);
     }
     for job in &plan.cancels {
         let why = format!(
@@ -157,9 +166,9 @@ async fn write(
 }
 
 /// Asks for one evacuation and answers its name; `None` when another round has to.
-async fn request(
+pub(crate) async fn request(
     tx: &mut Tx,
-    situation: &Situation,
+    account: Account<'_>,
     evacuation: &Evacuation,
 ) -> Result<Option<String>, LedgerError> {
     let instance = &evacuation.instance;
@@ -169,10 +178,14 @@ async fn request(
     let span = info_span!(
         parent: None,
         "evacuation",
-        maintenance = %situation.maintenance.key.name,
-        node = %situation.node_name,
+        maintenance = account.maintenance.map(|maintenance| &*maintenance.key.name),
+        node = account.node,
         machine = %evacuation.machine,
     );
+    let mut annotations = json!({ NODE_ANNOTATION: account.node });
+    if let Some(maintenance) = account.maintenance {
+        annotations[MAINTENANCE_ANNOTATION] = json!(maintenance.uid);
+    }
     let made = tx
         .migration_request(MigrationRequest {
             object: NewObject {
@@ -180,10 +193,7 @@ async fn request(
                 uid: None,
                 metadata: json!({
                     "labels": { INSTANCE_LABEL: vmi },
-                    "annotations": {
-                        NODE_ANNOTATION: situation.node_name,
-                        MAINTENANCE_ANNOTATION: situation.maintenance.uid,
-                    },
+                    "annotations": annotations,
                     "finalizers": [MIGRATION_FINALIZER],
                 }),
                 body: json!({ "spec": { "vmiName": vmi, "priority": "system-critical" } }),

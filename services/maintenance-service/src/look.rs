@@ -20,11 +20,15 @@ use crate::json::{condition, told};
 pub(crate) const MAINTENANCES: &str = "nodemaintenances";
 /// Resource of migrations.
 pub(crate) const MIGRATIONS: &str = "virtualmachineinstancemigrations.kubevirt.io";
-const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
+pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 const MACHINES: &str = "virtualmachines.kubevirt.io";
 const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 /// Label of a migration that names its instance.
 pub(crate) const INSTANCE_LABEL: &str = "kubevirt.io/vmi-name";
+/// Annotation of an evacuation that names the node to leave.
+pub(crate) const NODE_ANNOTATION: &str = "kubevirt.io/evacuationMigration";
+/// Field of an instance that names the node it shall leave.
+pub(crate) const EVACUATION: &str = "evacuationNodeName";
 /// Annotation of an evacuation that names the maintenance it is for, by UID.
 pub(crate) const MAINTENANCE_ANNOTATION: &str = "godwit.io/maintenance";
 
@@ -55,6 +59,13 @@ impl Reader<'_> {
         match self {
             Self::Ledger(ledger) => ledger.instances().await,
             Self::Tx(tx) => tx.instances().await,
+        }
+    }
+
+    async fn instance(&mut self, uid: &MachineId) -> Result<Option<InstanceRow>, LedgerError> {
+        match self {
+            Self::Ledger(ledger) => ledger.instance(uid).await,
+            Self::Tx(tx) => tx.instance(uid).await,
         }
     }
 
@@ -89,6 +100,23 @@ pub(crate) struct Situation {
     pub(crate) cancellable: Vec<JobId>,
     /// By the database's clock.
     pub(crate) now: Timestamp,
+}
+
+/// On whose account machines leave a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Account<'a> {
+    /// The node.
+    pub(crate) node: &'a str,
+    /// The maintenance of the node; `None` for evictions of single machines.
+    pub(crate) maintenance: Option<&'a Object>,
+}
+
+/// A machine that shall leave its node by an eviction, without a maintenance.
+#[derive(Debug)]
+pub(crate) struct Marked {
+    pub(crate) instance: Object,
+    pub(crate) node: NodeName,
+    pub(crate) guest: Guest,
 }
 
 /// A machine on the node.
@@ -144,12 +172,8 @@ pub(crate) async fn look(
         }
         Err(_) => None,
     };
-    let clusters = reader.list(KUBEVIRTS).await?;
-    let strategy = clusters
-        .first()
-        .and_then(|cluster| cluster.spec().pointer("/configuration/evictionStrategy"));
     let rows = Rows {
-        strategy: strategy.and_then(Value::as_str).map(str::to_owned),
+        strategy: cluster_strategy(reader).await?,
         instances: reader.instances().await?,
         jobs: reader.jobs_open().await?,
         objects: reader.list(INSTANCES).await?,
@@ -178,14 +202,72 @@ pub(crate) async fn look(
     Ok(Some(situation))
 }
 
-/// A machine that may not be moved may be since: an instance keeps the strategy that it was made
-/// with, and its virtual machine has the newer word.
+/// What is true about the instance `key` that carries a mark to leave its node; `None` when it is
+/// not there any more, or a maintenance takes care of it.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn marked(
+    reader: &mut Reader<'_>,
+    key: &ObjectKey,
+) -> Result<Option<Marked>, LedgerError> {
+    let Some(instance) = reader.get(key).await? else {
+        return Ok(None);
+    };
+    let node = told(&instance, EVACUATION).as_str().unwrap_or_default();
+    let ids = (NodeName::parse(node), MachineId::parse(&instance.uid));
+    let (Ok(node), Ok(uid)) = ids else {
+        return Ok(None);
+    };
+    let row = reader.instance(&uid).await?;
+    let Some(row) = row.filter(|row| row.node.as_ref() == Some(&node)) else {
+        return Ok(None);
+    };
+    let maintenances = reader.list(MAINTENANCES).await?;
+    let is_here = |maintenance: &Object| maintenance.spec()["nodeName"] == node.as_str();
+    if maintenances.iter().any(is_here) {
+        return Ok(None);
+    }
+    let rows = Rows {
+        strategy: cluster_strategy(reader).await?,
+        instances: vec![row],
+        jobs: reader.jobs_open().await?,
+        objects: vec![instance],
+        migrations: reader.list(MIGRATIONS).await?,
+    };
+    let now = reader.now().await?;
+    let Some(stage) = rows.stage(&rows.instances[0]) else {
+        return Ok(None);
+    };
+    let account = Account {
+        node: node.as_str(),
+        maintenance: None,
+    };
+    let mut guest = rows.guest(&rows.instances[0], stage, (account, now));
+    ask_owner(reader, &mut guest, &rows).await?;
+    let instance = rows.objects.into_iter().next();
+    Ok(instance.map(|instance| Marked {
+        instance,
+        node,
+        guest,
+    }))
+}
+
+async fn cluster_strategy(reader: &mut Reader<'_>) -> Result<Option<String>, LedgerError> {
+    let clusters = reader.list(KUBEVIRTS).await?;
+    let strategy = clusters
+        .first()
+        .and_then(|cluster| cluster.spec().pointer("/configuration/evictionStrategy"));
+    Ok(strategy.and_then(Value::as_str).map(str::to_owned))
+}
+
+/// The virtual machine of an instance has the newer word.
 async fn ask_owner(
     reader: &mut Reader<'_>,
     guest: &mut Guest,
     rows: &Rows,
 ) -> Result<(), LedgerError> {
-    if moves(guest.machine.strategy) || guest.machine.stage != Stage::Running {
+    if guest.machine.strategy.moves() || guest.machine.stage != Stage::Running {
         return Ok(());
     }
     let owned = rows.object(&guest.uid).is_some_and(|object| {
@@ -198,28 +280,29 @@ async fn ask_owner(
     }
     let key = ObjectKey::new(MACHINES, &guest.key.namespace, &guest.key.name);
     let owner = reader.get(&key).await?;
-    let wish = owner.as_ref().and_then(|owner| {
-        let wish = owner.spec().pointer("/template/spec/evictionStrategy")?;
-        EvictionStrategy::from_name(wish.as_str()?)
+    let newer = owner.as_ref().and_then(|owner| {
+        let newer = owner.spec().pointer("/template/spec/evictionStrategy")?;
+        newer.as_str()
     });
-    guest.machine.strategy = wish.unwrap_or(guest.machine.strategy);
+    guest.machine.strategy = guest.machine.strategy.or_newer(newer);
     Ok(())
 }
 
-const fn moves(strategy: EvictionStrategy) -> bool {
-    match strategy {
-        EvictionStrategy::LiveMigrate | EvictionStrategy::LiveMigrateIfPossible => true,
-        EvictionStrategy::None | EvictionStrategy::External => false,
-    }
-}
-
 impl Situation {
+    /// On whose account its machines leave.
+    pub(crate) fn account(&self) -> Account<'_> {
+        Account {
+            node: &self.node_name,
+            maintenance: Some(&self.maintenance),
+        }
+    }
+
     fn concerns(&self, object: &Object) -> bool {
         let blockers = told(&self.maintenance, "blockers").as_array();
         self.guests
             .iter()
             .any(|guest| guest.uid.as_str() == object.uid)
-            || *told(object, "evacuationNodeName") == self.node_name
+            || *told(object, EVACUATION) == self.node_name
             || blockers
                 .into_iter()
                 .flatten()
@@ -249,7 +332,7 @@ impl Rows {
                 .migrations
                 .iter()
                 .find(|object| object.uid == job.id.as_str());
-            object.is_some_and(|object| is_ours(object, maintenance))
+            object.is_some_and(|object| is_of(object, maintenance))
         };
         self.jobs
             .iter()
@@ -260,11 +343,12 @@ impl Rows {
     }
 
     fn guests(&self, situation: &Situation, node: &NodeName) -> Vec<Guest> {
+        let asked = (situation.account(), situation.now);
         let mut guests: Vec<Guest> = self
             .instances
             .iter()
             .filter(|row| row.node.as_ref() == Some(node))
-            .filter_map(|row| Some(self.guest(row, self.stage(row)?, situation)))
+            .filter_map(|row| Some(self.guest(row, self.stage(row)?, asked)))
             .collect();
         for job in &self.jobs {
             if self.row(&job.machine).and_then(|row| row.node.as_ref()) == Some(node) {
@@ -292,16 +376,21 @@ impl Rows {
         }
     }
 
-    fn guest(&self, row: &InstanceRow, stage: Stage, situation: &Situation) -> Guest {
+    fn guest(
+        &self,
+        row: &InstanceRow,
+        stage: Stage,
+        (account, now): (Account<'_>, Timestamp),
+    ) -> Guest {
         let object = self.object(&row.uid);
         let own = object.and_then(|object| object.spec()["evictionStrategy"].as_str());
-        let (failures, failed) = self.failures(&row.key, &situation.maintenance);
+        let (failures, failed) = self.failures(&row.key, account);
         let since_failure = failed
             .as_ref()
-            .map(|failed| Duration::try_from(situation.now.duration_since(failed.at)));
+            .map(|failed| Duration::try_from(now.duration_since(failed.at)));
         Guest {
             uid: row.uid.clone(),
-            pod: launcher(row, object, &situation.node_name),
+            pod: launcher(row, object, account.node),
             machine: Machine {
                 stage,
                 strategy: EvictionStrategy::effective(own, self.strategy.as_deref()),
@@ -345,12 +434,12 @@ impl Rows {
         })
     }
 
-    /// How many evacuations of `instance` failed during `maintenance`, and the last of them.
-    fn failures(&self, instance: &ObjectKey, maintenance: &Object) -> (u32, Option<Failed>) {
+    /// How many evacuations of `instance` failed on this account, and the last of them.
+    fn failures(&self, instance: &ObjectKey, account: Account<'_>) -> (u32, Option<Failed>) {
         let failed = self.migrations.iter().filter(|object| {
             object.key.namespace == instance.namespace
                 && object.label(INSTANCE_LABEL) == Some(&instance.name)
-                && is_ours(object, maintenance)
+                && is_ours(object, account)
         });
         let failed: Vec<Failed> = failed.filter_map(failure).collect();
         let count = u32::try_from(failed.len()).unwrap_or(u32::MAX);
@@ -369,8 +458,18 @@ impl Rows {
     }
 }
 
-/// Whether a migration was asked for by `maintenance`.
-fn is_ours(migration: &Object, maintenance: &Object) -> bool {
+/// Whether a migration was asked for on this account.
+fn is_ours(migration: &Object, account: Account<'_>) -> bool {
+    match account.maintenance {
+        Some(maintenance) => is_of(migration, maintenance),
+        None => {
+            migration.annotation(MAINTENANCE_ANNOTATION).is_none()
+                && migration.annotation(NODE_ANNOTATION) == Some(account.node)
+        }
+    }
+}
+
+fn is_of(migration: &Object, maintenance: &Object) -> bool {
     migration.annotation(MAINTENANCE_ANNOTATION) == Some(&maintenance.uid)
 }
 

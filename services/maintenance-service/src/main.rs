@@ -2,6 +2,7 @@
 
 mod config;
 mod drain;
+mod evict;
 mod json;
 mod look;
 mod node;

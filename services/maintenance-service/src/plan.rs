@@ -8,7 +8,7 @@ use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::{Map, Value, json};
 
 use crate::json::{clear_condition, reference, seconds, set, set_condition, status_of, told};
-use crate::look::{Guest, Situation};
+use crate::look::{EVACUATION, Guest, Situation};
 use crate::node::{self, Cordon};
 use crate::words::{back_off, last_error};
 
@@ -16,8 +16,6 @@ use crate::words::{back_off, last_error};
 const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
 /// Condition of an instance that can't leave.
 const EVICTION_BLOCKED: &str = "EvictionBlocked";
-/// Field of an instance that names the node it shall leave.
-const EVACUATION: &str = "evacuationNodeName";
 /// Who tells of maintenances: the name of medik8s' operator.
 const OPERATOR: &str = "NodeMaintenance";
 /// Who tells of evacuations: KubeVirt's name.

@@ -22,6 +22,8 @@ use crate::json::{condition, seconds, told};
 use crate::look::{MAINTENANCES, MIGRATIONS};
 use crate::telemetry::Telemetry;
 
+mod evictions;
+
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 const MACHINES: &str = "virtualmachines.kubevirt.io";
 
