@@ -25,6 +25,11 @@ impl Facts {
         self.cache.get(resource::INSTANCES, namespace, name)
     }
 
+    /// The virtual machine of this name.
+    pub(crate) fn machine(&self, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+        self.cache.get(resource::MACHINES, namespace, name)
+    }
+
     /// All migrations in a namespace, ended ones too.
     pub(crate) fn migrations(&self, namespace: &str) -> Vec<Arc<Stored>> {
         self.cache.in_namespace(resource::MIGRATIONS, namespace)

@@ -24,6 +24,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tracing::info;
 
+use crate::actions;
 use crate::auth::{Authenticator, Tokens, authenticate};
 use crate::authorize;
 use crate::config::Config;
@@ -211,10 +212,13 @@ fn router(
     let facts = Facts::new(store.cache.clone());
     let kinds = kinds::all(&facts);
     let resources: HashSet<&'static str> = kinds.iter().map(|kind| kind.plural).collect();
+    let store = Arc::new(store);
+    let mut extras = review::extras();
+    extras.extend(actions::extras(&store));
     let server = ApiServer::new(Parts {
         kinds,
-        extras: review::extras(),
-        store: Arc::new(store),
+        extras,
+        store,
         authorizer: Arc::new(authorize::Rules),
         admission: Arc::new(kinds::Lifecycle { facts }),
         version: version(&config.kubernetes_version)?,

@@ -4,6 +4,7 @@
 //! Reads come from memory (`watch_cache.rs`), writes go through the ledger (`store.rs`), and what
 //! is served is declared in `kinds/`.
 
+mod actions;
 mod age;
 mod auth;
 mod authorize;

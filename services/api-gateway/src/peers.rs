@@ -65,6 +65,15 @@ impl Peers {
     }
 }
 
+impl Peers {
+    /// A machine was marked to leave its node.
+    pub(crate) fn evicted(&self) {
+        for wake in self.maintenance.iter() {
+            wake.notify_one();
+        }
+    }
+}
+
 fn spawn_all<F, O>(channels: Vec<Channel>, poke: F) -> Wake
 where
     F: Fn(Channel) -> O + Copy + Send + Sync + 'static,

@@ -179,6 +179,24 @@ impl LedgerStore {
         }
     }
 
+    /// Changes one object as it is now, whatever it was when it was read; `change` may refuse.
+    pub(crate) async fn change(
+        &self,
+        ctx: &RequestContext,
+        key: &ObjectKey,
+        change: impl Fn(&mut Object) -> Result<(), Status>,
+    ) -> Result<Arc<Stored>, StoreError> {
+        self.rerun(|| async {
+            let mut tx = self.begin().await?;
+            let row = tx.get(key).await.map_err(store_error)?;
+            let mut row = row.ok_or(StoreError::NotFound)?;
+            change(&mut row)?;
+            let object = tx.put(&row).await.map_err(store_error)?;
+            self.finish(ctx, tx, object, &key.resource).await
+        })
+        .await
+    }
+
     async fn create_once(
         &self,
         ctx: &RequestContext,

@@ -4,6 +4,7 @@
 //! the hooks around them only gather the facts.
 
 mod config_map;
+mod disruption_budget;
 mod event;
 mod instance;
 mod kubevirt;
@@ -63,6 +64,7 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         config_map::kind(),
         secret::kind(),
         pod::kind(),
+        disruption_budget::kind(),
         machine::kind(facts),
         instance::kind(facts),
         migration::kind(facts),
@@ -109,7 +111,7 @@ fn denied_fields(webhook: &str, causes: Vec<Cause>) -> Status {
     Status::new(http::StatusCode::UNPROCESSABLE_ENTITY, "Invalid", text).with_causes(causes)
 }
 
-fn webhook_text(webhook: &str, message: &str) -> String {
+pub(crate) fn webhook_text(webhook: &str, message: &str) -> String {
     format!("admission webhook \"{webhook}\" denied the request: {message}")
 }
 
