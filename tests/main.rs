@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod api_drain;
 mod api_env;
 mod api_history;
 mod api_lab;
