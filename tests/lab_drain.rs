@@ -201,6 +201,55 @@ fn within_limits(env: &Env, lines: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// `kubectl drain` empties a node as it does in a cluster of pods, whichever kubectl it is; a machine
+/// that can't move holds it up.
+pub(crate) fn by_kubectl(env: &Env) -> Result<()> {
+    let local = Machine {
+        example: "vm-local-disk.yaml",
+        ..Machine::small("local-disk", 91)
+    };
+    let machines = [Machine::small("one", 92), Machine::small("two", 93)];
+    env.only(Some("worker1"))?;
+    env.run(&machines)?;
+    env.only(None)?;
+    for release in Release::ALL {
+        let from = env.node_of("one")?;
+        let before = many(env, &machines)?;
+        let drain = format!(
+            "kubectl drain {from} --ignore-daemonsets --delete-emptydir-data --timeout=90s 2>&1"
+        );
+        let said = env.ok(release, &drain)?;
+        let after = many(env, &machines)?;
+        for (before, after) in before.iter().zip(&after) {
+            ensure!(after.node != from, "{after:?} after:\n{said}");
+            ensure!(
+                after.boot == before.boot,
+                "{before:?} booted again: {after:?}"
+            );
+            let moved = before.node == from;
+            ensure!(
+                !moved || said.contains("Eviction triggered evacuation of VMI"),
+                "{said}"
+            );
+        }
+        let pods = format!("get pods -A -o name --field-selector=spec.nodeName={from}");
+        ensure!(env.kubectl(&pods)?.is_empty(), "pods are left on {from}");
+        env.kubectl(&format!("uncordon {from}"))?;
+    }
+    started_once(env, &machines)?;
+    env.only(Some("worker1"))?;
+    env.run(std::slice::from_ref(&local))?;
+    env.only(None)?;
+    let held = "kubectl drain worker1 --ignore-daemonsets --delete-emptydir-data --timeout=12s";
+    let said = env.shell(Release::Newest, held)?;
+    ensure!(!said.ok, "it ended well: {}", said.stdout);
+    let text = "VMI local-disk is configured with an eviction strategy but is not live-migratable";
+    ensure!(said.stderr.contains(text), "{}", said.stderr);
+    ensure!(env.node_of("local-disk")? == "worker1", "it was moved");
+    env.kubectl("uncordon worker1")?;
+    Ok(())
+}
+
 /// A machine that may not move and one that can't stay, say why, and let the others go.
 pub(crate) fn some_stay(env: &Env) -> Result<()> {
     let like = |example, name: &str, last| Machine {

@@ -14,7 +14,7 @@ use crate::{lab_bad_input, lab_continuity, lab_drain, lab_restart, lab_walkthrou
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 8] = [
+const SECTIONS: [(&str, Section); 9] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -24,6 +24,7 @@ const SECTIONS: [(&str, Section); 8] = [
     ("opposite directions", lab_drain::opposite_directions),
     ("drain of ten", lab_drain::ten_leave),
     ("drain blocked", lab_drain::some_stay),
+    ("drain by kubectl", lab_drain::by_kubectl),
     ("restart", lab_restart::each_service),
     ("bad input", lab_bad_input::refused),
 ];

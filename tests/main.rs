@@ -9,6 +9,7 @@ mod api_lab;
 mod api_outage;
 mod api_play;
 mod api_rules;
+mod api_virtctl;
 mod audit_live;
 mod fault_chaos;
 mod fault_env;

@@ -74,7 +74,7 @@ impl Documents {
         }
         let v2 = openapi::v2(registry, TITLE, &info.git_version);
         Self {
-            version: Document::json(&version(info)),
+            version: Document::json(&info.to_json()),
             core_versions: Document::json(&discovery::core_versions(registry)),
             groups: Document::json(&discovery::group_list(registry)),
             aggregated_core: aggregated(true),
@@ -205,21 +205,6 @@ impl Document {
         out.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
         response
     }
-}
-
-fn version(info: &VersionInfo) -> Value {
-    json!({
-        "major": info.major,
-        "minor": info.minor,
-        "gitVersion": info.git_version,
-        "gitCommit": info.git_commit,
-        "gitTreeState": "clean",
-        "buildDate": info.build_date,
-        // Clients want the field; the truth is that there is no Go here.
-        "goVersion": "none",
-        "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
-    })
 }
 
 fn v3_root(registry: &Registry, documents: &HashMap<(String, String), Document>) -> Value {

@@ -34,6 +34,7 @@ mod table;
 pub use admission::{Admission, AdmitAll, DeleteOptions};
 pub use connect::{Connect, ConnectRequest, ExtraResource, json_response};
 pub use context::{AccessRequest, AllowAll, Authorizer, Decision, RequestContext, UserInfo};
+pub use handler::generated as generated_name;
 pub use kind::{Column, ColumnType, Kind, Source, Verb, View};
 pub use object::{ObjectName, Stored};
 pub use selector::{FieldSelector, LabelSelector};

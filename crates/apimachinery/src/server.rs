@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
+use serde_json::{Value, json};
 
 use crate::admission::Admission;
 use crate::connect::ExtraResource;
@@ -46,6 +47,24 @@ pub struct VersionInfo {
     pub git_commit: String,
     /// RFC 3339 time of the build.
     pub build_date: String,
+}
+
+impl VersionInfo {
+    /// As clients read it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "major": self.major,
+            "minor": self.minor,
+            "gitVersion": self.git_version,
+            "gitCommit": self.git_commit,
+            "gitTreeState": "clean",
+            "buildDate": self.build_date,
+            // Clients want the field; the truth is that there is no Go here.
+            "goVersion": "none",
+            "compiler": "rustc",
+            "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        })
+    }
 }
 
 /// Named maxima.

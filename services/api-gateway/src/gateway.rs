@@ -214,14 +214,15 @@ fn router(
     let resources: HashSet<&'static str> = kinds.iter().map(|kind| kind.plural).collect();
     let store = Arc::new(store);
     let mut extras = review::extras();
-    extras.extend(actions::extras(&store));
+    let version = version(&config.kubernetes_version)?;
+    extras.extend(actions::extras(&store, &version));
     let server = ApiServer::new(Parts {
         kinds,
         extras,
         store,
         authorizer: Arc::new(authorize::Rules),
         admission: Arc::new(kinds::Lifecycle { facts }),
-        version: version(&config.kubernetes_version)?,
+        version,
         limits: Limits::default(),
     });
     let server = server.map_err(|why| anyhow::anyhow!("declare the API: {why}"))?;

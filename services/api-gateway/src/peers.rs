@@ -8,7 +8,7 @@ use std::time::Duration;
 use godwit_rpc::maintenance::v1::maintenance_client::MaintenanceClient;
 use godwit_rpc::migration::v1::migration_client::MigrationClient;
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
-use godwit_rpc::{Channel, Request, Status, maintenance, migration, placement};
+use godwit_rpc::{Channel, Code, Request, Status, maintenance, migration, placement};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -16,13 +16,16 @@ use crate::kinds::resource;
 
 /// A poke that takes longer is forgotten; the service polls anyway.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// Longest wait for a host to stop a machine's CPUs.
+const PAUSE_MAX: Duration = Duration::from_secs(12);
 
-/// The services to wake up.
+/// The services to wake up, and to ask.
 #[derive(Clone, Default)]
 pub(crate) struct Peers {
     scheduler: Wake,
     coordinator: Wake,
     maintenance: Wake,
+    placement: Arc<[Channel]>,
 }
 
 /// Where the services listen; one channel for each replica.
@@ -38,6 +41,7 @@ type Wake = Arc<[Arc<Notify>]>;
 impl Peers {
     /// Starts one task for each replica; they end with the runtime.
     pub(crate) fn start(channels: Channels) -> Self {
+        let placement = channels.scheduler.clone().into();
         let scheduler = spawn_all(channels.scheduler, poke_scheduler);
         let coordinator = spawn_all(channels.coordinator, poke_coordinator);
         let maintenance = spawn_all(channels.maintenance, poke_maintenance);
@@ -45,6 +49,7 @@ impl Peers {
             scheduler,
             coordinator,
             maintenance,
+            placement,
         }
     }
 
@@ -66,6 +71,27 @@ impl Peers {
 }
 
 impl Peers {
+    /// Stops a machine's CPUs, or lets them go on, by the first scheduler that can be reached.
+    ///
+    /// # Errors
+    /// The scheduler's, which are mostly those of the machine's host.
+    pub(crate) async fn pause(&self, machine: &str, paused: bool) -> Result<(), Status> {
+        let mut last = Status::unavailable("no scheduler can be reached");
+        for channel in self.placement.iter() {
+            let mut request = Request::new(placement::v1::PauseRequest {
+                machine: machine.to_owned(),
+                paused,
+            });
+            request.set_timeout(PAUSE_MAX);
+            match PlacementClient::new(channel.clone()).pause(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) if status.code() == Code::Unavailable => last = status,
+                Err(status) => return Err(status),
+            }
+        }
+        Err(last)
+    }
+
     /// A machine was marked to leave its node.
     pub(crate) fn evicted(&self) {
         for wake in self.maintenance.iter() {

@@ -86,6 +86,25 @@ impl Agents {
             .into_inner())
     }
 
+    /// Stops a machine's CPUs, or lets them go on.
+    pub(crate) async fn pause(
+        &self,
+        address: &str,
+        machine: &MachineId,
+        paused: bool,
+    ) -> Result<(), Status> {
+        let mut request = Request::new(MachineRef {
+            machine: machine.to_string(),
+        });
+        request.set_timeout(CALL_MAX);
+        let mut client = self.client(address)?;
+        match paused {
+            true => client.pause_machine(request).await,
+            false => client.unpause_machine(request).await,
+        }
+        .map(drop)
+    }
+
     /// Removes what a host keeps of a machine that ended.
     pub(crate) async fn forget(&self, address: &str, machine: &MachineId) -> Result<(), Status> {
         let mut request = Request::new(MachineRef {

@@ -44,7 +44,7 @@ pub(crate) struct Machines {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
     pub(crate) inventory: Arc<Inventory>,
-    pub(crate) agents: Agents,
+    pub(crate) agents: Arc<Agents>,
     pub(crate) telemetry: Telemetry,
     pub(crate) shutdown: CancellationToken,
     pub(crate) orders: Orders,

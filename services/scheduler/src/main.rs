@@ -1,5 +1,6 @@
 //! Node inventory, placement, reservations, and where machines start and stop.
 
+mod asked;
 mod config;
 mod fence;
 mod fence_command;

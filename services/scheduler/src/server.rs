@@ -8,7 +8,9 @@ use godwit_rpc::inventory::v1::inventory_server::{Inventory as InventoryApi, Inv
 use godwit_rpc::inventory::v1::{HostReport, HostReportResponse};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::placement::v1::placement_server::{Placement as PlacementApi, PlacementServer};
-use godwit_rpc::placement::v1::{PokeRequest, PokeResponse, ReserveRequest, ReserveResponse};
+use godwit_rpc::placement::v1::{
+    PauseRequest, PauseResponse, PokeRequest, PokeResponse, ReserveRequest, ReserveResponse,
+};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
 use godwit_runtime::Context;
@@ -28,6 +30,22 @@ use crate::telemetry::Telemetry;
 struct Doors {
     ledger: Ledger,
     inventory: Arc<Inventory>,
+    agents: Arc<Agents>,
+}
+
+impl Doors {
+    async fn pause_machine(&self, machine: &MachineId, paused: bool) -> Result<(), Status> {
+        let row = self.ledger.instance(machine).await.map_err(unavailable)?;
+        let node = row.and_then(|row| row.node);
+        let node = node.ok_or_else(|| Status::not_found("no host has the machine"))?;
+        let nodes = self.ledger.nodes().await.map_err(unavailable)?;
+        let host = nodes.iter().find(|host| host.name == node && host.ready);
+        let silent = || Status::unavailable(format!("node {node} does not answer"));
+        let host = host.ok_or_else(silent)?;
+        self.agents
+            .pause(&host.agent_address, machine, paused)
+            .await
+    }
 }
 
 #[godwit_rpc::async_trait]
@@ -80,6 +98,18 @@ impl PlacementApi for Doors {
         self.inventory.machines_changed.notify_one();
         Ok(Response::new(PokeResponse {}))
     }
+
+    async fn pause(
+        &self,
+        request: Request<PauseRequest>,
+    ) -> Result<Response<PauseResponse>, Status> {
+        peer::require(&request, &[Role::ApiGateway])?;
+        let PauseRequest { machine, paused } = request.into_inner();
+        let machine = MachineId::parse(machine)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.pause_machine(&machine, paused).await?;
+        Ok(Response::new(PauseResponse {}))
+    }
 }
 
 /// Runs the scheduler: the doors, the rounds over the machines, the watch for silent hosts.
@@ -104,22 +134,24 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     ledger.migrate().await?;
     readiness.set("ledger", true);
     let inventory = Arc::new(Inventory::new(config.node_silence()));
+    let agents = Arc::new(Agents::new(identity.clone()));
     let doors = Doors {
         ledger: ledger.clone(),
         inventory: Arc::clone(&inventory),
+        agents: Arc::clone(&agents),
     };
     let mut routes = Routes::builder();
     routes.add_service(InventoryServer::new(doors.clone()));
     routes.add_service(PlacementServer::new(doors));
     let parts = ServerParts {
         bind: config.bind,
-        identity: identity.clone(),
+        identity,
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };
     let watch = watch_silence(Arc::clone(&inventory), ledger.clone(), shutdown.clone());
     let machines = Arc::new(Machines {
-        agents: Agents::new(identity),
+        agents,
         config,
         ledger,
         inventory,

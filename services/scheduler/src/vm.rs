@@ -9,6 +9,7 @@ use godwit_model::run_strategy::{self, Instance, RunStrategy, Wish};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::asked::Asked;
 use crate::json::{Condition, child, clear_condition, condition, now, reference, set_condition};
 use crate::status;
 use crate::world::instance_key;
@@ -83,7 +84,8 @@ impl<'a> Sight<'a> {
             Some(Value::Object(status)) => status.clone(),
             Some(_) | None => Map::new(),
         };
-        let wish = self.wish();
+        let asked = self.asked(&mut status);
+        let wish = self.wish(asked);
         self.count_failures(wish, &mut status);
         match (wish, self.instance()) {
             (Wish::Run, None) if self.namesake.is_none() && !self.pauses(&status) => {
@@ -95,7 +97,7 @@ impl<'a> Sight<'a> {
                         self.vm.key.name
                     ),
                 ));
-                plan.create = Some(self.new_instance());
+                plan.create = Some(self.new_instance(asked));
             }
             (Wish::Run, Some(old)) if self.state().has_ended() => self.delete(old, &mut plan),
             (Wish::Halt, Some(old)) => self.delete(old, &mut plan),
@@ -110,11 +112,17 @@ impl<'a> Sight<'a> {
         RunStrategy::read(spec["runStrategy"].as_str(), spec["running"].as_bool())
     }
 
-    fn wish(self) -> Wish {
-        if self.vm.deleting() {
-            Wish::Halt
-        } else {
-            self.strategy().wish(self.state())
+    fn asked(self, status: &mut Map<String, Value>) -> Option<Asked> {
+        let alive = !self.state().has_ended();
+        let instance = self.instance().map(|instance| (&*instance.uid, alive));
+        Asked::first(status, instance)
+    }
+
+    fn wish(self, asked: Option<Asked>) -> Wish {
+        match asked {
+            _ if self.vm.deleting() => Wish::Halt,
+            Some(asked) => asked.wish(),
+            None => self.strategy().wish(self.state()),
         }
     }
 
@@ -213,7 +221,7 @@ impl<'a> Sight<'a> {
     }
 
     /// The instance as the template says, with what KubeVirt's webhook adds to it.
-    fn new_instance(self) -> NewObject {
+    fn new_instance(self, asked: Option<Asked>) -> NewObject {
         let vm = self.vm;
         let template = &vm.spec()["template"];
         let mut metadata = json!({
@@ -246,6 +254,9 @@ impl<'a> Sight<'a> {
         if let Some(spec) = child(&mut body, "spec") {
             spec.entry("terminationGracePeriodSeconds")
                 .or_insert_with(|| json!(GRACE_SECONDS));
+            if asked == Some(Asked::Start { paused: true }) {
+                spec.insert("startStrategy".to_owned(), json!("Paused"));
+            }
             if let Some(strategy) = self.eviction_strategy {
                 spec.entry("evictionStrategy")
                     .or_insert_with(|| json!(strategy));
@@ -531,6 +542,24 @@ mod tests {
         let plan = sight(&vm, Some(&other)).plan();
         assert!(plan.create.is_none() && plan.delete.is_none());
         assert_eq!(condition(told(&plan), "Failure"), Some("True"));
+    }
+
+    #[test]
+    fn a_machine_is_started_and_stopped_by_hand() {
+        let start = json!({ "stateChangeRequests": [
+            { "action": "Start", "data": { "paused": "true" } },
+        ] });
+        let manual = vm("Manual", &start);
+        let plan = sight(&manual, None).plan();
+        let new = plan.create.unwrap();
+        assert_eq!(new.body["spec"]["startStrategy"], "Paused");
+        let running = instance("Running", 5, None);
+        let plan = sight(&manual, Some(&running)).plan();
+        assert!(plan.delete.is_none());
+        assert_eq!(told(&plan)["stateChangeRequests"], Value::Null);
+        let stop = json!({ "stateChangeRequests": [{ "action": "Stop", "uid": "i1" }] });
+        let plan = sight(&vm("Manual", &stop), Some(&running)).plan();
+        assert!(plan.delete.is_some());
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) async fn serve(
     }
     let AxumQuery(query) = AxumQuery::<Vec<(String, String)>>::try_from_uri(&parts.uri)
         .map_err(|error| Status::bad_request(format!("query parameters: {error}")))?;
-    let verb = verb(&parts.method, &path)?;
+    let verb = verb(&parts.method, &path, &extra.verbs)?;
     let dry_run = query
         .iter()
         .any(|(key, value)| key == "dryRun" && value == "All");
@@ -58,9 +58,11 @@ pub(super) async fn serve(
         .await
 }
 
-fn verb(method: &Method, path: &ResourcePath) -> Result<Verb, Status> {
+/// A path without a name is a list, unless it is a document of its own that can only be got.
+fn verb(method: &Method, path: &ResourcePath, known: &[Verb]) -> Result<Verb, Status> {
+    let lists = path.name.is_none() && !known.contains(&Verb::Get);
     match method.as_str() {
-        "GET" | "HEAD" if path.name.is_none() => Ok(Verb::List),
+        "GET" | "HEAD" if lists => Ok(Verb::List),
         "GET" | "HEAD" => Ok(Verb::Get),
         "POST" => Ok(Verb::Create),
         "PUT" => Ok(Verb::Update),

@@ -126,7 +126,8 @@ async fn try_once(call: &Call, new: &Value) -> Result<Arc<Stored>, StoreError> {
         .await
 }
 
-fn generated(base: &str) -> String {
+/// `base` with five letters behind it, as `metadata.generateName` makes names.
+pub fn generated(base: &str) -> String {
     let end = base
         .char_indices()
         .nth(GENERATED_MAX - SUFFIX_LENGTH)

@@ -31,6 +31,7 @@ use crate::registry::Resource;
 use crate::server::ApiServer;
 use crate::status::Status;
 use call::Call;
+pub use create::generated;
 
 /// Answers one request; failures become `Status` objects.
 pub(crate) async fn serve(server: Arc<ApiServer>, request: Request) -> Response {
@@ -101,7 +102,9 @@ async fn resource(
         subresource => format!("{}/{subresource}", path.resource),
     };
     let registry = &server.registry;
-    if let Some(extra) = registry.extra(&path.group, &path.version, &extra_name) {
+    let longer = format!("{extra_name}/{}", path.subpath);
+    let extra = |name: &str| registry.extra(&path.group, &path.version, name);
+    if let Some(extra) = extra(&longer).or_else(|| extra(&extra_name)) {
         return connect::serve(server, &Arc::clone(extra), path, (parts, body)).await;
     }
     let found = registry.resource(&path.group, &path.version, &path.resource);

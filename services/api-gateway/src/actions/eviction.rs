@@ -44,7 +44,7 @@ impl Connect for Handler {
         ctx: &RequestContext,
         request: ConnectRequest,
     ) -> Result<Response, Status> {
-        let Desk { store, facts } = &self.0;
+        let Desk { store, facts, .. } = &self.0;
         let found = store.get(resource::PODS, &ctx.namespace, &ctx.name).await;
         let not_found = || Status::not_found("", resource::PODS, &ctx.name);
         let pod = found

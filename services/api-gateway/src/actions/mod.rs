@@ -1,21 +1,30 @@
 //! What is asked of machines by a request of its own: evictions, and virtctl's subresources.
 
 mod eviction;
+mod machine;
+mod unsupported;
+mod virtctl;
 
 use std::sync::Arc;
 
-use godwit_apimachinery::{ExtraResource, Status, StoreError};
+use godwit_apimachinery::{Admission, ExtraResource, Status, StoreError, VersionInfo};
 
 use crate::facts::Facts;
+use crate::kinds;
 use crate::store::LedgerStore;
 
 /// Everything in here.
-pub(crate) fn extras(store: &Arc<LedgerStore>) -> Vec<ExtraResource> {
+pub(crate) fn extras(store: &Arc<LedgerStore>, version: &VersionInfo) -> Vec<ExtraResource> {
+    let facts = Facts::new(store.cache.clone());
     let desk = Desk {
-        facts: Facts::new(store.cache.clone()),
+        migrations: kinds::migration_rules(&facts),
+        facts,
         store: Arc::clone(store),
+        version: version.clone(),
     };
-    vec![eviction::declare(desk)]
+    let mut all = virtctl::declare(&desk);
+    all.push(eviction::declare(desk));
+    all
 }
 
 /// What every action needs.
@@ -23,6 +32,9 @@ pub(crate) fn extras(store: &Arc<LedgerStore>) -> Vec<ExtraResource> {
 struct Desk {
     store: Arc<LedgerStore>,
     facts: Facts,
+    /// Rules that every new migration is judged by.
+    migrations: Arc<dyn Admission>,
+    version: VersionInfo,
 }
 
 /// What a failure of the store means to who asked about `name`, one of `resource` in `group`.

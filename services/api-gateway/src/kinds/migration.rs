@@ -49,11 +49,16 @@ pub(crate) fn kind(facts: &Facts) -> Kind {
         schema,
         columns: vec![phase, instance],
         selectable_fields: vec!["spec.vmiName", "status.phase"],
-        admission: Arc::new(Rules {
-            facts: facts.clone(),
-        }),
+        admission: rules(facts),
         ..Kind::custom(KIND, "virtualmachineinstancemigrations", kubevirt_views())
     }
+}
+
+/// The rules for migrations, whoever makes one.
+pub(crate) fn rules(facts: &Facts) -> Arc<dyn Admission> {
+    Arc::new(Rules {
+        facts: facts.clone(),
+    })
 }
 
 struct Rules {

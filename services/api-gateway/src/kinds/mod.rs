@@ -28,6 +28,7 @@ use crate::facts::Facts;
 
 pub(crate) use migration::{
     FINALIZER as MIGRATION_FINALIZER, in_flight, machine_name as migration_machine, no_instance,
+    rules as migration_rules,
 };
 pub(crate) use migration_history::show as show_history;
 pub(crate) use namespace::{
@@ -131,7 +132,7 @@ fn forbidden(resource: &str, name: &str, why: &str) -> Status {
 }
 
 /// A condition of `object` by its type.
-fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     let list = object["status"]["conditions"].as_array()?;
     list.iter().find(|condition| condition["type"] == kind)
 }

@@ -524,7 +524,7 @@ async fn copy(url: &str, config: Config, shutdown: CancellationToken) -> Arc<Mac
         inventory: Arc::new(Inventory::new(config.node_silence())),
         config,
         ledger: connect(url).await,
-        agents: Agents::new(None),
+        agents: Arc::new(Agents::new(None)),
         telemetry: Telemetry::default(),
         shutdown,
         orders: Orders::default(),
