@@ -10,11 +10,11 @@ use anyhow::{Result, anyhow};
 
 use crate::lab_down::Footprint;
 use crate::lab_env::Env;
-use crate::{lab_bad_input, lab_continuity, lab_drain, lab_restart, lab_walkthrough};
+use crate::{lab_bad_input, lab_continuity, lab_drain, lab_restart, lab_virtctl, lab_walkthrough};
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 9] = [
+const SECTIONS: [(&str, Section); 10] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -25,6 +25,7 @@ const SECTIONS: [(&str, Section); 9] = [
     ("drain of ten", lab_drain::ten_leave),
     ("drain blocked", lab_drain::some_stay),
     ("drain by kubectl", lab_drain::by_kubectl),
+    ("switched by hand", lab_virtctl::by_hand),
     ("restart", lab_restart::each_service),
     ("bad input", lab_bad_input::refused),
 ];

@@ -26,6 +26,7 @@ mod lab_env;
 mod lab_restart;
 mod lab_suite;
 mod lab_trace;
+mod lab_virtctl;
 mod lab_walkthrough;
 mod ledger_audit;
 mod ledger_cluster;
