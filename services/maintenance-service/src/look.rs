@@ -16,6 +16,10 @@ use serde_json::Value;
 
 use crate::json::{condition, told};
 
+mod marked;
+
+pub(crate) use marked::{Marked, marked};
+
 /// Resource of maintenances, whatever group they are shown in.
 pub(crate) const MAINTENANCES: &str = "nodemaintenances";
 /// Resource of migrations.
@@ -111,14 +115,6 @@ pub(crate) struct Account<'a> {
     pub(crate) maintenance: Option<&'a Object>,
 }
 
-/// A machine that shall leave its node by an eviction, without a maintenance.
-#[derive(Debug)]
-pub(crate) struct Marked {
-    pub(crate) instance: Object,
-    pub(crate) node: NodeName,
-    pub(crate) guest: Guest,
-}
-
 /// A machine on the node.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
@@ -200,57 +196,6 @@ pub(crate) async fn look(
         .filter(|object| situation.concerns(object))
         .collect();
     Ok(Some(situation))
-}
-
-/// What is true about the instance `key` that carries a mark to leave its node; `None` when it is
-/// not there any more, or a maintenance takes care of it.
-///
-/// # Errors
-/// The ledger's.
-pub(crate) async fn marked(
-    reader: &mut Reader<'_>,
-    key: &ObjectKey,
-) -> Result<Option<Marked>, LedgerError> {
-    let Some(instance) = reader.get(key).await? else {
-        return Ok(None);
-    };
-    let node = told(&instance, EVACUATION).as_str().unwrap_or_default();
-    let ids = (NodeName::parse(node), MachineId::parse(&instance.uid));
-    let (Ok(node), Ok(uid)) = ids else {
-        return Ok(None);
-    };
-    let row = reader.instance(&uid).await?;
-    let Some(row) = row.filter(|row| row.node.as_ref() == Some(&node)) else {
-        return Ok(None);
-    };
-    let maintenances = reader.list(MAINTENANCES).await?;
-    let is_here = |maintenance: &Object| maintenance.spec()["nodeName"] == node.as_str();
-    if maintenances.iter().any(is_here) {
-        return Ok(None);
-    }
-    let rows = Rows {
-        strategy: cluster_strategy(reader).await?,
-        instances: vec![row],
-        jobs: reader.jobs_open().await?,
-        objects: vec![instance],
-        migrations: reader.list(MIGRATIONS).await?,
-    };
-    let now = reader.now().await?;
-    let Some(stage) = rows.stage(&rows.instances[0]) else {
-        return Ok(None);
-    };
-    let account = Account {
-        node: node.as_str(),
-        maintenance: None,
-    };
-    let mut guest = rows.guest(&rows.instances[0], stage, (account, now));
-    ask_owner(reader, &mut guest, &rows).await?;
-    let instance = rows.objects.into_iter().next();
-    Ok(instance.map(|instance| Marked {
-        instance,
-        node,
-        guest,
-    }))
 }
 
 async fn cluster_strategy(reader: &mut Reader<'_>) -> Result<Option<String>, LedgerError> {
