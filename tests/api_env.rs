@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use godwit_api_gateway::{Config, Gateway, PeerAddresses};
+use godwit_api_gateway::{Config, Gateway, Limits, PeerAddresses};
 use godwit_ledger::{Ledger, LedgerConfig};
-use godwit_runtime::Context;
+use godwit_runtime::metrics::Metrics;
+use godwit_runtime::{Context, Identity};
 use godwit_testkit::certs::{Ca, Subject};
 use godwit_testkit::kubectl::{self, Release};
 use godwit_testkit::postgres::Postgres;
@@ -21,6 +22,16 @@ use tokio_util::sync::CancellationToken;
 /// Longest run of one kubectl command.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
 
+/// Users in no group; the token of each is its name and `-token`.
+pub(crate) const USERS: [&str; 6] = [
+    "to-view",
+    "to-edit",
+    "to-admin",
+    "to-migrate",
+    "to-cluster-admin",
+    "ann",
+];
+
 /// A running gateway with a folder of its own.
 pub(crate) struct Api {
     pub(crate) ledger: Ledger,
@@ -28,16 +39,42 @@ pub(crate) struct Api {
     dir: TempDir,
     ca: Ca,
     shutdown: CancellationToken,
+    pub(crate) metrics: Metrics,
+    /// The ledger's database, for its owner.
+    pub(crate) database_url: String,
     pub(crate) postgres: Arc<Postgres>,
 }
 
 impl Api {
     pub(crate) async fn start() -> Result<Self> {
-        Self::start_by_way_of(|url| Ok(url.to_owned())).await
+        Self::start_configured(|_, _| Ok(())).await
+    }
+
+    /// As [`Api::start`], with a configuration that `configure` changes; a folder for files is given.
+    pub(crate) async fn start_configured(
+        configure: impl FnOnce(&mut Config, &Path) -> Result<()>,
+    ) -> Result<Self> {
+        Self::start_how(|url| Ok(url.to_owned()), configure).await
+    }
+
+    /// As [`Api::start`], with these limits.
+    pub(crate) async fn start_limited(limits: Limits) -> Result<Self> {
+        Self::start_configured(|config, _| {
+            config.limits = limits;
+            Ok(())
+        })
+        .await
     }
 
     /// As [`Api::start`]; the gateway reaches its ledger under the URL that `way` answers.
     pub(crate) async fn start_by_way_of(way: impl FnOnce(&str) -> Result<String>) -> Result<Self> {
+        Self::start_how(way, |_, _| Ok(())).await
+    }
+
+    async fn start_how(
+        way: impl FnOnce(&str) -> Result<String>,
+        configure: impl FnOnce(&mut Config, &Path) -> Result<()>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("gwapi-").tempdir()?;
         let postgres = tokio::task::spawn_blocking(Postgres::ephemeral).await??;
         let postgres = Arc::new(postgres);
@@ -59,12 +96,10 @@ impl Api {
             served_as: &served_as,
         };
         let identity = ca.issue_files("gateway", server)?;
-        let tokens = dir.path().join("tokens.csv");
-        std::fs::write(&tokens, "viewer-token,vera,7,\"godwit:viewers\"\n")?;
-        let config = Config {
+        let mut config = Config {
             bind: "127.0.0.1:0".parse()?,
             tls: Some(identity),
-            token_file: Some(tokens),
+            token_file: Some(write_tokens(dir.path())?),
             // With the rights that it has in production, and no more.
             database_url: gateway_url.replace("//postgres@", "//godwit_gateway@"),
             peers: PeerAddresses {
@@ -78,27 +113,30 @@ impl Api {
             },
             ..Config::default()
         };
+        configure(&mut config, dir.path())?;
         let shutdown = CancellationToken::new();
+        let metrics = Metrics::default();
         let context = Context {
             config,
             shutdown: shutdown.clone(),
-            metrics: Default::default(),
+            metrics: metrics.clone(),
             readiness: Default::default(),
             steps: Default::default(),
         };
         let gateway = Gateway::start(context).await?;
         let ledger = Ledger::connect(LedgerConfig {
-            url,
+            url: url.clone(),
             connections_max: 2,
         })
         .await?;
-        let address = format!("https://{}", gateway.address());
         let api = Self {
             ledger,
-            address,
+            address: format!("https://{}", gateway.address()),
             dir,
             ca,
             shutdown,
+            metrics,
+            database_url: url,
             postgres,
         };
         api.write_kubeconfigs()?;
@@ -107,28 +145,47 @@ impl Api {
 
     /// A client without a kubectl, an administrator.
     pub(crate) fn client(&self) -> Result<godwit_testkit::api::Api> {
-        let admin = Subject {
-            name: "admin",
-            organizations: &["system:masters"],
-            served_as: &[],
-        };
-        let admin = self.ca.issue_files("admin", admin)?;
-        let ca = std::fs::read(self.dir.path().join("ca/ca.crt"))?;
-        let (cert, key) = (std::fs::read(admin.cert)?, std::fs::read(admin.key)?);
+        self.member("admin", "system:masters")
+    }
+
+    /// A client without a kubectl, a member of `group`.
+    pub(crate) fn member(&self, name: &str, group: &str) -> Result<godwit_testkit::api::Api> {
+        let identity = self.identity_of(name, group)?;
+        let ca = std::fs::read(&identity.ca)?;
+        let (cert, key) = (std::fs::read(identity.cert)?, std::fs::read(identity.key)?);
         godwit_testkit::api::Api::at(&self.address, &ca, (&cert, &key))
     }
 
-    fn write_kubeconfigs(&self) -> Result<()> {
-        let admin = Subject {
-            name: "admin",
-            organizations: &["system:masters"],
+    /// Files with the certificate of a member of `group`.
+    pub(crate) fn identity_of(&self, name: &str, group: &str) -> Result<Identity> {
+        let subject = Subject {
+            name,
+            organizations: &[group],
             served_as: &[],
         };
-        let admin = self.ca.issue_files("admin", admin)?;
+        self.ca.issue_files(name, subject)
+    }
+
+    /// A client of one of [`USERS`], or of nobody.
+    pub(crate) fn client_of(&self, user: Option<&str>) -> Result<godwit_testkit::api::Api> {
+        let ca = std::fs::read(self.dir.path().join("ca/ca.crt"))?;
+        let token = user.map(|user| format!("{user}-token"));
+        godwit_testkit::api::Api::with_token(&self.address, &ca, token.as_deref())
+    }
+
+    /// A kubectl of one of [`USERS`].
+    pub(crate) async fn user(&self, release: Release, user: &str) -> Result<Kubectl> {
+        self.write_kubeconfig(user, &json!({"token": format!("{user}-token")}))?;
+        self.kubectl(release, user).await
+    }
+
+    fn write_kubeconfigs(&self) -> Result<()> {
+        let admin = self.identity_of("admin", "system:masters")?;
         let admin = json!({
             "client-certificate": admin.cert, "client-key": admin.key,
         });
         self.write_kubeconfig("admin", &admin)?;
+        self.write_kubeconfig("nobody", &json!({}))?;
         self.write_kubeconfig("viewer", &json!({"token": "viewer-token"}))
     }
 
@@ -159,6 +216,11 @@ impl Api {
         self.kubectl(release, "viewer").await
     }
 
+    /// A kubectl of somebody who brings a token.
+    pub(crate) async fn bearer(&self, release: Release) -> Result<Kubectl> {
+        self.kubectl(release, "nobody").await
+    }
+
     async fn kubectl(&self, release: Release, user: &str) -> Result<Kubectl> {
         let program = tokio::task::spawn_blocking(move || program(release)).await??;
         let home = self.dir.path().join(format!("home-{user}-{release:?}"));
@@ -182,6 +244,14 @@ impl Drop for Api {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+fn write_tokens(dir: &Path) -> Result<PathBuf> {
+    let users = USERS.map(|user| format!("{user}-token,{user},\n")).concat();
+    let text = format!("viewer-token,vera,7,\"godwit:viewers\"\n{users}");
+    let path = dir.join("tokens.csv");
+    std::fs::write(&path, text)?;
+    Ok(path)
 }
 
 /// One kubectl of one user.
@@ -215,13 +285,40 @@ impl Kubectl {
 
     /// Runs a command to its end, well or not.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Result<Ended> {
-        let mut command = self.command(arguments);
+        Self::ended(self.command(arguments)).await
+    }
+
+    async fn ended(mut command: Command) -> Result<Ended> {
         let output: Output = tokio::task::spawn_blocking(move || command.output()).await??;
         Ok(Ended {
             ok: output.status.success(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
+    }
+
+    /// Runs a script of a shell in which `kubectl` is this one.
+    pub(crate) async fn shell(&self, script: &str) -> Result<Ended> {
+        let folder = self.program.parent().context("kubectl is in a folder")?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let limit = COMMAND_MAX.as_secs().to_string();
+        let mut command = Command::new("timeout");
+        command
+            .args(["--kill-after=1", &limit, "sh", "-c", script])
+            .env("PATH", format!("{}:{path}", folder.display()))
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", &self.home)
+            .stdin(std::process::Stdio::null());
+        Self::ended(command).await
+    }
+
+    /// Its minor version.
+    pub(crate) async fn minor(&self) -> Result<u32> {
+        let said = self.ok(&["version", "--client", "-o", "json"]).await?;
+        let said: Value = serde_json::from_str(&said)?;
+        let minor = said["clientVersion"]["minor"].as_str().unwrap_or_default();
+        let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().with_context(|| said.to_string())
     }
 
     /// Runs a command that must succeed; answers its standard output.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +20,8 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const REQUEST_MAX: Duration = Duration::from_secs(12);
 /// How soon everything works again once the database answers.
 const BACK_MAX: Duration = Duration::from_secs(1);
+/// How long it may take until something is created again.
+const LOAD_MAX: Duration = Duration::from_secs(60);
 /// Clients of the hammer.
 const CLIENTS: usize = 6;
 
@@ -94,11 +96,31 @@ struct Told {
     cut_off: usize,
 }
 
-async fn hammer(client: Client, number: usize, stop: Arc<AtomicBool>) -> Result<Told> {
+/// What the hammer's clients share with the test.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    created: AtomicUsize,
+}
+
+impl Load {
+    /// Until so many more are created, however busy the machine is.
+    async fn creates(&self, more: usize) -> Result<()> {
+        let wanted = self.created.load(Ordering::Relaxed) + more;
+        let wait = async {
+            while self.created.load(Ordering::Relaxed) < wanted {
+                sleep(Duration::from_millis(10)).await; // poll
+            }
+        };
+        timeout(LOAD_MAX, wait).await.context("nothing is created")
+    }
+}
+
+async fn hammer(client: Client, number: usize, load: Arc<Load>) -> Result<Told> {
     let mut told = Told::default();
     let mut connection = client.connect().await?;
     for turn in 0.. {
-        if stop.load(Ordering::Relaxed) {
+        if load.stop.load(Ordering::Relaxed) {
             break;
         }
         let name = format!("map-{number}-{turn}");
@@ -106,6 +128,7 @@ async fn hammer(client: Client, number: usize, stop: Arc<AtomicBool>) -> Result<
             Ok(answer) if answer.status == 201 => {
                 let uid = answer.body["metadata"]["uid"].as_str().context("no uid")?;
                 told.created.push((name, uid.to_owned()));
+                load.created.fetch_add(1, Ordering::Relaxed);
             }
             Ok(answer) => {
                 ensure!(is_unavailable(&answer), "{name}: {answer:?}");
@@ -124,21 +147,21 @@ async fn hammer(client: Client, number: usize, stop: Arc<AtomicBool>) -> Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_killed_again_and_again_makes_no_false_success() -> Result<()> {
     let api = Api::start().await?;
-    let stop = Arc::new(AtomicBool::new(false));
+    let load = Arc::new(Load::default());
     let mut clients = vec![];
     for number in 0..CLIENTS {
-        let hammering = hammer(api.client()?, number, Arc::clone(&stop));
+        let hammering = hammer(api.client()?, number, Arc::clone(&load));
         clients.push(tokio::spawn(hammering));
     }
     // Some outages are shorter than what the gateway waits for, and some are not.
     for down in [0, 0, 4500, 0, 200] {
-        sleep(Duration::from_millis(300)).await; // load
+        load.creates(10).await?;
         crash(&api.postgres).await?;
         sleep(Duration::from_millis(down)).await; // the outage
         revive(&api.postgres).await?;
     }
-    sleep(Duration::from_millis(300)).await; // load
-    stop.store(true, Ordering::Relaxed);
+    load.creates(10).await?;
+    load.stop.store(true, Ordering::Relaxed);
     let (mut created, mut refused, mut cut_off) = (BTreeSet::new(), 0, 0);
     for client in clients {
         let told = client.await??;
@@ -165,7 +188,6 @@ async fn a_database_that_is_killed_again_and_again_makes_no_false_success() -> R
     assert!(missing.is_empty(), "false successes: {missing:?}");
     // Those may have been made, and say that nobody knows.
     assert!(kept.len() <= created.len() + refused + cut_off);
-    assert!(created.len() > 50, "{} created", created.len());
     assert!(refused > 0, "the long outage was not seen");
     assert_eq!(cut_off, 0, "the gateway itself stayed up");
     Ok(())
@@ -185,7 +207,7 @@ async fn while_the_database_is_away_reads_go_on_writes_are_refused_and_watches_s
     );
 
     crash(&api.postgres).await?;
-    until_status(&mut connection, "/readyz", 503).await?;
+    until_status(&mut connection, "/readyz", 500).await?;
     for path in ["/livez", "/api", "/apis", MAPS, &format!("{MAPS}/before")] {
         assert_eq!(get(&mut connection, path).await?.status, 200, "{path}");
     }
@@ -208,7 +230,7 @@ async fn while_the_database_is_away_reads_go_on_writes_are_refused_and_watches_s
     let why = why.as_str().unwrap_or_default();
     assert_eq!(
         why,
-        "not ready: watch cache (the ledger can't be reached)\n"
+        "[+]ping ok\n[-]watch-cache failed: the ledger can't be reached\nreadyz check failed\n"
     );
     // It tries ten times by itself, a second apart as it is told to.
     let why = kubectl.fails(&["create", "configmap", "late"]).await?;
@@ -236,15 +258,15 @@ async fn a_watch_across_restarts_sees_every_change_once_and_in_order() -> Result
     let api = Api::start().await?;
     let client = api.client()?;
     let mut watch = client.watch(MAPS).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let writing = tokio::spawn(hammer(api.client()?, 0, Arc::clone(&stop)));
+    let load = Arc::new(Load::default());
+    let writing = tokio::spawn(hammer(api.client()?, 0, Arc::clone(&load)));
     for _ in 0..3 {
-        sleep(Duration::from_millis(200)).await; // load
+        load.creates(10).await?;
         crash(&api.postgres).await?;
         revive(&api.postgres).await?;
     }
-    stop.store(true, Ordering::Relaxed);
-    let told = writing.await??;
+    load.stop.store(true, Ordering::Relaxed);
+    writing.await??;
     let mut connection = client.connect().await?;
     until_status(&mut connection, "/readyz", 200).await?;
     assert_eq!(post(&mut connection, "last").await?.status, 201);
@@ -266,7 +288,6 @@ async fn a_watch_across_restarts_sees_every_change_once_and_in_order() -> Result
     made.sort_by_key(|object| object.revision);
     let made: Vec<String> = made.into_iter().map(|object| object.key.name).collect();
     assert_eq!(seen, made);
-    assert!(told.created.len() > 20, "{} created", told.created.len());
     Ok(())
 }
 

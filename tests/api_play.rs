@@ -26,7 +26,7 @@ pub(crate) async fn node(ledger: &Ledger, name: &str) -> Result<()> {
             "capacity": {"cpu": "2", "memory": "4Gi"},
             "allocatable": {"cpu": "2", "memory": "4Gi"},
             "conditions": [{
-                "type": "Ready", "status": "True", "reason": "AgentReady",
+                "type": "Ready", "status": "True", "reason": "KubeletReady",
                 "message": "agent reports", "lastHeartbeatTime": "2026-01-01T00:00:00Z",
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }],

@@ -180,6 +180,7 @@ fn counting(dir: &Path, machine: &MachineId) -> MachineSpec {
             read_only: false,
             create: None,
             boot: true,
+            seed: None,
         }],
         nics: vec![],
         kernel: None,

@@ -35,7 +35,7 @@ pub(crate) fn refused(env: &Env) -> Result<()> {
     let job = slow_migration(env)?;
     let bad = cases(elsewhere, &job);
     let before = cluster(env)?;
-    for release in Release::ALL {
+    for release in Release::ENDS {
         for bad in &bad {
             refuses(env, release, bad)?;
         }

@@ -66,9 +66,9 @@ impl Env {
         env.lab.down()?;
         let cache = &env.lab.options().cache_dir;
         fs::create_dir_all(cache)?;
-        let programs = Release::ALL.map(|release| kubectl::program(cache, release, progress));
+        let programs = Release::ENDS.map(|release| kubectl::program(cache, release, progress));
         env.lab.up(progress)?;
-        for (release, program) in Release::ALL.into_iter().zip(programs) {
+        for (release, program) in Release::ENDS.into_iter().zip(programs) {
             env.link(release, &program?)?;
         }
         Ok(env)

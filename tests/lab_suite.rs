@@ -10,11 +10,14 @@ use anyhow::{Result, anyhow};
 
 use crate::lab_down::Footprint;
 use crate::lab_env::Env;
-use crate::{lab_bad_input, lab_continuity, lab_drain, lab_restart, lab_virtctl, lab_walkthrough};
+use crate::{
+    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_policy, lab_restart, lab_seed,
+    lab_virtctl, lab_walkthrough,
+};
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 10] = [
+const SECTIONS: [(&str, Section); 13] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -26,6 +29,9 @@ const SECTIONS: [(&str, Section); 10] = [
     ("drain blocked", lab_drain::some_stay),
     ("drain by kubectl", lab_drain::by_kubectl),
     ("switched by hand", lab_virtctl::by_hand),
+    ("policy", lab_policy::under_a_policy),
+    ("cloud-init", lab_seed::by_a_secret),
+    ("clients", lab_clients::as_published),
     ("restart", lab_restart::each_service),
     ("bad input", lab_bad_input::refused),
 ];

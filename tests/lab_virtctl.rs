@@ -17,7 +17,9 @@ fn call(env: &Env, path: &str) -> Result<()> {
 
 fn reads(env: &Env, what: &str, path: &str, value: &str) -> Result<()> {
     wait(&format!("{what} to show {value}"), || {
-        let shown = env.kubectl(&format!("get {what} -o 'jsonpath={{{path}}}'"))?;
+        // The instance of a machine just started may not be there yet.
+        let get = format!("get {what} --ignore-not-found -o 'jsonpath={{{path}}}'");
+        let shown = env.kubectl(&get)?;
         Ok((shown == value).then_some(()))
     })
 }

@@ -52,7 +52,7 @@ async fn a_hung_database_is_unavailable_within_seconds_and_then_used_again() {
             ledger.get(&key),
             ledger.begin(),
             ledger.job_claim("me", LONG),
-            idle.snapshot(),
+            idle.snapshot(drop),
             writing.commit(),
         )
     };
@@ -290,7 +290,7 @@ async fn a_reader_notices_that_the_ledger_is_an_older_copy_even_when_it_has_grow
             setup.postgres.copy().unwrap();
         }
     }
-    let (_, seen) = setup.ledger.snapshot().await.unwrap();
+    let seen = setup.ledger.snapshot(drop).await.unwrap();
     let early = setup.ledger.changes_after(Revision(0), 1).await.unwrap();
     let Changes::Rows(early) = early else {
         panic!("{early:?}")

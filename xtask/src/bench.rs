@@ -5,11 +5,13 @@
 //! that it is alive. Nothing is asserted: what is measured is printed, and written as JSON in the
 //! form of `bench/report.rs`. The lab is gone afterwards.
 
+mod api;
 mod godwit;
 mod heartbeat;
 mod machine;
 mod machines;
 mod memory;
+mod placement;
 mod raw;
 mod report;
 mod stats;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use godwit_model::MachineId;
 use godwit_model::limits::MigrationLimits;
 use godwit_model::migration::convergence::planned_blackout;
@@ -61,7 +63,10 @@ const BOOT_MAX: Duration = Duration::from_secs(90);
 
 /// `cargo xtask bench`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Pairs of moves.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
@@ -81,6 +86,15 @@ pub(crate) struct Arguments {
     /// the product always makes.
     #[arg(long)]
     straight: bool,
+}
+
+/// Another bench.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Lists, reads, creations and watches of the API, and its memory.
+    Api(api::Arguments),
+    /// Placing machines and planning maintenance in memory, beside Ganeti's htools.
+    Placement(placement::Arguments),
 }
 
 /// What every part of the bench needs.
@@ -103,6 +117,11 @@ struct Moves {
 
 /// Runs the command.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    match &arguments.part {
+        Some(Part::Api(arguments)) => return api::run(arguments),
+        Some(Part::Placement(arguments)) => return placement::run(arguments),
+        None => {}
+    }
     ensure!(
         nix::unistd::Uid::effective().is_root(),
         "the bench makes hosts out of network namespaces, which takes root: run it with sudo"

@@ -1,6 +1,7 @@
 //! Automation: `cargo xtask lab, test, tidy, bench`.
 
 mod bench;
+mod fuzz;
 mod lab;
 mod mutants;
 mod safety;
@@ -28,11 +29,13 @@ enum Command {
     Bench(bench::Arguments),
     /// Every check; with a filter, only the tests that match it.
     ///
-    /// `safety` and `chaos` are suites of their own. `safety`: the model check, simulated runs, and
-    /// every fault at every step on real machines. `chaos`: takeovers, frozen owners, an agent and
-    /// the ledger killed, and drains under random deaths.
+    /// `safety`, `chaos`, `watch` and `fuzz` are suites of their own. `safety`: the model check,
+    /// simulated runs, and every fault at every step on real machines. `chaos`: takeovers, frozen
+    /// owners, an agent and the ledger killed, and drains under random deaths. `watch`: two hundred
+    /// watchers, fifty writers, and the faults of a database and of gateways. `fuzz`: requests made
+    /// from the published OpenAPI documents, and made-up input for every parser of the API.
     Test {
-        /// Part of a test's name, `safety` or `chaos`.
+        /// Part of a test's name, `safety`, `chaos`, `watch` or `fuzz`.
         filter: Option<String>,
         /// Only the lab suite: the lab's document, moves, drains and restarts on a whole lab.
         #[arg(long, conflicts_with = "filter")]
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         Command::Test { filter, lab: false } => match filter.as_deref() {
             Some("safety") => safety::run(),
             Some("chaos") => safety::chaos(),
+            Some("watch") => safety::watch(),
+            Some("fuzz") => fuzz::run(),
             filter => test::run(filter),
         },
         Command::Mutants => mutants::run(),

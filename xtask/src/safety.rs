@@ -1,4 +1,4 @@
-//! `cargo xtask test safety` and `chaos`: what the promise of docs/safety.md rests on.
+//! `cargo xtask test safety`, `chaos` and `watch`: what docs/safety.md and docs/watch.md promise.
 
 use std::time::Instant;
 
@@ -37,6 +37,27 @@ pub(crate) fn chaos() -> Result<()> {
         ("hosts", "fault_suite_hosts"),
         ("ledger", "fault_suite_ledger"),
         ("drain", "fault_suite_drain"),
+    ] {
+        step(name, || suite(test))?;
+    }
+    Ok(())
+}
+
+/// Watches under load: every change once and in order, also while everything around them breaks.
+///
+/// # Errors
+/// With the first part that failed.
+pub(crate) fn watch() -> Result<()> {
+    prepare()?;
+    step("build", build)?;
+    for (name, test) in [
+        ("load", "watch_suite_load"),
+        ("two gateways", "watch_suite_two_gateways_side_by_side"),
+        ("faults", "watch_suite_one_gateway_and_faults"),
+        (
+            "two gateways and faults",
+            "watch_suite_two_gateways_and_faults",
+        ),
     ] {
         step(name, || suite(test))?;
     }

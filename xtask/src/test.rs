@@ -12,6 +12,10 @@ use crate::{tidy, tools};
 const LAB_SUITE: &str = "lab_suite";
 /// The suites of `cargo xtask test safety` and `chaos`.
 const FAULT_SUITES: &str = "fault_suite";
+/// The suite of `cargo xtask test watch`.
+const WATCH_SUITE: &str = "watch_suite";
+/// The suite of `cargo xtask test fuzz`.
+const FUZZ_SUITE: &str = "fuzz_suite";
 
 /// Runs every check, or only the tests that match `filter`.
 ///
@@ -71,7 +75,10 @@ fn tests(filter: Option<&str>) -> Result<()> {
     };
     arguments.extend(filter);
     if !has("cargo-nextest") {
-        arguments.extend(["--", "--skip", LAB_SUITE, "--skip", FAULT_SUITES]);
+        arguments.push("--");
+        for suite in [LAB_SUITE, FAULT_SUITES, WATCH_SUITE, FUZZ_SUITE] {
+            arguments.extend(["--skip", suite]);
+        }
     }
     tools::cargo(&arguments)
 }

@@ -161,8 +161,8 @@ fn tracked() -> Result<Vec<PathBuf>> {
 }
 
 fn words(file: &Path, text: &str) -> Vec<String> {
-    let exempt = ["Cargo.lock", "xtask/src/tidy.rs"].map(Path::new);
-    if exempt.contains(&file) {
+    let lock = file.file_name().is_some_and(|name| name == "Cargo.lock");
+    if lock || file == Path::new("xtask/src/tidy.rs") {
         return vec![];
     }
     let lower = text.to_lowercase();

@@ -62,7 +62,15 @@ pub(crate) fn say(bar: &ProgressBar, text: &str) {
 /// # Errors
 /// When apt-get fails; what it said is on the terminal.
 pub(crate) fn ensure_packages(bar: &ProgressBar) -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+    ensure_installed(bar, &PACKAGES)
+}
+
+/// Installs those of `wanted` that are missing: a file that shows it, and the Debian package.
+///
+/// # Errors
+/// When apt-get fails; what it said is on the terminal.
+pub(crate) fn ensure_installed(bar: &ProgressBar, wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted
         .iter()
         .filter(|(shows, _)| !Path::new(shows).exists())
         .map(|(_, package)| *package)
@@ -141,11 +149,15 @@ pub(crate) fn build_programs(profile: &str) -> Result<()> {
 /// # Errors
 /// When it fails.
 pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(arguments)
-        .current_dir(root())
-        .status()?;
+    let status = cargo_command().args(arguments).status()?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
+}
+
+/// The cargo that runs this, in the workspace's folder.
+pub(crate) fn cargo_command() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root());
+    command
 }

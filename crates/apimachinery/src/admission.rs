@@ -50,7 +50,7 @@ impl Admission for AdmitAll {}
 /// How a deletion is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
-    /// `Background`, `Foreground` or `Orphan`; empty is `Background`.
+    /// `Background`, `Foreground` or `Orphan`; empty goes by the finalizers that are there.
     pub propagation_policy: String,
     /// Seconds the object may take to end by itself.
     pub grace_period_seconds: Option<i64>,

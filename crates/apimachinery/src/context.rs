@@ -1,5 +1,7 @@
 //! Who asks for what: the context every hook is given, and the question put to authorization.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
@@ -14,6 +16,9 @@ pub struct UserInfo {
     pub groups: Vec<String>,
     /// Empty if unknown.
     pub uid: String,
+    /// What else the authenticator knows, for example a certificate's fingerprint; keys in lower
+    /// case.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// One request, as hooks see it.
@@ -44,7 +49,7 @@ pub struct RequestContext {
 }
 
 /// The question put to authorization.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccessRequest {
     /// `get`, `list`, ...; for paths outside the API the HTTP method in lower case.
     pub verb: String,

@@ -140,6 +140,10 @@ impl Documents {
         response
     }
 
+    pub(crate) fn openapi_v3_bytes(&self, key: &(String, String)) -> Option<Bytes> {
+        Some(self.openapi_v3.get(key)?.bytes.clone())
+    }
+
     pub(crate) fn openapi_v3_root(&self, headers: &HeaderMap) -> Response {
         self.openapi_v3_root.answer(headers)
     }

@@ -6,24 +6,25 @@ use serde_json::Value;
 
 use crate::status::Status;
 
-/// Most operations in one patch; as in kube-apiserver.
-const OPERATIONS_MAX: usize = 10_000;
 /// Bytes that all copied and moved values may have together; as much as a body.
 const COPIED_BYTES_MAX: usize = 3 << 20;
+/// Items that may be moved up or down in lists, all operations together: each one that puts
+/// something in the middle of a list or takes it out moves all behind it. Takes some 10 ms.
+const SHIFTED_MAX: usize = 10_000_000;
 /// Deepest place that is written to, and deepest value that is put there.
 const DEPTH_MAX: usize = 64;
 
-/// Reads a patch.
+/// Reads a patch of at most `most` operations.
 ///
 /// # Errors
 /// 400 if it is none, 413 if it has too many operations.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Patch, Status> {
+pub(crate) fn parse(bytes: &[u8], most: usize) -> Result<Patch, Status> {
     let patch: Patch = serde_json::from_slice(bytes)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     let count = patch.0.len();
-    if count > OPERATIONS_MAX {
+    if count > most {
         return Err(Status::too_large(format!(
-            "the allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {count}"
+            "The allowed maximum operations in a JSON patch is {most}, got {count}"
         )));
     }
     Ok(patch)
@@ -35,12 +36,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Patch, Status> {
 /// 422 if a path leads nowhere or a test fails, 413 beyond the limits.
 pub(crate) fn apply(object: &mut Value, patch: &Patch) -> Result<(), Status> {
     let mut copied = 0;
+    let mut shifted = 0;
     for operation in &patch.0 {
         copied += check(object, operation)?;
-        if copied > COPIED_BYTES_MAX {
-            return Err(Status::too_large("the patch copies too much"));
+        shifted += shifts(object, operation);
+        if copied > COPIED_BYTES_MAX || shifted > SHIFTED_MAX {
+            return Err(Status::too_large("the patch copies or moves too much"));
         }
-        json_patch::patch(object, std::slice::from_ref(operation)).map_err(|error| {
+        // What it leaves after a failure is thrown away, so nothing has to be undone.
+        json_patch::patch_unsafe(object, std::slice::from_ref(operation)).map_err(|error| {
             let message =
                 format!("the server rejected our request due to an error in our request: {error}");
             Status::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
@@ -67,6 +71,22 @@ fn check(object: &Value, operation: &PatchOperation) -> Result<usize, Status> {
     Ok(if copies { value.to_string().len() } else { 0 })
 }
 
+/// Items of lists that the operation moves, at most.
+fn shifts(object: &Value, operation: &PatchOperation) -> usize {
+    let length = |path: &str| {
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let list = object.pointer(parent).and_then(Value::as_array);
+        list.map_or(0, Vec::len)
+    };
+    match operation {
+        PatchOperation::Add(add) => length(add.path.as_str()),
+        PatchOperation::Remove(remove) => length(remove.path.as_str()),
+        PatchOperation::Copy(copy) => length(copy.path.as_str()),
+        PatchOperation::Move(moved) => length(moved.from.as_str()) + length(moved.path.as_str()),
+        PatchOperation::Replace(_) | PatchOperation::Test(_) => 0,
+    }
+}
+
 fn depth(value: &Value) -> usize {
     let deepest = match value {
         Value::Array(list) => list.iter().map(depth).max(),
@@ -83,7 +103,7 @@ mod tests {
     use super::*;
 
     fn patched(mut object: Value, patch: &Value) -> Result<Value, Status> {
-        apply(&mut object, &parse(patch.to_string().as_bytes())?)?;
+        apply(&mut object, &parse(patch.to_string().as_bytes(), 100)?)?;
         Ok(object)
     }
 
@@ -105,6 +125,13 @@ mod tests {
                 .code(),
             422
         );
+    }
+
+    #[test]
+    fn a_long_list_is_not_moved_thousands_of_times() {
+        let object = json!({"a": vec![0; 100_000]});
+        let patch = Value::Array(vec![json!({"op": "remove", "path": "/a/0"}); 9_000]);
+        assert_eq!(patched(object, &patch).expect_err("refused").code(), 413);
     }
 
     #[test]

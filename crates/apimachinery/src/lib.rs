@@ -9,10 +9,14 @@
 mod admission;
 mod apply;
 mod body;
+mod collect;
 mod connect;
 mod context;
 mod discovery;
 mod documents;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod json_patches;
 mod kind;
@@ -22,6 +26,7 @@ mod openapi;
 mod path;
 mod query;
 mod registry;
+mod request_info;
 mod schema;
 mod selector;
 mod server;
@@ -30,15 +35,19 @@ mod status;
 mod store;
 mod strategic;
 mod table;
+mod trail;
 
 pub use admission::{Admission, AdmitAll, DeleteOptions};
 pub use connect::{Connect, ConnectRequest, ExtraResource, json_response};
 pub use context::{AccessRequest, AllowAll, Authorizer, Decision, RequestContext, UserInfo};
-pub use handler::generated as generated_name;
+pub use handler::{AnsweredName, refusal};
+pub use handler::{LongRunning, generated as generated_name};
 pub use kind::{Column, ColumnType, Kind, Source, Verb, View};
 pub use object::{ObjectName, Stored};
 pub use selector::{FieldSelector, LabelSelector};
 pub use server::{ApiServer, Limits, Parts, VersionInfo};
 pub use status::{Cause, Status};
-pub use store::{ListAt, Listed, Store, StoreError, Update, UpdateOf, WatchEvent, WatchStream};
+pub use store::{
+    ListAt, Listed, Store, StoreError, Update, UpdateOf, WatchEvent, WatchSpan, WatchStream,
+};
 pub use table::human_age;

@@ -34,10 +34,14 @@ pub(crate) struct ResourcePath {
     pub(crate) subpath: String,
 }
 
+/// The resource whose objects the others live in.
+pub(crate) const NAMESPACES: &str = "namespaces";
+
 /// Subresources of `namespaces` itself; any other third segment is a resource inside one.
 const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 
-/// Reads a path. Segments are percent-decoded after splitting, so a name can't add segments.
+/// Reads a path. Segments are percent-decoded after splitting, so a name can't add segments. Nothing
+/// has a NUL in its name: the ledger's texts can't hold one.
 pub(crate) fn parse(path: &str) -> Target {
     let trimmed = path.trim_start_matches('/').trim_end_matches('/');
     let parts: Option<Vec<String>> = trimmed.split('/').map(percent_decode).collect();
@@ -78,7 +82,7 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Target {
         ..ResourcePath::default()
     };
     let rest = match rest {
-        ["namespaces", namespace, inner @ ..] => {
+        [NAMESPACES, namespace, inner @ ..] => {
             path.namespace = Some((*namespace).to_owned());
             match inner {
                 [] => rest,
@@ -111,7 +115,9 @@ fn percent_decode(segment: &str) -> Option<String> {
         let low = char::from(bytes.next()?).to_digit(16)?;
         out.push(u8::try_from(high * 16 + low).ok()?);
     }
-    String::from_utf8(out).ok()
+    String::from_utf8(out)
+        .ok()
+        .filter(|text| !text.contains('\0'))
 }
 
 #[cfg(test)]
@@ -156,6 +162,7 @@ mod tests {
     fn an_encoded_slash_stays_inside_its_segment() {
         assert_eq!(path("/api/v1/nodes/a%2Fb").name.as_deref(), Some("a/b"));
         assert_eq!(parse("/api/v1/nodes/a%zz"), Target::Nothing);
+        assert_eq!(parse("/api/v1/nodes/a%00"), Target::Nothing);
         assert_eq!(parse("/api/v1//nodes"), Target::Nothing);
     }
 }

@@ -71,11 +71,17 @@ pub(crate) enum Include {
 const FIELD_MANAGER_MAX: usize = 128;
 
 impl Query {
-    pub(crate) fn parse(uri: &Uri) -> Result<Self, Status> {
+    /// Reads the parameters; selectors may have `selector_bytes`.
+    pub(crate) fn parse(uri: &Uri, selector_bytes: usize) -> Result<Self, Status> {
         let AxumQuery(pairs) = AxumQuery::<Vec<(String, String)>>::try_from_uri(uri)
             .map_err(|error| Status::bad_request(format!("query parameters: {error}")))?;
         let mut query = Self::default();
         for (key, value) in &pairs {
+            let selects = matches!(key.as_str(), "labelSelector" | "fieldSelector");
+            if selects && value.len() > selector_bytes {
+                let why = format!("{key}: Too long: may not be more than {selector_bytes} bytes");
+                return Err(Status::bad_request(why));
+            }
             query.set(key, value)?;
         }
         query.pairs = pairs;
@@ -133,6 +139,11 @@ impl Query {
         if !self.continue_token.is_empty() && matches!(self.revision, Revision::At(_)) {
             let why = "specifying resource version is not allowed when using continue";
             return Err(Status::bad_request(why));
+        }
+        if self.field_manager.chars().any(char::is_control) {
+            return Err(Status::bad_request(
+                "fieldManager: Invalid value: should only contain printable characters",
+            ));
         }
         if self.field_manager.len() > FIELD_MANAGER_MAX {
             return Err(Status::bad_request(

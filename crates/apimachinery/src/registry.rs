@@ -70,6 +70,8 @@ pub(crate) struct Version {
 pub(crate) struct Registry {
     pub(crate) groups: Vec<Group>,
     resources: HashMap<(String, String, String), Arc<Resource>>,
+    /// One view of each stored resource: its storage form.
+    stored: Vec<Arc<Resource>>,
     extras: HashMap<(String, String, String), Arc<ExtraResource>>,
 }
 
@@ -78,6 +80,7 @@ impl Registry {
         let mut registry = Self {
             groups: Vec::new(),
             resources: HashMap::new(),
+            stored: Vec::new(),
             extras: HashMap::new(),
         };
         for kind in kinds {
@@ -106,6 +109,10 @@ impl Registry {
                     kind.plural,
                     view.api_version()
                 ));
+            }
+            let is_known = |known: &Arc<Resource>| known.kind.resource == kind.resource;
+            if !self.stored.iter().any(is_known) {
+                self.stored.push(Arc::clone(&resource));
             }
             self.version(view.group, view.version)
                 .resources
@@ -161,6 +168,18 @@ impl Registry {
         plural: &str,
     ) -> Option<&Arc<Resource>> {
         self.resources.get(&key(group, version, plural))
+    }
+
+    /// Every stored resource once, in its storage form.
+    pub(crate) fn stored(&self) -> &[Arc<Resource>] {
+        &self.stored
+    }
+
+    /// The kind that an owner reference means.
+    pub(crate) fn by_kind(&self, group: &str, kind: &str) -> Option<&Kind> {
+        let mut all = self.resources.values();
+        let found = all.find(|resource| resource.view.group == group && resource.kind.kind == kind);
+        found.map(|resource| &*resource.kind)
     }
 
     /// `name` is `resource` or `resource/subresource`.

@@ -1,9 +1,11 @@
 //! The server put together: declarations, store and hooks in, an axum router out.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::admission::Admission;
@@ -11,7 +13,7 @@ use crate::connect::ExtraResource;
 use crate::context::Authorizer;
 use crate::documents::Documents;
 use crate::handler;
-use crate::kind::Kind;
+use crate::kind::{Kind, api_version};
 use crate::registry::Registry;
 use crate::snapshot::Snapshots;
 use crate::store::Store;
@@ -74,6 +76,17 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of one encoded object.
     pub object_bytes: usize,
+    /// Bytes of a label or field selector.
+    pub selector_bytes: usize,
+    /// Objects of one page: a client that asks for larger ones gets these. A list without a
+    /// `limit` is answered whole.
+    pub page_objects: usize,
+    /// Operations of a JSON patch.
+    pub patch_operations: usize,
+    /// Nesting of a body; more than 127 is never read.
+    pub depth: usize,
+    /// Managers by update in `managedFields`; the oldest become one.
+    pub field_managers: usize,
     /// Seconds after which a watch ends if the client set no limit; the last half is random, so
     /// that clients don't all come back at once.
     pub watch_seconds: u64,
@@ -81,11 +94,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        // 3 MiB and an hour are kube-apiserver's; 1 MiB is a bit less than etcd takes, so objects
-        // can be carried over.
+        // 1 MiB is a bit less than etcd takes, so objects can be carried over. Page and selectors
+        // have no limit in kube-apiserver; the others are its own.
         Self {
             body_bytes: 3 << 20,
             object_bytes: 1 << 20,
+            selector_bytes: 8 << 10,
+            page_objects: 10_000,
+            patch_operations: 10_000,
+            depth: 127,
+            field_managers: 10,
             watch_seconds: 3600,
         }
     }
@@ -118,6 +136,31 @@ impl ApiServer {
             limits: parts.limits,
             snapshots: Snapshots::default(),
         }))
+    }
+
+    /// The plurals of all stored kinds.
+    pub fn plurals(&self) -> HashSet<&'static str> {
+        let stored = self.registry.stored().iter();
+        stored.map(|resource| resource.kind.plural).collect()
+    }
+
+    /// Says who may do what, for routes beside these.
+    pub fn authorizer(&self) -> Arc<dyn Authorizer> {
+        Arc::clone(&self.authorizer)
+    }
+
+    /// The OpenAPI v3 document of each group and version, by its path below `/openapi/v3/`, for
+    /// example `apis/kubevirt.io/v1`; groups in the order of their declaration.
+    pub fn openapi_v3(&self) -> Vec<(String, Bytes)> {
+        let groups = self.registry.groups.iter();
+        let versions = groups.flat_map(|group| group.versions.iter().map(move |v| (group, v)));
+        let documents = versions.filter_map(|(group, version)| {
+            let root = if group.name.is_empty() { "api" } else { "apis" };
+            let path = format!("{root}/{}", api_version(group.name, version.name));
+            let key = (group.name.to_owned(), version.name.to_owned());
+            Some((path, self.documents.openapi_v3_bytes(&key)?))
+        });
+        documents.collect()
     }
 
     /// Serves `/api`, `/apis`, `/openapi`, `/version`, and a `Status` 404 for anything else.

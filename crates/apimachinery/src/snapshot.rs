@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::status::Status;
 use crate::store::Listed;
@@ -77,22 +78,80 @@ impl Snapshot {
 /// Where the next page begins: after this object, at this revision.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
+    /// `None` for the latest: the client takes an inconsistent list rather than none.
     #[serde(rename = "rv")]
-    pub(crate) revision: u64,
+    pub(crate) revision: Option<u64>,
     #[serde(rename = "ns")]
     pub(crate) namespace: String,
     #[serde(rename = "after")]
     pub(crate) name: String,
 }
 
+/// Bytes of the digest before a token. It keeps no secret: it tells a token that was cut or changed
+/// on its way from ours.
+const DIGEST_BYTES: usize = 8;
+
 impl Token {
     pub(crate) fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(serde_json::json!(self).to_string())
+        let text = serde_json::json!(self).to_string();
+        let mut bytes = digest(text.as_bytes()).to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
     }
 
+    /// As this one, but over the objects as they are when it is used.
+    pub(crate) fn at_latest(&self) -> Self {
+        Self {
+            revision: None,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+
+    /// # Errors
+    /// 400 unless it is just as [`Self::encode`] made it.
     pub(crate) fn decode(text: &str) -> Result<Self, Status> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
-        let token = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        token.ok_or_else(|| Status::bad_request("continue key is not valid"))
+        Self::read(text).ok_or_else(|| Status::bad_request("continue key is not valid"))
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (head, token) = bytes.split_at_checked(DIGEST_BYTES)?;
+        if head != digest(token) {
+            return None;
+        }
+        serde_json::from_slice(token).ok()
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    let whole = Sha256::digest(bytes);
+    std::array::from_fn(|at| whole[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_back_and_a_changed_one_is_refused() {
+        let token = Token {
+            revision: Some(7),
+            namespace: "default".to_owned(),
+            name: "a".to_owned(),
+        };
+        let text = token.encode();
+        assert_eq!(Token::decode(&text).expect("token"), token);
+        for at in 0..text.len() {
+            let other = if text[at..].starts_with('A') {
+                "B"
+            } else {
+                "A"
+            };
+            let changed = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+            let refused = Token::decode(&changed).expect_err("refused");
+            assert_eq!(refused.code(), 400, "{changed}");
+            assert!(Token::decode(&text[..at]).is_err(), "cut at {at}");
+        }
     }
 }

@@ -20,6 +20,7 @@ struct Inner {
     message: String,
     details: Details,
     retry_after: Option<u32>,
+    continue_token: String,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -112,6 +113,7 @@ impl Status {
             message: message.into(),
             details: Details::default(),
             retry_after: None,
+            continue_token: String::new(),
         }))
     }
 
@@ -223,12 +225,12 @@ impl Status {
         )
     }
 
-    /// 413: larger than `limit` bytes.
+    /// 413: larger than is read; the message says what the limit is.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "RequestEntityTooLarge",
-            message,
+            format!("Request entity too large: {}", message.into()),
         )
     }
 
@@ -274,6 +276,13 @@ impl Status {
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.0.retry_after = Some(seconds);
+        self
+    }
+
+    /// Tells the client from where it may go on with a list.
+    #[must_use]
+    pub fn continue_at(mut self, token: String) -> Self {
+        self.0.continue_token = token;
         self
     }
 
@@ -328,6 +337,9 @@ impl Status {
             "reason": inner.reason,
             "code": inner.code.as_u16(),
         });
+        if !inner.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(inner.continue_token);
+        }
         if !details.is_empty() {
             status["details"] = Value::Object(details);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::context::RequestContext;
 use crate::object::Stored;
@@ -18,7 +19,7 @@ use crate::status::Status;
 /// With `ctx.dry_run` a write checks everything and keeps nothing.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// The object, or `None`. Never older than the last write this replica acknowledged.
+    /// The object, or `None`. Never older than the last write that was acknowledged.
     async fn get(
         &self,
         resource: &str,
@@ -46,7 +47,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Adds 1 to `metadata.generation` if anything but `metadata` and `status` changed.
     /// Removes the object if it is being deleted and its last finalizer is gone; the answer is
-    /// then its last state. Changing nothing keeps the revision.
+    /// then its last state; a namespace goes by [`Store::remove`] alone, which refuses (409) while it
+    /// holds anything. Changing nothing keeps the revision.
     async fn update(
         &self,
         ctx: &RequestContext,
@@ -62,22 +64,23 @@ pub trait Store: Send + Sync + 'static {
         object: &Stored,
     ) -> Result<(), StoreError>;
 
-    /// Every change after revision `from`, in order of revision.
+    /// Every change after revision `span.from`, in order of revision.
     ///
     /// The stream ends with an error when the reader fell behind. Bookmarks may be sent at will
-    /// (about one a minute); those the client did not ask for are dropped by the server.
+    /// (about one a minute, and one shortly before the end); those the client did not ask for are
+    /// dropped by the server.
     async fn watch(
         &self,
         resource: &str,
         namespace: Option<&str>,
-        from: u64,
+        span: WatchSpan,
     ) -> Result<WatchStream, StoreError>;
 }
 
 /// Which state a list shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListAt {
-    /// Never older than the last write this replica acknowledged.
+    /// Never older than the last write that was acknowledged.
     Latest,
     /// Any state, as long as it isn't older than this revision; waits a moment for it.
     NotOlderThan(u64),
@@ -114,6 +117,15 @@ pub enum UpdateOf {
     Status,
     /// Only the marks of deletion: `deletionTimestamp`, `deletionGracePeriodSeconds`, finalizers.
     DeletionMark,
+}
+
+/// From where a watch goes on, and until when.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchSpan {
+    /// The changes after this revision are wanted.
+    pub from: u64,
+    /// When the server cuts the watch off.
+    pub ends: Instant,
 }
 
 /// A change seen by a watch.

@@ -471,6 +471,73 @@ async fn wrong_paths_and_methods_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_method_that_is_not_allowed_is_told_which_are() {
+    let client = Client::new();
+    for (what, path, allowed) in [
+        ("PUT", WIDGETS, "GET, HEAD, POST, DELETE"),
+        (
+            "TRACE",
+            &format!("{WIDGETS}/a"),
+            "GET, HEAD, PUT, PATCH, DELETE",
+        ),
+        ("POST", "/version", "GET, HEAD"),
+        (
+            "PUT",
+            &format!("{WIDGETS}?sendInitialEvents=true"),
+            "GET, HEAD, POST, DELETE",
+        ),
+        (
+            "GET",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            "POST",
+        ),
+    ] {
+        let answer = client.call(what, path, "").await;
+        assert_eq!(answer.header("allow"), allowed, "{what} {path}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_ledger_cannot_hold_is_refused() {
+    let client = Client::new();
+    let made = r#"{"metadata":{"name":"a"},"spec":{"colour":"\u0000"}}"#;
+    let refused = client.call("POST", WIDGETS, made).await;
+    assert_eq!(refused.code, StatusCode::BAD_REQUEST, "{}", refused.text);
+    client.widget("a", json!({})).await;
+    let body = r#"{"metadata":{"name":"b"}}"#;
+    let manager = format!("{WIDGETS}?fieldManager=a%00");
+    let refused = client.call("POST", &manager, body).await;
+    assert_eq!(refused.code, StatusCode::BAD_REQUEST, "{}", refused.text);
+    let named = format!("{WIDGETS}/a%00");
+    assert_eq!(
+        client.call("GET", &named, "").await.code,
+        StatusCode::NOT_FOUND
+    );
+    let patch = r#"[{"op":"add","path":"/spec/colour","value":"\u0000"}]"#;
+    let refused = client
+        .call("PATCH json-patch+json", &format!("{WIDGETS}/a"), patch)
+        .await;
+    assert_eq!(refused.code, StatusCode::BAD_REQUEST, "{}", refused.text);
+}
+
+#[tokio::test]
+async fn warnings_have_an_end() {
+    let client = Client::new();
+    let fields: Vec<String> = (0..40)
+        .map(|at| format!("\"{at}{}\":1", "k".repeat(900)))
+        .collect();
+    let body = format!(
+        "{{\"metadata\":{{\"name\":\"a\"}},\"spec\":{{}},{}}}",
+        fields.join(",")
+    );
+    let made = client.call("POST", WIDGETS, body).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{}", made.text);
+    let warnings = made.headers.get_all("warning").iter();
+    let total: usize = warnings.map(http::HeaderValue::len).sum();
+    assert!((1..6_000).contains(&total), "{total}");
+}
+
+#[tokio::test]
 async fn handlers_answer_for_resources_without_a_store() {
     let client = Client::new();
     let review = r#"{"kind":"SelfSubjectAccessReview","spec":{}}"#;

@@ -45,15 +45,45 @@ async fn a_list_is_paged_over_one_snapshot() {
 async fn a_page_that_comes_too_late_is_410() {
     let client = Client::new();
     client.widget("a", json!({})).await;
+    client.widget("b", json!({})).await;
     // A token of a revision that nobody remembers, as after a restart.
-    let token = "eyJydiI6MSwibnMiOiJkZWZhdWx0IiwiYWZ0ZXIiOiJhIn0";
+    let token = "E7JVHER4uMF7ImFmdGVyIjoiYSIsIm5zIjoiZGVmYXVsdCIsInJ2IjoxfQ";
     let answer = client
         .call("GET", &format!("{WIDGETS}?limit=1&continue={token}"), "")
         .await;
+    let status = answer.json();
     assert_eq!(
-        (answer.code, &answer.json()["reason"]),
+        (answer.code, &status["reason"]),
         (StatusCode::GONE, &json!("Expired"))
     );
+    // Whoever takes the rest as it is now goes on behind the last object.
+    let fresh = status["metadata"]["continue"].as_str().expect("token");
+    client.widget("c", json!({})).await;
+    let rest = client
+        .get(&format!("{WIDGETS}?limit=1&continue={fresh}"))
+        .await;
+    assert_eq!(names(&rest), ["b"]);
+    let token = rest["metadata"]["continue"].as_str().expect("token");
+    let rest = client
+        .get(&format!("{WIDGETS}?limit=1&continue={token}"))
+        .await;
+    assert_eq!(names(&rest), ["c"]);
+}
+
+#[tokio::test]
+async fn a_page_at_a_revision_shows_exactly_that() {
+    let client = Client::new();
+    client.widget("a", json!({})).await;
+    client.widget("b", json!({})).await;
+    let path = format!("{WIDGETS}?limit=1&resourceVersion=101");
+    let gone = client.call("GET", &path, "").await;
+    assert_eq!(gone.code, StatusCode::GONE);
+    assert_eq!(
+        gone.json()["message"],
+        "The resourceVersion for the provided list is too old."
+    );
+    let path = format!("{WIDGETS}?resourceVersion=101");
+    assert_eq!(names(&client.get(&path).await), ["a", "b"]);
 }
 
 #[tokio::test]
@@ -216,13 +246,14 @@ async fn a_watch_from_a_forgotten_revision_is_410() {
     let client = Client::new();
     client.widget("a", json!({})).await;
     client.store.compact();
-    let answer = client
-        .call("GET", &format!("{WIDGETS}?watch=1&resourceVersion=100"), "")
+    let mut watch = client
+        .watch(&format!("{WIDGETS}?watch=1&resourceVersion=100"), JSON)
         .await;
-    assert_eq!(
-        (answer.code, &answer.json()["reason"]),
-        (StatusCode::GONE, &json!("Expired"))
-    );
+    let last = watch.next().await.expect("event");
+    let (kind, status) = (&last["type"], &last["object"]);
+    assert_eq!((kind, &status["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(status["message"], "too old resource version: 100 (101)");
+    assert_eq!(watch.next().await, None);
 }
 
 #[tokio::test]
@@ -294,6 +325,10 @@ async fn openapi_tells_both_generations_of_clients_about_patches() {
             .get("application/apply-patch+yaml")
             .is_some()
     );
+    let object = "/apis/toy.example.com/v1/namespaces/{namespace}/widgets/{name}";
+    let answer = &v3["paths"][object]["delete"]["responses"]["200"]["content"]["application/json"];
+    let one_of = answer["schema"]["anyOf"].as_array().expect("several");
+    assert_eq!(one_of.len(), 2, "a Status, or the object while it is held");
     let schema = &v3["components"]["schemas"]["com.example.toy.v1.Widget"];
     assert_eq!(
         schema["properties"]["spec"]["properties"]["size"]["description"],

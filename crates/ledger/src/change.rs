@@ -101,27 +101,42 @@ impl Ledger {
         after: impl Into<Mark>,
         limit: i64,
     ) -> Result<Changes, LedgerError> {
-        let after = after.into();
+        let (changes, _) = self.changes_since(after.into(), limit).await?;
+        Ok(changes)
+    }
+
+    /// As [`Self::changes_after`], with the newest revision of that moment: where all changes fit
+    /// into `limit`, everything up to it was read. It may be later than that of the last change,
+    /// since a transaction can take a revision and then change nothing.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn changes_since(
+        &self,
+        after: Mark,
+        limit: i64,
+    ) -> Result<(Changes, Revision), LedgerError> {
         let statement = sqlx::query(include_str!("../queries/change_after.sql"))
             .bind(bigint(after.revision.0))
             .bind(after.at.map(At))
             .bind(limit);
         let rows = self.fetch_all(statement).await?;
+        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let newest = Revision(convert::count(first, "newest")?);
+        let oldest = Revision(convert::count(first, "horizon")?);
+        if after.revision < oldest {
+            return Ok((Changes::Compacted { oldest }, newest));
+        }
+        if !first.try_get::<bool, _>("known")? {
+            return Ok((Changes::Lost { newest }, newest));
+        }
         let mut changes = Vec::with_capacity(rows.len());
         for row in &rows {
-            let oldest = Revision(convert::count(row, "horizon")?);
-            if after.revision < oldest {
-                return Ok(Changes::Compacted { oldest });
-            }
-            if !row.try_get::<bool, _>("known")? {
-                let newest = Revision(convert::count(row, "newest")?);
-                return Ok(Changes::Lost { newest });
-            }
             if row.try_get::<Option<i64>, _>("revision")?.is_some() {
                 changes.push(read(row)?);
             }
         }
-        Ok(Changes::Rows(changes))
+        Ok((Changes::Rows(changes), newest))
     }
 
     /// Goes on far behind `past`, and forgets all changes: for a database that lost changes which

@@ -51,7 +51,7 @@ pub struct LedgerConfig {
 /// The ledger. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    sessions: Sessions,
+    pub(crate) sessions: Sessions,
     options: PgConnectOptions,
     writers: Arc<Semaphore>,
     notifier: Notifier,

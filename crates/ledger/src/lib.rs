@@ -6,11 +6,13 @@
 //! records what `model` decided, and constraints refuse what must never be.
 
 mod audit;
+mod audit_log;
 mod change;
 mod convert;
 mod error;
 mod event;
 mod fence;
+mod floor;
 mod history;
 mod instance;
 mod job;
@@ -25,10 +27,12 @@ mod tx;
 mod wakeup;
 
 pub use audit::{Audit, Cordon};
+pub use audit_log::AuditRecord;
 pub use change::{Change, ChangeKind, Changes, Mark};
 pub use error::{LedgerError, retry};
 pub use event::{EventKind, EventRecord, ObjectRef};
 pub use fence::{FenceRow, JobFences, Outdated};
+pub use floor::{Floor, facts, labels};
 pub use history::JobHistory;
 pub use instance::{InstanceRow, InstanceState};
 pub use job::{JobRow, MigrationRequest, TraceContext};

@@ -76,10 +76,18 @@ impl Object {
         self.metadata["annotations"][key].as_str()
     }
 
-    /// The finalizers that keep a deleted object.
+    /// The finalizers that keep a deleted object. A namespace has more of them in its spec.
     pub fn finalizers(&self) -> impl Iterator<Item = &str> {
-        let list = self.metadata["finalizers"].as_array();
-        list.into_iter().flatten().filter_map(Value::as_str)
+        let more = match self.key.resource.as_str() {
+            "namespaces" => self.spec()["finalizers"].as_array(),
+            _ => None,
+        };
+        let lists = [self.metadata["finalizers"].as_array(), more];
+        lists
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(Value::as_str)
     }
 }
 
@@ -139,26 +147,43 @@ pub(crate) fn list(resource: &str) -> Statement<'_> {
     sqlx::query(statement).bind(resource)
 }
 
+/// One row of the snapshot: how far the change log is, and an object if there is any.
+fn snapshot_row(
+    row: &PgRow,
+    mark: &mut Option<Mark>,
+    each: &mut impl FnMut(Object),
+) -> Result<(), LedgerError> {
+    if mark.is_none() {
+        *mark = Some(Mark {
+            revision: Revision(convert::count(row, "newest")?),
+            at: row.try_get::<Option<At>, _>("newest_at")?.map(|at| at.0),
+        });
+    }
+    if row.try_get::<Option<Uuid>, _>("uid")?.is_some() {
+        each(Object::read(row)?);
+    }
+    Ok(())
+}
+
 impl Ledger {
-    /// Every API object, events included, of one moment, and how far the change log is then.
+    /// Shows `each` API object, events included, of one moment; answers how far the change log is
+    /// then. They come one by one, since a caller may keep them in less memory than they take here.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn snapshot(&self) -> Result<(Vec<Object>, Mark), LedgerError> {
+    pub async fn snapshot(&self, mut each: impl FnMut(Object)) -> Result<Mark, LedgerError> {
         let statement = sqlx::query(include_str!("../queries/snapshot.sql"));
-        let rows = self.fetch_all(statement).await?;
-        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let mark = Mark {
-            revision: Revision(convert::count(first, "newest")?),
-            at: first.try_get::<Option<At>, _>("newest_at")?.map(|at| at.0),
-        };
-        let mut objects = Vec::with_capacity(rows.len());
-        for row in &rows {
-            if row.try_get::<Option<Uuid>, _>("uid")?.is_some() {
-                objects.push(Object::read(row)?);
+        let mut seen: Result<Option<Mark>, LedgerError> = Ok(None);
+        let mut session = self.sessions.get().await?;
+        let look = session.for_each(statement, |row| {
+            if let Ok(mark) = &mut seen
+                && let Err(error) = snapshot_row(&row, mark, &mut each)
+            {
+                seen = Err(error);
             }
-        }
-        Ok((objects, mark))
+        });
+        look.await?;
+        Ok(seen?.ok_or(sqlx::Error::RowNotFound)?)
     }
 
     /// All objects of a resource, by namespace and name.

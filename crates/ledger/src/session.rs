@@ -156,13 +156,23 @@ impl Session {
         statement: Statement<'_>,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut all = Vec::new();
+        self.for_each(statement, |row| all.push(row)).await?;
+        Ok(all)
+    }
+
+    /// Shows each row as it comes, so that nobody has to hold all.
+    pub(crate) async fn for_each(
+        &mut self,
+        statement: Statement<'_>,
+        mut each: impl FnMut(PgRow),
+    ) -> Result<(), sqlx::Error> {
         let mut rows = statement.fetch(self.ask());
         while let Some(row) = in_time(rows.try_next()).await? {
-            all.push(row);
+            each(row);
         }
         drop(rows);
         self.answered = true;
-        Ok(all)
+        Ok(())
     }
 
     fn ask(&mut self) -> &mut PgConnection {

@@ -3,6 +3,7 @@
 //! Called at admission, to refuse with the field's path what plain hosts can't honour, and again
 //! when the machine starts.
 
+mod affinity;
 mod devices;
 mod problems;
 
@@ -160,6 +161,7 @@ pub fn machine_spec(
 ) -> Result<MachineSpec, Vec<FieldProblem>> {
     let mut problems = Problems::default();
     problems.unknown(spec);
+    affinity::check(spec, &mut problems);
     let machine = MachineSpec {
         id: identity.id.clone(),
         namespace: identity.namespace.to_owned(),
@@ -168,7 +170,7 @@ pub fn machine_spec(
         memory: memory(&spec.domain, &mut problems),
         machine_type: machine_type(&spec.domain.machine, defaults, &mut problems),
         cpu_model: cpu_model(&spec.domain.cpu, defaults, &mut problems),
-        disks: devices::disks(spec, &mut problems),
+        disks: devices::disks(spec, identity, &mut problems),
         nics: devices::nics(spec, identity.id, &mut problems),
         kernel: devices::kernel(&spec.domain.firmware, &mut problems),
     };
@@ -325,7 +327,7 @@ mod tests {
             "domain.devices.gpus: ",
             "domain.cpu.model: ",
             "volumes[0].containerDisk: ",
-            "volumes[0]: only hostDisk",
+            "volumes[0]: only hostDisk, cloudInit",
         ] {
             assert!(
                 problems.iter().any(|p| p.starts_with(path)),

@@ -1,5 +1,6 @@
 //! The canonical description of a machine: source and target render the same hardware from it.
 
+use crate::seed::Seed;
 use crate::{Bytes, MachineId};
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,9 @@ pub struct Disk {
     pub create: Option<Bytes>,
     /// Whether the firmware boots from it.
     pub boot: bool,
+    /// What each host makes the disk from, at a place of its own; `path` is empty until then.
+    #[serde(default)]
+    pub seed: Option<Seed>,
 }
 
 /// Format of a disk image.

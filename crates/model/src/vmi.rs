@@ -3,6 +3,7 @@
 //! Every struct keeps the names of fields that it doesn't know in `rest`, so that what can't be
 //! honoured is refused by name instead of being ignored.
 
+use crate::affinity::{Affinity, TopologySpread};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
@@ -20,6 +21,10 @@ pub struct VmiSpec {
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the machine bears.
     pub tolerations: Vec<Toleration>,
+    /// Which nodes it wants, and whom near.
+    pub affinity: Affinity,
+    /// How evenly it and its like are to be spread.
+    pub topology_spread_constraints: Vec<TopologySpread>,
     /// What to do when its node is emptied; unset takes the cluster's default.
     pub eviction_strategy: Option<String>,
     /// `Paused` leaves the guest paused after the start.
@@ -38,7 +43,7 @@ pub struct VmiSpec {
 }
 
 /// `spec.tolerations[]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Toleration {
     /// Key of the taint; empty with `Exists` matches all.
@@ -287,6 +292,10 @@ pub struct Volume {
     pub name: String,
     /// An image at a path of the host.
     pub host_disk: Option<HostDisk>,
+    /// A disk for cloud-init's NoCloud.
+    pub cloud_init_no_cloud: Option<CloudInit>,
+    /// A disk for cloud-init's ConfigDrive.
+    pub cloud_init_config_drive: Option<CloudInit>,
     /// Every other kind of volume.
     #[serde(flatten)]
     pub rest: Rest,
@@ -307,6 +316,42 @@ pub struct HostDisk {
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
+}
+
+/// `spec.volumes[].cloudInitNoCloud` and `.cloudInitConfigDrive`
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CloudInit {
+    /// User data as it is.
+    pub user_data: Option<String>,
+    /// User data in base64.
+    pub user_data_base64: Option<String>,
+    /// A secret with the user data.
+    pub secret_ref: Option<LocalRef>,
+    /// Network data as it is.
+    pub network_data: Option<String>,
+    /// Network data in base64.
+    pub network_data_base64: Option<String>,
+    /// A secret with the network data.
+    pub network_data_secret_ref: Option<LocalRef>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl std::fmt::Debug for CloudInit {
+    /// Leaves out what may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CloudInit").finish_non_exhaustive()
+    }
+}
+
+/// An object of the same namespace, by its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LocalRef {
+    /// The name.
+    pub name: String,
 }
 
 /// `spec.networks[]`

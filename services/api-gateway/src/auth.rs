@@ -1,6 +1,17 @@
-//! Who is asking: a client certificate or a bearer token. Nobody else gets further than `/healthz`.
+//! Who is asking: a client certificate, or a bearer token of the token file or of an issuer.
+//!
+//! Nobody else gets further than `/healthz`, unless the configuration lets `system:anonymous` in.
+//! Whom a caller may act as is for authorization to say (`impersonate.rs`).
 
+mod bearer;
 mod certificate;
+mod fetch;
+mod impersonate;
+mod keys;
+mod oidc;
+mod reload;
+mod service_account;
+mod signatures;
 mod tokens;
 
 use std::sync::Arc;
@@ -8,65 +19,119 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use godwit_apimachinery::{Status, UserInfo};
+use godwit_apimachinery::{Authorizer, Status, UserInfo};
+use http::request::Parts;
 use http::{HeaderMap, header};
+use tracing::info;
 
+use crate::audit;
+
+pub(crate) use bearer::Bearers;
 pub(crate) use certificate::PeerCertificate;
-pub(crate) use tokens::Tokens;
 
 /// Every user who proved who they are is in it.
 const AUTHENTICATED: &str = "system:authenticated";
+/// Everyone else is in it.
+const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// Who asks when nobody says who asks.
+const ANONYMOUS: &str = "system:anonymous";
+/// Key of a user's extra field that says by which certificate or token they are known.
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// Paths that may be read without saying who asks, if the configuration says so.
 const OPEN_PATHS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
 /// What is needed to tell who is asking.
 pub(crate) struct Authenticator {
-    pub(crate) tokens: Tokens,
+    pub(crate) bearers: Arc<Bearers>,
+    /// Says who may act as whom.
+    pub(crate) authorizer: Arc<dyn Authorizer>,
     /// Whether [`OPEN_PATHS`] are open to anyone.
     pub(crate) anonymous_health: bool,
+    /// Whether authorization is asked about those who don't say who they are.
+    pub(crate) anonymous: bool,
+}
+
+/// Why it can't be told who is asking. For the log: the client isn't told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    /// Neither a certificate nor a token.
+    #[error("there are no credentials")]
+    NoCredentials,
+    /// Not in the token file, and no JSON Web Token, or no issuer is configured.
+    #[error("the token is not known")]
+    UnknownToken,
+    /// A JSON Web Token that isn't believed.
+    #[error(transparent)]
+    Token(#[from] oidc::Refused),
 }
 
 /// Puts [`UserInfo`] into the request, or answers 401 or 403.
 pub(crate) async fn authenticate(
     State(authenticator): State<Arc<Authenticator>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    if let Some(refusal) = impersonation(request.headers()) {
-        return refusal.into_response();
-    }
-    match authenticator.user(&request) {
+    let (mut parts, body) = request.into_parts();
+    match authenticator.admit(&parts).await {
         Ok(user) => {
-            request.extensions_mut().insert(user.clone());
-            let mut response = next.run(request).await;
+            parts.headers.remove(header::AUTHORIZATION);
+            impersonate::forget(&mut parts.headers);
+            parts.extensions.insert(user.clone());
+            let mut response = next.run(Request::from_parts(parts, body)).await;
             // For whoever tells what became of the request.
             response.extensions_mut().insert(user);
             response
         }
-        Err(status) => status.into_response(),
+        Err(refusal) => *refusal,
     }
 }
 
 impl Authenticator {
-    fn user(&self, request: &Request) -> Result<UserInfo, Status> {
-        if let Some(token) = bearer(request.headers()) {
-            let user = self.tokens.user(token).ok_or_else(unauthorized)?;
-            return Ok(authenticated(user));
-        }
-        let certificate = request.extensions().get::<PeerCertificate>();
+    /// As whom the request is to be carried out.
+    async fn admit(&self, request: &Parts) -> Result<UserInfo, Box<Response>> {
+        let caller = match self.user(request).await {
+            Ok(user) => user,
+            Err(why) => {
+                let path = request.uri.path();
+                info!(path, why = %why, "a request is not authenticated");
+                audit::note_unauthenticated(attempted(&request.headers));
+                return Err(Box::new(unauthorized().into_response()));
+            }
+        };
+        audit::note_user(&caller);
+        // HTTP/2 says the host, too; kube-apiserver's texts don't.
+        let uri = request.uri.path_and_query().map_or("", |uri| uri.as_str());
+        let Some(wish) = impersonate::wish(&request.headers, uri)? else {
+            return Ok(caller);
+        };
+        let granted = wish.granted(&caller, self.authorizer.as_ref()).await;
+        let user = granted.map_err(|status| {
+            audit::note_refusal(status.message());
+            Box::new(status.into_response())
+        })?;
+        audit::note_impersonated(&user);
+        Ok(user)
+    }
+
+    /// Who sent it. A certificate counts before a token, as with kube-apiserver.
+    async fn user(&self, request: &Parts) -> Result<UserInfo, Refused> {
+        let certificate = request.extensions.get::<PeerCertificate>();
         if let Some(user) = certificate.and_then(PeerCertificate::user) {
             return Ok(authenticated(user));
         }
-        let path = request.uri().path();
+        if let Some(token) = bearer(&request.headers) {
+            return Ok(authenticated(self.bearers.user(token).await?));
+        }
+        let path = request.uri.path();
         let open = OPEN_PATHS.iter().any(|open| {
             path == *open
                 || path
                     .strip_prefix(open)
                     .is_some_and(|rest| rest.starts_with('/'))
         });
-        match self.anonymous_health && open {
+        match self.anonymous || (self.anonymous_health && open) {
             true => Ok(anonymous()),
-            false => Err(unauthorized()),
+            false => Err(Refused::NoCredentials),
         }
     }
 }
@@ -77,10 +142,20 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
         .to_str()
         .ok()?
         .split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-fn authenticated(mut user: UserInfo) -> UserInfo {
+/// What the audit log says of a request that is not authenticated; kube-apiserver's words.
+fn attempted(headers: &HeaderMap) -> &'static str {
+    match bearer(headers) {
+        Some(_) => "Authentication failed, attempted: bearer",
+        None => "Authentication failed, no credentials provided",
+    }
+}
+
+/// The user with the group of those who proved who they are.
+pub(crate) fn authenticated(mut user: UserInfo) -> UserInfo {
     if !user.groups.iter().any(|group| group == AUTHENTICATED) {
         user.groups.push(AUTHENTICATED.to_owned());
     }
@@ -89,9 +164,9 @@ fn authenticated(mut user: UserInfo) -> UserInfo {
 
 fn anonymous() -> UserInfo {
     UserInfo {
-        name: "system:anonymous".to_owned(),
-        groups: vec!["system:unauthenticated".to_owned()],
-        uid: String::new(),
+        name: ANONYMOUS.to_owned(),
+        groups: vec![UNAUTHENTICATED.to_owned()],
+        ..UserInfo::default()
     }
 }
 
@@ -99,79 +174,75 @@ fn unauthorized() -> Status {
     Status::unauthorized("Unauthorized")
 }
 
-/// A server that ignored these headers would run the request as the caller, not as whom they meant.
-fn impersonation(headers: &HeaderMap) -> Option<Status> {
-    let found = headers
-        .keys()
-        .any(|name| name.as_str().starts_with("impersonate-"));
-    found.then(|| Status::forbidden("impersonation is not supported by this server"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::body::Body;
+    use godwit_apimachinery::AllowAll;
+    use tokio_util::sync::CancellationToken;
 
-    fn authenticator() -> Authenticator {
-        let tokens = Tokens::parse("sesame,alice,1,\"godwit:admins,dev\"\n").unwrap();
+    fn authenticator(anonymous: bool) -> Authenticator {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens.csv");
+        let robot = "oil,system:serviceaccount:ci:robot,2";
+        let tokens = format!("sesame,alice,1,\"godwit:admins,dev\"\n{robot}\n");
+        std::fs::write(&file, tokens).unwrap();
+        let config = crate::Config {
+            token_file: Some(file),
+            ..crate::Config::default()
+        };
+        let stopped = CancellationToken::new();
+        stopped.cancel();
         Authenticator {
-            tokens,
+            bearers: Arc::new(Bearers::start(&config, &stopped).unwrap()),
+            authorizer: Arc::new(AllowAll),
             anonymous_health: true,
+            anonymous,
         }
     }
 
-    fn request(path: &str, authorization: Option<&str>) -> Request {
+    async fn ask(authenticator: &Authenticator, path: &str, token: &str) -> Option<UserInfo> {
         let mut builder = http::Request::builder().uri(path);
-        if let Some(value) = authorization {
-            builder = builder.header(header::AUTHORIZATION, value);
+        if !token.is_empty() {
+            builder = builder.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        builder.body(Body::empty()).unwrap()
+        let (request, _) = builder.body(()).unwrap().into_parts();
+        authenticator.user(&request).await.ok()
     }
 
-    #[test]
-    fn a_token_says_who_asks() {
-        let user = authenticator()
-            .user(&request("/api", Some("Bearer sesame")))
-            .unwrap();
+    #[tokio::test]
+    async fn a_token_says_who_asks() {
+        let authenticator = authenticator(true);
+        let user = ask(&authenticator, "/api", "sesame").await.unwrap();
         assert_eq!(user.name, "alice");
         assert_eq!(user.groups, ["godwit:admins", "dev", AUTHENTICATED]);
-        assert!(
-            authenticator()
-                .user(&request("/api", Some("Bearer other")))
-                .is_err()
-        );
+        let robot = ask(&authenticator, "/api", "oil").await.unwrap();
+        let own = [
+            "system:serviceaccounts",
+            "system:serviceaccounts:ci",
+            AUTHENTICATED,
+        ];
+        assert_eq!(robot.groups, own);
         // A wrong token is wrong even where none is needed.
-        assert!(
-            authenticator()
-                .user(&request("/healthz", Some("Bearer other")))
-                .is_err()
-        );
+        for path in ["/api", "/healthz"] {
+            assert!(ask(&authenticator, path, "other").await.is_none());
+        }
     }
 
-    #[test]
-    fn nobody_reads_more_than_health_and_version() {
+    #[tokio::test]
+    async fn nobody_reads_more_than_health_and_version() {
+        let authenticator = authenticator(false);
         for open in ["/healthz", "/livez/ping", "/readyz", "/version"] {
-            assert_eq!(
-                authenticator().user(&request(open, None)).unwrap().name,
-                "system:anonymous"
-            );
+            let user = ask(&authenticator, open, "").await.unwrap();
+            assert_eq!(user.name, ANONYMOUS);
         }
         for closed in ["/api", "/versions", "/apis/kubevirt.io/v1"] {
-            assert_eq!(
-                authenticator()
-                    .user(&request(closed, None))
-                    .unwrap_err()
-                    .code(),
-                401
-            );
+            assert!(ask(&authenticator, closed, "").await.is_none());
         }
     }
 
-    #[test]
-    fn impersonation_is_refused_rather_than_ignored() {
-        let mut headers = HeaderMap::new();
-        assert!(impersonation(&headers).is_none());
-        headers.insert("impersonate-user", "root".parse().unwrap());
-        assert_eq!(impersonation(&headers).unwrap().code(), 403);
+    #[tokio::test]
+    async fn nobody_is_somebody_where_it_is_configured() {
+        let user = ask(&authenticator(true), "/api", "").await.unwrap();
+        assert_eq!(user, anonymous());
     }
 }

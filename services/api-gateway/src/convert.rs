@@ -33,7 +33,22 @@ pub(crate) fn stored(object: Object) -> Arc<Stored> {
     if let Some(status) = status {
         fields.insert("status".to_owned(), status);
     }
-    Stored::new(Value::Object(fields), revision.0)
+    Stored::packed(Value::Object(fields), revision.0)
+}
+
+/// An object as the cache keeps it.
+pub(crate) struct Kept {
+    pub(crate) resource: String,
+    pub(crate) stored: Arc<Stored>,
+}
+
+impl From<Object> for Kept {
+    fn from(object: Object) -> Self {
+        Self {
+            resource: object.key.resource.clone(),
+            stored: stored(object),
+        }
+    }
 }
 
 /// Where an API object is kept.

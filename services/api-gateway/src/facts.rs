@@ -7,17 +7,27 @@ use std::sync::Arc;
 use godwit_apimachinery::Stored;
 
 use crate::kinds::resource;
+use crate::rbac::Policies;
 use crate::watch_cache::WatchCache;
 
 /// Read access to the objects of this cluster.
 #[derive(Clone)]
 pub(crate) struct Facts {
     cache: WatchCache,
+    policies: Policies,
 }
 
 impl Facts {
     pub(crate) fn new(cache: WatchCache) -> Self {
-        Self { cache }
+        Self {
+            policies: Policies::new(cache.clone()),
+            cache,
+        }
+    }
+
+    /// Who may do what.
+    pub(crate) fn policies(&self) -> Policies {
+        self.policies.clone()
     }
 
     /// The instance of this name.
@@ -28,6 +38,11 @@ impl Facts {
     /// The virtual machine of this name.
     pub(crate) fn machine(&self, namespace: &str, name: &str) -> Option<Arc<Stored>> {
         self.cache.get(resource::MACHINES, namespace, name)
+    }
+
+    /// All migrations, ended ones too.
+    pub(crate) fn all_migrations(&self) -> Vec<Arc<Stored>> {
+        self.cache.all(resource::MIGRATIONS)
     }
 
     /// All migrations in a namespace, ended ones too.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::watch_cache::WatchCache;
+use crate::watch_cache::{Kept, WatchCache};
 
 /// Longest time without looking.
 const POLL: Duration = Duration::from_secs(1);
@@ -40,7 +40,9 @@ impl Poke {
 
 /// Fills the cache anew. Answers how far it is.
 pub(crate) async fn fill(ledger: &Ledger, cache: &WatchCache) -> Result<Mark, LedgerError> {
-    let (objects, mark) = ledger.snapshot().await?;
+    let mut objects: Vec<Kept> = Vec::new();
+    let mark = ledger.snapshot(|object| objects.push(object.into()));
+    let mark = mark.await?;
     let revision = mark.revision.0;
     info!(objects = objects.len(), revision, "watch cache filled");
     cache.reset(objects, revision);
@@ -89,19 +91,22 @@ impl Feed {
         loop {
             // Committed before the changes are read: then they are among them.
             let acknowledged = self.cache.acknowledged();
-            match self.ledger.changes_after(self.mark, BATCH_MAX).await? {
+            let (changes, newest) = self.ledger.changes_since(self.mark, BATCH_MAX).await?;
+            match changes {
                 Changes::Rows(rows) => {
                     let more = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= BATCH_MAX;
                     if let Some(last) = rows.last() {
                         self.mark = last.mark();
                         self.cache.apply(rows);
                     }
-                    let newest = self.mark.revision;
-                    if !more && newest.0 < acknowledged {
-                        self.start_again(newest).await?;
-                    } else if !more {
+                    if more {
+                        continue;
+                    }
+                    if newest.0 >= acknowledged.max(self.cache.revision()) {
+                        self.cache.advance(newest.0);
                         return Ok(());
                     }
+                    self.start_again(newest).await?;
                 }
                 Changes::Compacted { oldest } => {
                     let oldest = oldest.0;
@@ -116,7 +121,7 @@ impl Feed {
     /// The database is an older copy of the one that was read. What is cached may never have been,
     /// so every watcher lists again, and revisions that were seen don't come again.
     async fn start_again(&mut self, newest: Revision) -> Result<(), LedgerError> {
-        let seen = self.mark.revision.0.max(self.cache.acknowledged());
+        let seen = self.cache.revision().max(self.cache.acknowledged());
         error!(
             seen,
             found = newest.0,

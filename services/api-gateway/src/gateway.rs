@@ -1,19 +1,14 @@
 //! The service put together.
 
-use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum_server::Handle;
-use godwit_apimachinery::{ApiServer, Limits, Parts, VersionInfo};
+use axum_server::{Handle, Server};
+use godwit_apimachinery::{ApiServer, Authorizer, Parts, VersionInfo};
 use godwit_ledger::{Ledger, LedgerConfig, LedgerError, NewObject, ObjectKey};
 use godwit_rpc::{Channel, client};
 use godwit_runtime::admin::Readiness;
@@ -21,28 +16,50 @@ use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Context, build};
 use hyper_util::rt::TokioTimer;
 use serde_json::json;
+use socket2::SockRef;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::decompression::RequestDecompressionLayer;
 use tracing::info;
 
 use crate::actions;
-use crate::auth::{Authenticator, Tokens, authenticate};
+use crate::audit::{self, Trail};
+use crate::auth::{Authenticator, Bearers, authenticate};
 use crate::authorize;
 use crate::config::Config;
+use crate::doors::{self, Doors, Large};
 use crate::facts::Facts;
 use crate::feed::{self, Feed, Poke};
 use crate::kinds::{self, resource};
+use crate::limits::{Gate, Limits, admit, check_head, guard_body, millis};
+use crate::newest::Newest;
 use crate::observe::{Observer, observe};
 use crate::peers::{Channels, Peers};
 use crate::prune;
+use crate::rbac;
+use crate::retire;
 use crate::review;
 use crate::store::LedgerStore;
 use crate::tls::{self, Acceptor};
+use crate::token_review;
 use crate::watch_cache::WatchCache;
 
 /// How often an HTTP/2 connection is asked whether its other end is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Bytes of a body that are taken before somebody reads it, for a stream and for a connection.
+const WINDOWS: (u32, u32) = (128 << 10, 256 << 10);
+/// Bytes of an answer that wait in a stream's buffer.
+const SEND_BUFFER: usize = 64 << 10;
+/// Bytes that the kernel keeps of each direction of a connection; it keeps double.
+const SOCKET_BUFFER: usize = 256 << 10;
+/// Smallest buffer that HTTP/1.1 is read with.
+const HTTP1_BUFFER_MIN: usize = 8 << 10;
 /// How long requests may take to end at a shutdown; watches are cut.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How long the audit log may take to be written out at a shutdown.
+const TRAIL_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the service until its shutdown is asked for.
 ///
@@ -57,6 +74,8 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
 pub struct Gateway {
     address: SocketAddr,
     server: JoinHandle<std::io::Result<()>>,
+    /// Ends when all of the audit log is written.
+    trail: JoinHandle<()>,
 }
 
 impl Gateway {
@@ -75,7 +94,9 @@ impl Gateway {
         readiness.set(feed::READY, false);
         let identity = config.tls.as_ref().or(config.common.identity.as_ref());
         let identity = identity.context("tls (or common.identity) is missing")?;
-        let acceptor = Acceptor::new(tls::server_config(identity).context("set up TLS")?);
+        let gate = Gate::start(&config.limits, &metrics);
+        let tls = tls::server_config(identity).context("set up TLS")?;
+        let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;
         let ledger = open_ledger(&config).await?;
@@ -90,32 +111,40 @@ impl Gateway {
         let life = (readiness.clone(), shutdown.clone());
         tokio::spawn(feed::follow(feed, poke.clone(), life));
         tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
+        let bearers = Bearers::start(&config, &shutdown).context("set up tokens")?;
+        let trail = (&metrics, shutdown.clone());
+        let (trail, trail_ended) = Trail::start(&config.audit, ledger.clone(), trail)?;
         let peers = Peers::start(channels(&config)?);
-        let store = LedgerStore {
+        let store = Arc::new(LedgerStore {
+            newest: Newest::new(ledger.clone()),
             ledger,
             cache,
             poke,
             peers,
-        };
-        let router = router(&config, store, &metrics, readiness.clone())?;
-        let handle = Handle::new();
-        let mut server = axum_server::from_tcp(listener)
-            .context("serve")?
-            .acceptor(acceptor)
-            .handle(handle.clone());
-        // A watcher whose host vanished says nothing; this finds out.
-        let mut http2 = server.http_builder().http2();
-        http2
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE);
-        let server = server.serve(router.into_make_service());
-        let server = tokio::spawn(server);
-        tokio::spawn(async move {
-            shutdown.cancelled().await;
-            handle.graceful_shutdown(Some(DRAIN_MAX));
         });
+        let roles = rbac::settle_aggregated(&store).await;
+        roles.map_err(|error| anyhow::anyhow!("put roles together: {error:?}"))?;
+        tokio::spawn(rbac::keep_up(Arc::clone(&store), shutdown.clone()));
+        let facts = Facts::new(store.cache.clone());
+        let door = Door {
+            bearers: Arc::new(bearers),
+            authorizer: Arc::new(authorize::Rules::new(facts.policies())),
+            trail,
+            readiness: readiness.clone(),
+            gate,
+        };
+        let api = api(&config, store, &door)?;
+        let router = router(&config, &api, &metrics, door);
+        let retire = retire::run(Arc::clone(&api), facts);
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(retire));
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(api.collect()));
+        let server = serve((listener, acceptor), router, (&config.limits, shutdown))?;
         info!(%address, "serving the API");
-        Ok(Self { address, server })
+        Ok(Self {
+            address,
+            server,
+            trail: trail_ended,
+        })
     }
 
     /// Where it listens.
@@ -128,12 +157,69 @@ impl Gateway {
     /// # Errors
     /// When serving broke down.
     pub async fn ended(self) -> anyhow::Result<()> {
-        self.server.await.context("serve")?.context("serve")
+        self.server.await.context("serve")?.context("serve")?;
+        let written = tokio::time::timeout(TRAIL_MAX, self.trail).await;
+        written
+            .context("write out the audit log")?
+            .context("write out the audit log")
     }
+}
+
+/// Serves until `shutdown`.
+fn serve(
+    (listener, acceptor): (TcpListener, Acceptor),
+    router: Router,
+    (limits, shutdown): (&Limits, CancellationToken),
+) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp(listener)
+        .context("serve")?
+        .acceptor(acceptor)
+        .handle(handle.clone());
+    set_up_http(&mut server, limits);
+    let server = server.first_request_timeout(millis(limits.first_request_ms));
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let server = tokio::spawn(server.serve(service));
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        handle.graceful_shutdown(Some(DRAIN_MAX));
+    });
+    Ok(server)
+}
+
+/// The limits that HTTP itself holds.
+fn set_up_http(server: &mut Server<SocketAddr, Acceptor>, limits: &Limits) {
+    let head = limits.head_buffer();
+    let builder = server.http_builder();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(millis(limits.idle_ms))
+        .max_headers(2 * limits.headers)
+        .max_buf_size(head.max(HTTP1_BUFFER_MIN));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        // A watcher whose host vanished says nothing; this finds out.
+        .keep_alive_interval(KEEP_ALIVE)
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1);
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| format!("bind {address}"))?;
+    // Each connection gets all this from the listener. The kernel's own buffers would grow to
+    // several MiB, and would tell of a slow reader late; and the end of an answer must not wait
+    // until the client's kernel acknowledges what went before, which it may do 40 ms later.
+    let socket = SockRef::from(&listener);
+    let prepared = socket
+        .set_send_buffer_size(SOCKET_BUFFER)
+        .and_then(|()| socket.set_recv_buffer_size(SOCKET_BUFFER))
+        .and_then(|()| socket.set_tcp_nodelay(true));
+    prepared.context("prepare the sockets")?;
     listener
         .set_nonblocking(true)
         .context("prepare the listener")?;
@@ -152,10 +238,14 @@ async fn open_ledger(config: &Config) -> anyhow::Result<Ledger> {
         .await
         .context("connect to the database")?;
     ledger.migrate().await.context("migrate the database")?;
+    let room = godwit_ledger::retry(|| ledger.audit_prepare()).await;
+    room.context("make room for the audit log")?;
     for name in kinds::PREDEFINED_NAMESPACES {
         let made = godwit_ledger::retry(|| make_namespace(&ledger, name)).await;
         made.with_context(|| format!("make namespace {name}"))?;
     }
+    let made = godwit_ledger::retry(|| rbac::make_defaults(&ledger)).await;
+    made.context("make the predefined roles")?;
     Ok(ledger)
 }
 
@@ -203,61 +293,67 @@ fn channels(config: &Config) -> anyhow::Result<Channels> {
     })
 }
 
-fn router(
-    config: &Config,
-    store: LedgerStore,
-    metrics: &Metrics,
+/// What stands before and beside the API.
+struct Door {
+    bearers: Arc<Bearers>,
+    authorizer: Arc<dyn Authorizer>,
+    trail: Trail,
     readiness: Readiness,
-) -> anyhow::Result<Router> {
-    let facts = Facts::new(store.cache.clone());
-    let kinds = kinds::all(&facts);
-    let resources: HashSet<&'static str> = kinds.iter().map(|kind| kind.plural).collect();
-    let store = Arc::new(store);
-    let mut extras = review::extras();
-    let version = version(&config.kubernetes_version)?;
-    extras.extend(actions::extras(&store, &version));
-    let server = ApiServer::new(Parts {
-        kinds,
-        extras,
-        store,
-        authorizer: Arc::new(authorize::Rules),
-        admission: Arc::new(kinds::Lifecycle { facts }),
-        version,
-        limits: Limits::default(),
-    });
-    let server = server.map_err(|why| anyhow::anyhow!("declare the API: {why}"))?;
-    let tokens = match &config.token_file {
-        Some(path) => Tokens::load(path)?,
-        None => Tokens::default(),
-    };
-    let authenticator = Authenticator {
-        tokens,
-        anonymous_health: config.anonymous_health,
-    };
-    let health = Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .with_state(readiness);
-    Ok(server
-        .router()
-        .merge(health)
-        .layer(from_fn_with_state(Arc::new(authenticator), authenticate))
-        .layer(from_fn_with_state(
-            Observer::new(metrics, resources),
-            observe,
-        )))
+    gate: Arc<Gate>,
 }
 
-async fn ready(State(readiness): State<Readiness>) -> Response {
-    let missing = readiness.missing();
-    match missing.is_empty() {
-        true => "ok".into_response(),
-        false => {
-            let text = format!("not ready: {}\n", missing.join(", "));
-            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-        }
-    }
+/// Everything that is served as an API, declared.
+fn api(config: &Config, store: Arc<LedgerStore>, door: &Door) -> anyhow::Result<Arc<ApiServer>> {
+    let facts = Facts::new(store.cache.clone());
+    let policies = facts.policies();
+    let mut extras = review::extras(&policies);
+    let version = version(&config.kubernetes_version)?;
+    extras.push(token_review::extra(&door.bearers));
+    extras.extend(actions::extras(&store, &version));
+    let server = ApiServer::new(Parts {
+        kinds: kinds::all(&facts),
+        extras,
+        store,
+        authorizer: Arc::new(audit::Recorded(Arc::clone(&door.authorizer))),
+        admission: Arc::new(kinds::Lifecycle { facts }),
+        version,
+        limits: config.limits.machinery(),
+    });
+    server.map_err(|why| anyhow::anyhow!("declare the API: {why}"))
+}
+
+fn router(config: &Config, api: &Arc<ApiServer>, metrics: &Metrics, door: Door) -> Router {
+    let authenticator = Authenticator {
+        bearers: door.bearers,
+        authorizer: door.authorizer,
+        anonymous_health: config.anonymous_health,
+        anonymous: config.anonymous,
+    };
+    let doors = Doors {
+        readiness: door.readiness,
+        metrics: metrics.clone(),
+        authorizer: api.authorizer(),
+        documents: api.openapi_v3(),
+    };
+    // The last of these sees a request first.
+    let gate = door.gate;
+    api.router()
+        .merge(doors::router(doors))
+        .layer(from_fn_with_state(Arc::clone(&gate), guard_body))
+        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn_with_state(Arc::clone(&gate), admit))
+        .layer(
+            CompressionLayer::new()
+                .quality(CompressionLevel::Fastest)
+                .compress_when(Large),
+        )
+        .layer(from_fn_with_state(Arc::new(authenticator), authenticate))
+        .layer(from_fn_with_state(gate, check_head))
+        .layer(from_fn_with_state(
+            Observer::new(metrics, api.plurals()),
+            observe,
+        ))
+        .layer(from_fn_with_state(door.trail, audit::audit))
 }
 
 /// What `kubectl version` shows: the version whose API this is, and our own behind the plus.

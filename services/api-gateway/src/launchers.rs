@@ -99,7 +99,7 @@ mod tests {
     fn life() -> WatchCache {
         use ChangeKind::{Added, Deleted, Modified};
         let cache = WatchCache::new();
-        cache.reset(vec![], 10);
+        cache.reset(Vec::<Object>::new(), 10);
         cache.apply(vec![
             change(Added, object("a", 11, json!({"phase": "Pending"}))),
             change(Modified, object("a", 12, on("worker1", "uid-a"))),

@@ -6,10 +6,12 @@
 
 mod actions;
 mod age;
+mod audit;
 mod auth;
 mod authorize;
 mod config;
 mod convert;
+mod doors;
 mod facts;
 mod feed;
 mod gateway;
@@ -17,13 +19,20 @@ mod histories;
 mod honour;
 mod kinds;
 mod launchers;
+mod limits;
+mod newest;
 mod observe;
 mod peers;
 mod prune;
+mod rbac;
+mod retire;
 mod review;
 mod store;
 mod tls;
+mod token_review;
 mod watch_cache;
+mod watches;
 
-pub use config::{Config, PeerAddresses};
+pub use config::{AuditConfig, Config, OidcConfig, PeerAddresses};
 pub use gateway::{Gateway, run};
+pub use limits::Limits;

@@ -1,4 +1,4 @@
-//! A span, metrics and an audit line for each request; and a limit on how many run at once.
+//! A span and metrics for each request.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use godwit_apimachinery::{Status, UserInfo};
+use axum::response::Response;
+use godwit_apimachinery::UserInfo;
 use godwit_runtime::metrics::Metrics;
 use http::{Method, header};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -15,12 +15,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::Semaphore;
-use tracing::{Instrument, field, info, info_span};
+use tracing::{Instrument, field, info_span};
 
-/// Requests that may run at once, watches not counted: kube-apiserver's 400 reading and 200
-/// writing.
-const IN_FLIGHT_MAX: usize = 600;
+use crate::audit::AuditId;
+
 /// Seconds; the fast ones are what a cache in memory takes, the slow ones a waiting commit.
 const BUCKETS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -31,7 +29,6 @@ pub(crate) struct Observer {
     requests: Family<Labels, Counter>,
     durations: Family<VerbLabels, Histogram>,
     running: Gauge,
-    slots: Semaphore,
     resources: HashSet<&'static str>,
 }
 
@@ -55,7 +52,6 @@ impl Observer {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             running: Gauge::default(),
-            slots: Semaphore::new(IN_FLIGHT_MAX),
             resources,
         };
         metrics.registry(|registry| {
@@ -97,16 +93,12 @@ pub(crate) async fn observe(
         kubectl.command = %asked.command,
         http.response.status_code = field::Empty,
         user = field::Empty,
+        audit_id = request.extensions().get::<AuditId>().map(|id| id.0.as_str()),
     );
     let began = Instant::now();
-    let response = match observer.slots.try_acquire() {
-        Ok(_slot) => {
-            let _running = Running::begin(&observer.running);
-            next.run(request).instrument(span.clone()).await
-        }
-        Err(_) => Status::too_many_requests("too many requests at once, please try again")
-            .retry_after(1)
-            .into_response(),
+    let response = {
+        let _running = Running::begin(&observer.running);
+        next.run(request).instrument(span.clone()).await
     };
     let code = response.status().as_u16();
     span.record("http.response.status_code", code);
@@ -129,17 +121,6 @@ pub(crate) async fn observe(
     let user = response.extensions().get::<UserInfo>();
     let user = user.map_or("", |user| user.name.as_str());
     span.record("user", user);
-    if asked.mutates() {
-        let Asked {
-            path,
-            dry_run,
-            user_agent,
-            ..
-        } = &asked;
-        span.in_scope(|| {
-            info!(target: "audit", user, verb, path, code, dry_run, user_agent, "request");
-        });
-    }
     response
 }
 
@@ -164,7 +145,6 @@ struct Asked {
     path: String,
     verb: &'static str,
     resource: &'static str,
-    dry_run: bool,
     user_agent: String,
     /// What kubectl was called with (KEP-859), for example `kubectl apply`.
     command: String,
@@ -189,15 +169,10 @@ impl Asked {
             method: request.method().clone(),
             verb: verb(request.method(), &path, query),
             resource: observer.resource(&path),
-            dry_run: query.contains("dryRun="),
             user_agent: text(header::USER_AGENT.as_str()),
             command: text("kubectl-command"),
             path,
         }
-    }
-
-    fn mutates(&self) -> bool {
-        [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(&self.method)
     }
 }
 

@@ -20,6 +20,9 @@ pub(crate) async fn run(ledger: Ledger, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
+        if let Err(error) = ledger.audit_prepare().await {
+            warn!(%error, "failed to make room for the audit log");
+        }
         let changes = ledger.changes_prune(CHANGES_KEEP, CHANGES_MIN).await;
         let events = ledger.events_prune(EVENTS_KEEP).await;
         match (changes, events) {

@@ -1,35 +1,52 @@
-//! Reviews: what may I do, and who am I. `kubectl auth can-i` and `kubectl auth whoami` ask.
+//! Reviews: what may I or somebody else do, and who am I. `kubectl auth can-i` and
+//! `kubectl auth whoami` ask.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::response::Response;
 use godwit_apimachinery::{
-    AccessRequest, Connect, ConnectRequest, ExtraResource, RequestContext, Status, json_response,
+    AccessRequest, Cause, Connect, ConnectRequest, ExtraResource, RequestContext, Status, UserInfo,
+    json_response,
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::authorize;
+use crate::rbac::{Policies, Rule, Verdict};
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 
-/// The three reviews of oneself.
-pub(crate) fn extras() -> Vec<ExtraResource> {
+/// All reviews.
+pub(crate) fn extras(policies: &Policies) -> Vec<ExtraResource> {
+    let declare = |group, name, kind, review| ExtraResource {
+        kind,
+        namespaced: false,
+        handler: Some(Arc::new(Handler {
+            kind,
+            review,
+            policies: policies.clone(),
+        })),
+        ..ExtraResource::new(group, "v1", name)
+    };
+    let authorization = |name, kind, review: Review| declare(AUTHORIZATION, name, kind, review);
+    let local = authorization(
+        "localsubjectaccessreviews",
+        "LocalSubjectAccessReview",
+        of_subject_here,
+    );
     vec![
-        declare(
-            AUTHORIZATION,
+        ExtraResource {
+            namespaced: true,
+            ..local
+        },
+        authorization(
             "selfsubjectaccessreviews",
             "SelfSubjectAccessReview",
-            access,
+            of_self,
         ),
-        declare(
-            AUTHORIZATION,
-            "selfsubjectrulesreviews",
-            "SelfSubjectRulesReview",
-            rules,
-        ),
+        authorization("selfsubjectrulesreviews", "SelfSubjectRulesReview", rules),
+        authorization("subjectaccessreviews", "SubjectAccessReview", of_subject),
         declare(
             AUTHENTICATION,
             "selfsubjectreviews",
@@ -39,26 +56,21 @@ pub(crate) fn extras() -> Vec<ExtraResource> {
     ]
 }
 
-/// From the request and its body's `spec` to the answer's `status`.
-type Review = fn(&RequestContext, &Value) -> Result<Value, Status>;
-
-fn declare(
-    group: &'static str,
-    name: &'static str,
+/// What a review is answered from.
+struct Asked<'a> {
+    ctx: &'a RequestContext,
+    policies: &'a Policies,
     kind: &'static str,
-    review: Review,
-) -> ExtraResource {
-    ExtraResource {
-        kind,
-        namespaced: false,
-        handler: Some(Arc::new(Handler { kind, review })),
-        ..ExtraResource::new(group, "v1", name)
-    }
+    spec: &'a Value,
 }
+
+/// From what is asked to the answer's `status`.
+type Review = fn(&Asked<'_>) -> Result<Value, Status>;
 
 struct Handler {
     kind: &'static str,
     review: Review,
+    policies: Policies,
 }
 
 #[async_trait]
@@ -69,7 +81,13 @@ impl Connect for Handler {
         request: ConnectRequest,
     ) -> Result<Response, Status> {
         let spec = &request.body["spec"];
-        let status = (self.review)(ctx, spec)?;
+        let asked = Asked {
+            ctx,
+            policies: &self.policies,
+            kind: self.kind,
+            spec,
+        };
+        let status = (self.review)(&asked)?;
         let mut answer = json!({
             "kind": self.kind,
             "apiVersion": format!("{}/{}", ctx.group, ctx.version),
@@ -83,56 +101,137 @@ impl Connect for Handler {
     }
 }
 
-fn access(ctx: &RequestContext, spec: &Value) -> Result<Value, Status> {
-    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    if resource.is_object() == path.is_object() {
-        return Err(Status::bad_request(
-            "exactly one of spec.resourceAttributes and spec.nonResourceAttributes is needed",
-        ));
+fn of_self(asked: &Asked<'_>) -> Result<Value, Status> {
+    let access = access(asked)?;
+    Ok(decision(asked, &asked.ctx.user, &access))
+}
+
+fn of_subject(asked: &Asked<'_>) -> Result<Value, Status> {
+    let access = access(asked)?;
+    Ok(decision(asked, &subject(asked)?, &access))
+}
+
+fn of_subject_here(asked: &Asked<'_>) -> Result<Value, Status> {
+    let access = access(asked)?;
+    if access.resource.is_empty() {
+        let why = "disallowed on this kind of request";
+        return Err(invalid(asked, "nonResourceAttributes", why));
     }
-    let request = match resource.is_object() {
+    if access.namespace != asked.ctx.namespace {
+        let field = "resourceAttributes.namespace";
+        return Err(invalid(asked, field, "must match metadata.namespace"));
+    }
+    Ok(decision(asked, &subject(asked)?, &access))
+}
+
+fn decision(asked: &Asked<'_>, user: &UserInfo, access: &AccessRequest) -> Value {
+    match asked.policies.now().decide(user, access) {
+        Verdict::Allowed(why) if why.is_empty() => json!({"allowed": true}),
+        Verdict::Allowed(why) => json!({"allowed": true, "reason": why}),
+        Verdict::Denied(why) if why.is_empty() => json!({"allowed": false}),
+        Verdict::Denied(why) => json!({"allowed": false, "reason": why}),
+    }
+}
+
+fn access(asked: &Asked<'_>) -> Result<AccessRequest, Status> {
+    let spec = asked.spec;
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    match (resource.is_object(), path.is_object()) {
+        (true, true) => {
+            let why = "cannot be specified in combination with resourceAttributes";
+            return Err(invalid(asked, "nonResourceAttributes", why));
+        }
+        (false, false) => {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be \
+                       specified";
+            return Err(invalid(asked, "resourceAttributes", why));
+        }
+        (true, false) | (false, true) => {}
+    }
+    let text = |key: &str| text(resource, key);
+    Ok(match resource.is_object() {
         true => AccessRequest {
-            verb: text(resource, "verb"),
-            group: text(resource, "group"),
-            version: text(resource, "version"),
-            resource: text(resource, "resource"),
-            subresource: text(resource, "subresource"),
-            namespace: text(resource, "namespace"),
-            name: text(resource, "name"),
+            verb: text("verb"),
+            group: text("group"),
+            version: text("version"),
+            resource: text("resource"),
+            subresource: text("subresource"),
+            namespace: text("namespace"),
+            name: text("name"),
             path: String::new(),
         },
         false => AccessRequest {
-            verb: text(path, "verb"),
-            group: String::new(),
-            version: String::new(),
-            resource: String::new(),
-            subresource: String::new(),
-            namespace: String::new(),
-            name: String::new(),
-            path: text(path, "path"),
+            verb: path["verb"].as_str().unwrap_or_default().to_owned(),
+            path: path["path"].as_str().unwrap_or_default().to_owned(),
+            ..AccessRequest::default()
         },
+    })
+}
+
+/// Whom the review is about.
+fn subject(asked: &Asked<'_>) -> Result<UserInfo, Status> {
+    let spec = asked.spec;
+    let groups = spec["groups"].as_array().into_iter().flatten();
+    let user = UserInfo {
+        name: text(spec, "user"),
+        groups: groups
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        uid: text(spec, "uid"),
+        extra: serde_json::from_value(spec["extra"].clone()).unwrap_or_default(),
     };
-    Ok(json!({"allowed": authorize::allowed(&ctx.user, &request)}))
+    if user.name.is_empty() && user.groups.is_empty() {
+        let why = "at least one of user or group must be specified";
+        return Err(invalid(asked, "user", why));
+    }
+    Ok(user)
 }
 
-fn rules(ctx: &RequestContext, _spec: &Value) -> Result<Value, Status> {
-    let rules: Vec<Value> = authorize::rules(&ctx.user)
-        .into_iter()
-        .map(|rule| {
-            json!({
-                "verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources,
-            })
-        })
-        .collect();
-    let paths = json!([{"verbs": ["get"], "nonResourceURLs": ["*"]}]);
-    Ok(json!({"resourceRules": rules, "nonResourceRules": paths, "incomplete": false}))
+fn text(object: &Value, key: &str) -> String {
+    object[key].as_str().unwrap_or_default().to_owned()
 }
 
-fn whoami(ctx: &RequestContext, _spec: &Value) -> Result<Value, Status> {
-    let mut user = json!({"username": ctx.user.name, "groups": ctx.user.groups});
-    if !ctx.user.uid.is_empty() {
-        user["uid"] = json!(ctx.user.uid);
+/// What is wrong with a field of `spec`, a dotted path.
+fn invalid(asked: &Asked<'_>, field: &str, why: &str) -> Status {
+    let value = asked.spec.pointer(&format!("/{}", field.replace('.', "/")));
+    let value = value.unwrap_or(&Value::Null);
+    let cause = Cause::invalid(&format!("spec.{field}"), value, why);
+    Status::invalid(AUTHORIZATION, asked.kind, "", vec![cause])
+}
+
+fn rules(asked: &Asked<'_>) -> Result<Value, Status> {
+    let namespace = asked.spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let snapshot = asked.policies.now();
+    let held = snapshot.held(&asked.ctx.user, namespace);
+    let all = Rule::full_authority();
+    let mine = match held.all {
+        true => all.iter().collect(),
+        false => held.rules,
+    };
+    let (paths, resources): (Vec<&Rule>, Vec<&Rule>) =
+        mine.into_iter().partition(|rule| rule.resources.is_empty());
+    let mut status = json!({
+        "resourceRules": resources, "nonResourceRules": paths, "incomplete": false,
+    });
+    if !held.errors.is_empty() {
+        status["incomplete"] = json!(true);
+        status["evaluationError"] = json!(held.errors.join(", "));
+    }
+    Ok(status)
+}
+
+fn whoami(asked: &Asked<'_>) -> Result<Value, Status> {
+    let who = &asked.ctx.user;
+    let mut user = json!({"username": who.name, "groups": who.groups});
+    if !who.uid.is_empty() {
+        user["uid"] = json!(who.uid);
+    }
+    if !who.extra.is_empty() {
+        user["extra"] = json!(who.extra);
     }
     Ok(json!({"userInfo": user}))
 }

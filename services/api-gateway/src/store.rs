@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use godwit_apimachinery::{
-    ListAt, Listed, RequestContext, Status, Store, StoreError, Stored, Update, UpdateOf,
-    WatchEvent, WatchStream,
+    ListAt, Listed, RequestContext, Status, Store, StoreError, Stored, Update, UpdateOf, WatchSpan,
+    WatchStream,
 };
 use godwit_ledger::{
     Ledger, LedgerError, MigrationRequest, NewObject, Object, ObjectKey, TraceContext, Tx,
@@ -27,11 +26,15 @@ use crate::feed::Poke;
 use crate::histories;
 use crate::kinds::{self, resource};
 use crate::launchers;
+use crate::newest::Newest;
 use crate::peers::Peers;
-use crate::watch_cache::{Recent, WatchCache};
+use crate::watch_cache::WatchCache;
+use crate::watches;
 
-/// Idle time after which a watcher is told how far it is.
-const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
+/// How long a read waits for the ledger to say how far it is; then it goes on without.
+const ASK_MAX: Duration = Duration::from_secs(1);
+/// The same while it is known not to answer, or to come back at this moment.
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(100);
 /// Place in the queue of what a user asks for; drains go first.
 const USER_PRIORITY: i32 = 0;
 const CANCELLED_BY_USER: &str = "deleted by user";
@@ -49,6 +52,7 @@ const UNKNOWN: &str = "the ledger can't be reached at the moment, and it is unkn
 pub(crate) struct LedgerStore {
     pub(crate) ledger: Ledger,
     pub(crate) cache: WatchCache,
+    pub(crate) newest: Newest,
     pub(crate) poke: Poke,
     pub(crate) peers: Peers,
 }
@@ -64,7 +68,7 @@ impl Store for LedgerStore {
         if resource == resource::MIGRATION_HISTORIES {
             return histories::get(&self.ledger, namespace, name).await;
         }
-        self.cache.fresh().await?;
+        self.latest().await?;
         Ok(match resource {
             resource::PODS => launchers::get(&self.cache, namespace, name),
             _ => self.cache.get(resource, namespace, name),
@@ -79,6 +83,9 @@ impl Store for LedgerStore {
     ) -> Result<Listed, StoreError> {
         if resource == resource::MIGRATION_HISTORIES {
             return histories::list(&self.ledger, namespace, at).await;
+        }
+        if at == ListAt::Latest {
+            self.latest().await?;
         }
         if resource == resource::PODS {
             return launchers::list(&self.cache, namespace, at).await;
@@ -119,37 +126,28 @@ impl Store for LedgerStore {
         &self,
         resource: &str,
         namespace: Option<&str>,
-        from: u64,
+        span: WatchSpan,
     ) -> Result<WatchStream, StoreError> {
-        let (followed, tell): (&str, fn(&Recent) -> Vec<WatchEvent>) = match resource {
-            resource::PODS => (resource::INSTANCES, launchers::events),
-            _ => (resource, |change| vec![change.event.clone()]),
-        };
-        let cursor = self.cache.subscribe(followed, from).await?;
-        let namespace = namespace.map(str::to_owned);
-        let batches = futures::stream::unfold(Some(cursor), move |cursor| async move {
-            let mut cursor = cursor?;
-            Some(match cursor.next(BOOKMARK_EVERY).await {
-                Ok(changes) if changes.is_empty() => {
-                    (vec![Ok(WatchEvent::Bookmark(cursor.at()))], Some(cursor))
-                }
-                Ok(changes) => {
-                    let events = changes.iter().flat_map(tell).map(Ok);
-                    (events.collect(), Some(cursor))
-                }
-                Err(error) => (vec![Err(error)], None),
-            })
-        });
-        let events = batches.flat_map(futures::stream::iter);
-        let mine = events.filter(move |event| {
-            let keep = concerns(event, namespace.as_deref());
-            futures::future::ready(keep)
-        });
-        Ok(mine.boxed())
+        watches::begin(&self.cache, resource, namespace, span).await
     }
 }
 
 impl LedgerStore {
+    /// Waits until everything is in the cache that any gateway acknowledged before. While the
+    /// ledger can't be asked, reads go on with what is here.
+    async fn latest(&self) -> Result<(), StoreError> {
+        let max = match self.cache.is_followed() {
+            true => ASK_MAX,
+            false => ASK_AGAIN_MAX,
+        };
+        let newest = self.newest.ask(max).await.unwrap_or_default();
+        if newest > self.cache.revision() {
+            self.poke.now();
+            self.cache.caught_up(newest).await?;
+        }
+        self.cache.fresh().await
+    }
+
     /// Begins a transaction, unless it is known that nobody is there: then a client hears it at
     /// once, and who waits for writes is not in the way of those that come when it is back.
     async fn begin(&self) -> Result<Tx, StoreError> {
@@ -332,18 +330,6 @@ impl LedgerStore {
     }
 }
 
-fn concerns(event: &Result<WatchEvent, StoreError>, namespace: Option<&str>) -> bool {
-    let (Ok(event), Some(namespace)) = (event, namespace) else {
-        return true;
-    };
-    match event {
-        WatchEvent::Added(object)
-        | WatchEvent::Modified { object, .. }
-        | WatchEvent::Deleted(object) => object.name().namespace == namespace,
-        WatchEvent::Bookmark(_) => true,
-    }
-}
-
 /// Admission looked into the cache; here nobody can take the namespace away any more.
 async fn check_namespace(tx: &mut Tx, key: &ObjectKey) -> Result<(), StoreError> {
     let space = key.namespace.as_str();
@@ -416,7 +402,8 @@ async fn end_migration(tx: &mut Tx, row: &mut Object) -> Result<(), StoreError> 
             .map_err(store_error)?,
         Err(_) => false,
     };
-    if !open && let Some(list) = row.metadata["finalizers"].as_array_mut() {
+    let list = row.metadata.get_mut("finalizers");
+    if !open && let Some(list) = list.and_then(Value::as_array_mut) {
         list.retain(|finalizer| finalizer != kinds::MIGRATION_FINALIZER);
     }
     Ok(())

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
 use axum::middleware::AddExtension;
@@ -20,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use tower::Layer;
 
 use crate::auth::PeerCertificate;
+use crate::limits::{Gate, Guarded, Line};
 
 /// Why the certificates can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,16 +70,18 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
         .map_err(|error| TlsError::Pem(what, error))
 }
 
-/// Longest time for a handshake: a client that never ends it holds a connection, and no longer.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-
-/// Accepts a connection and tells each of its requests who is at the other end.
+/// Accepts a connection, if there is a place, and tells each of its requests who is at the other
+/// end.
 #[derive(Clone)]
-pub(crate) struct Acceptor(TlsAcceptor);
+pub(crate) struct Acceptor {
+    tls: TlsAcceptor,
+    gate: Arc<Gate>,
+}
 
 impl Acceptor {
-    pub(crate) fn new(config: ServerConfig) -> Self {
-        Self(TlsAcceptor::from(Arc::new(config)))
+    pub(crate) fn new(config: ServerConfig, gate: Arc<Gate>) -> Self {
+        let tls = TlsAcceptor::from(Arc::new(config));
+        Self { tls, gate }
     }
 }
 
@@ -88,14 +90,21 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Send + 'static,
 {
-    type Stream = TlsStream<I>;
-    type Service = AddExtension<S, PeerCertificate>;
+    type Stream = TlsStream<Guarded<I>>;
+    type Service = AddExtension<AddExtension<S, Arc<Line>>, PeerCertificate>;
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: I, service: S) -> Self::Future {
-        let handshake = tokio::time::timeout(HANDSHAKE_MAX, self.0.accept(stream));
+        let Self { tls, gate } = self.clone();
         Box::pin(async move {
-            let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            let place = gate.enter().ok_or(io::ErrorKind::ConnectionRefused)?;
+            let stream = gate.guard(stream, place);
+            let line = stream.line();
+            let handshake = tokio::time::timeout(gate.handshake_time(), tls.accept(stream)).await;
+            if !matches!(handshake, Ok(Ok(_))) {
+                gate.handshake_failed(handshake.is_err());
+            }
+            let stream = handshake.map_err(|_| io::ErrorKind::TimedOut)??;
             let peer = stream
                 .get_ref()
                 .1
@@ -104,6 +113,10 @@ where
             let certificate = peer
                 .map(|der| PeerCertificate::read(der))
                 .unwrap_or_default();
+            if !gate.may_stay(stream.get_ref().0.place(), certificate.user().as_ref()) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let service = Extension(line).layer(service);
             Ok((stream, Extension(certificate).layer(service)))
         })
     }

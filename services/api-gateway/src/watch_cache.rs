@@ -14,6 +14,7 @@ use godwit_ledger::{Change, ChangeKind, Object};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::convert;
+pub(crate) use crate::convert::Kept;
 
 /// Changes kept for each resource. A drain of a thousand machines makes some tens of thousands of
 /// changes over minutes; a watcher that is this far behind lists again.
@@ -90,17 +91,17 @@ impl WatchCache {
     }
 
     /// Replaces everything. Watchers of before are sent away.
-    pub(crate) fn reset(&self, objects: Vec<Object>, revision: u64) {
+    pub(crate) fn reset<K: Into<Kept>>(&self, objects: Vec<K>, revision: u64) {
         let mut state = self.write();
         for resource in state.resources.values_mut() {
             resource.clear(revision);
         }
         for object in objects {
-            let (key, name) = split(&object);
-            state
-                .resource_mut(&name, revision)
-                .objects
-                .insert(key, convert::stored(object));
+            let Kept { resource, stored } = object.into();
+            let name = stored.name();
+            let key = (name.namespace.to_owned(), name.name.to_owned());
+            let resource = state.resource_mut(&resource, revision);
+            resource.objects.insert(key, stored);
         }
         state.revision = revision;
         state.snapshot = revision;
@@ -123,6 +124,14 @@ impl WatchCache {
         }
         drop(state);
         self.announce();
+    }
+
+    /// Everything up to `revision` was applied; the last of them may have changed nothing.
+    pub(crate) fn advance(&self, revision: u64) {
+        if revision > self.revision() {
+            self.write().revision = revision;
+            self.announce();
+        }
     }
 
     /// Says whether the ledger answers.
@@ -156,7 +165,12 @@ impl WatchCache {
 
     /// Waits, but not for long, until everything this replica acknowledged is in here.
     pub(crate) async fn fresh(&self) -> Result<(), StoreError> {
-        let reached = self.reached(self.acknowledged()).await;
+        self.caught_up(self.acknowledged()).await
+    }
+
+    /// Waits, but not for long, for a revision that is known to be committed.
+    pub(crate) async fn caught_up(&self, newest: u64) -> Result<(), StoreError> {
+        let reached = self.reached(newest).await;
         reached.map_err(|_| StoreError::Unavailable(BEHIND.to_owned()))
     }
 
@@ -176,12 +190,8 @@ impl WatchCache {
     /// One object.
     pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
         let key = (namespace.to_owned(), name.to_owned());
-        self.read()
-            .resources
-            .get(resource)?
-            .objects
-            .get(&key)
-            .cloned()
+        let state = self.read();
+        state.resources.get(resource)?.objects.get(&key).cloned()
     }
 
     /// All objects of a namespace; the empty one holds the cluster-scoped objects.
@@ -193,15 +203,18 @@ impl WatchCache {
         within(&resource.objects, namespace).cloned().collect()
     }
 
+    /// All objects of a resource, by namespace and name.
+    pub(crate) fn all(&self, resource: &str) -> Vec<Arc<Stored>> {
+        let state = self.read();
+        let found = state.resources.get(resource);
+        found.map_or_else(Vec::new, |found| found.objects.values().cloned().collect())
+    }
+
     /// The first object of a resource by namespace and name.
     pub(crate) fn first(&self, resource: &str) -> Option<Arc<Stored>> {
-        self.read()
-            .resources
-            .get(resource)?
-            .objects
-            .values()
-            .next()
-            .cloned()
+        let state = self.read();
+        let found = state.resources.get(resource)?;
+        found.objects.values().next().cloned()
     }
 
     /// How many objects a namespace holds, by resource; those it holds none of are left out.
@@ -327,7 +340,8 @@ impl Cursor {
             match tokio::time::timeout(idle, self.changed.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(StoreError::Unavailable("shutting down".to_owned())),
-                Err(_) => return Ok(Vec::new()),
+                // Other resources may have moved on meanwhile.
+                Err(_) => return self.take(),
             }
         }
     }
@@ -477,5 +491,8 @@ fn within<'a>(
         .map(|(_, object)| object)
 }
 
+mod stamp;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use stamp::Stamp;

@@ -587,6 +587,22 @@ async fn a_node_that_a_person_had_closed_stays_closed() {
 }
 
 #[tokio::test]
+async fn a_cordon_alone_moves_nobody() {
+    let scene = Scene::new().await;
+    scene.machine("vm1", moves()).await;
+    scene
+        .edit(&node(), |node| {
+            node.body["spec"]["unschedulable"] = json!(true)
+        })
+        .await;
+    scene.round().await;
+    assert_eq!(scene.open_jobs().await.len(), 0);
+    scene.maintain().await;
+    scene.round().await;
+    assert_eq!(scene.open_jobs().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_node_is_not_empty_before_a_moved_machines_leftovers_are_gone() {
     use JobState as S;
     let scene = Scene::new().await;

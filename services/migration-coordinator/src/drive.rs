@@ -9,13 +9,14 @@ use godwit_model::migration::decide::{self, Action};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::source::SourceState;
+use godwit_model::policy::MigrationPolicy;
 use godwit_runtime::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
 use crate::hosts::{self, HostWatch};
-use crate::shared::Shared;
+use crate::shared::{Limits, Shared};
 use crate::step::{self, Outcome};
 
 /// How often a waiting job looks at the ledger although nobody poked it.
@@ -33,6 +34,9 @@ pub(crate) struct Drive {
     lost: Arc<Notify>,
     /// Which hosts were declared dead, and not heard since.
     fences: JobFences,
+    /// The policy that fits the machine, once its migration has its turn.
+    pub(crate) policy: Option<MigrationPolicy>,
+    policy_read: bool,
     pub(crate) convergence: Convergence,
     /// How long the host is silent that the job waits for.
     pub(crate) silence: Silence,
@@ -83,6 +87,8 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         target: None,
         lost: Arc::clone(&lost),
         fences: JobFences::default(),
+        policy: None,
+        policy_read: false,
         convergence: Convergence::default(),
         silence: Silence::None,
         said: None,
@@ -146,6 +152,10 @@ impl Drive {
     /// Facts, decision, one action.
     async fn turn(&mut self) -> Result<Outcome, LedgerError> {
         self.watch_hosts().await?;
+        if !self.policy_read && self.lease.job.state != JobState::Pending {
+            self.policy = self.shared.policy_for(&self.lease.job.vmi).await?;
+            self.policy_read = true;
+        }
         let facts = self.facts();
         // A host may have been heard since, and have fallen silent again: then its fence is void.
         if self.fences != JobFences::default() {
@@ -157,6 +167,15 @@ impl Drive {
             debug!(%job, %state, ?action, "decided");
         }
         step::carry_out(self, action, &facts).await
+    }
+
+    /// The limits of this job: those in force, under its policy.
+    pub(crate) fn limits(&self) -> Arc<Limits> {
+        let limits = self.shared.limits();
+        match &self.policy {
+            Some(policy) => Arc::new(Limits::from(limits.cluster.under(policy))),
+            None => limits,
+        }
     }
 
     /// What the hosts said last.
@@ -173,7 +192,7 @@ impl Drive {
         let verdict = match &facts.source {
             Some(fact) if fact.state == SourceState::Copying => {
                 let elapsed = Duration::from_millis(fact.progress.elapsed_ms);
-                let limits = self.shared.limits().copy;
+                let limits = self.limits().copy;
                 self.convergence.judge(limits, &fact.progress, elapsed)
             }
             Some(_) | None => Verdict::GoOn,

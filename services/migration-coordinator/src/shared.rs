@@ -9,6 +9,7 @@ use godwit_model::limits::{MigrationLimits, MigrationSettings};
 use godwit_model::migration::convergence::CopyLimits;
 use godwit_model::migration::queue::QueueLimits;
 use godwit_model::migration::view::MigrationConfiguration;
+use godwit_model::policy::{Labels, MigrationPolicy};
 use godwit_model::{MachineId, NodeName};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
@@ -23,6 +24,8 @@ use crate::config::Config;
 use crate::hosts::Hosts;
 use crate::telemetry::Telemetry;
 
+/// Where the ledger keeps MigrationPolicies.
+const POLICIES: &str = "migrationpolicies.migrations.kubevirt.io";
 /// How often the limits are read again although nobody woke us.
 const LIMITS_POLL: Duration = Duration::from_secs(5);
 
@@ -42,11 +45,14 @@ pub(crate) struct Shared {
     pub(crate) queue_moved: Arc<Notify>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) limits: RwLock<Arc<Limits>>,
+    pub(crate) policies: RwLock<Arc<Vec<MigrationPolicy>>>,
 }
 
 /// The limits in force, in the forms that their users need.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
+    /// As they are set.
+    pub(crate) cluster: MigrationLimits,
     pub(crate) queue: QueueLimits,
     pub(crate) copy: CopyLimits,
     pub(crate) wire: wire::CopyLimits,
@@ -57,6 +63,22 @@ impl Shared {
     /// The limits in force.
     pub(crate) fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The policy that fits an instance by its labels and its namespace's.
+    pub(crate) async fn policy_for(
+        &self,
+        vmi: &ObjectKey,
+    ) -> Result<Option<MigrationPolicy>, LedgerError> {
+        let policies = self.policies.read();
+        let policies = Arc::clone(&policies.unwrap_or_else(PoisonError::into_inner));
+        if policies.is_empty() {
+            return Ok(None);
+        }
+        let space = ObjectKey::new("namespaces", "", &vmi.namespace);
+        let instance = labels(self.ledger.get(vmi).await?);
+        let namespace = labels(self.ledger.get(&space).await?);
+        Ok(MigrationPolicy::chosen(&policies, &instance, &namespace).cloned())
     }
 
     /// The time for people's eyes, RFC 3339 with seconds, as Kubernetes writes it.
@@ -113,14 +135,19 @@ pub(crate) async fn follow_limits(shared: Arc<Shared>) {
     let mut last = MigrationLimits::default();
     loop {
         match read_settings(&shared.ledger).await {
-            Ok((resource, config_map)) => {
+            Ok((policies, resource, config_map)) => {
+                let policies = Arc::new(policies);
+                *shared
+                    .policies
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner) = policies;
                 let (limits, problems) = MigrationLimits::resolve(&last, &resource, &config_map);
                 for problem in problems {
                     warn!(%problem, "a migration limit is not usable; the last good one stays");
                 }
                 if limits != last {
                     last = limits;
-                    let next = Arc::new(Limits::from(&last));
+                    let next = Arc::new(Limits::from(last.clone()));
                     *shared
                         .limits
                         .write()
@@ -138,10 +165,12 @@ pub(crate) async fn follow_limits(shared: Arc<Shared>) {
     }
 }
 
-/// The two places that users set limits in: the newer object first.
+/// The places that users set limits in: the policies, and of the two for the cluster the newer first.
 async fn read_settings(
     ledger: &Ledger,
-) -> Result<(MigrationSettings, MigrationSettings), LedgerError> {
+) -> Result<(Vec<MigrationPolicy>, MigrationSettings, MigrationSettings), LedgerError> {
+    let policies = ledger.list(POLICIES).await?;
+    let policies = policies.iter().filter_map(policy).collect();
     let resources = ledger.list("kubevirts.kubevirt.io").await?;
     let resource = resources.first().and_then(|object| {
         let migrations = object.spec().pointer("/configuration/migrations")?;
@@ -152,7 +181,11 @@ async fn read_settings(
         .iter()
         .find(|object| is_kubevirt_config(&object.key));
     let config_map = config_map.and_then(migrations_of_config_map);
-    Ok((resource.unwrap_or_default(), config_map.unwrap_or_default()))
+    Ok((
+        policies,
+        resource.unwrap_or_default(),
+        config_map.unwrap_or_default(),
+    ))
 }
 
 fn is_kubevirt_config(key: &ObjectKey) -> bool {
@@ -180,8 +213,27 @@ fn read(place: &str, value: Value) -> Option<MigrationSettings> {
     }
 }
 
-impl From<&MigrationLimits> for Limits {
-    fn from(limits: &MigrationLimits) -> Self {
+/// Labels of an object; one that is gone has none.
+fn labels(object: Option<Object>) -> Labels {
+    let labels = object.and_then(|object| object.metadata.get("labels").cloned());
+    labels
+        .and_then(|labels| serde_json::from_value(labels).ok())
+        .unwrap_or_default()
+}
+
+/// What a MigrationPolicy says.
+fn policy(object: &Object) -> Option<MigrationPolicy> {
+    let spec = object.spec();
+    let selectors = spec.get("selectors").filter(|set| !set.is_null());
+    Some(MigrationPolicy {
+        name: object.key.name.clone(),
+        selectors: selectors.and_then(|set| serde_json::from_value(set.clone()).ok()),
+        settings: read("MigrationPolicy", spec.clone())?,
+    })
+}
+
+impl From<MigrationLimits> for Limits {
+    fn from(limits: MigrationLimits) -> Self {
         Self {
             queue: QueueLimits {
                 per_cluster: limits.parallel_per_cluster,
@@ -208,6 +260,7 @@ impl From<&MigrationLimits> for Limits {
                 allow_auto_converge: limits.allow_auto_converge,
                 allow_post_copy: false,
             },
+            cluster: limits,
         }
     }
 }

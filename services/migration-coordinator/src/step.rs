@@ -393,7 +393,7 @@ fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyReque
         target_node: target.node.to_string(),
         target_uri: uri,
         target_agent: target.address.clone(),
-        limits: Some(drive.shared.limits().wire),
+        limits: Some(drive.limits().wire),
     })
 }
 

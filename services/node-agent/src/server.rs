@@ -385,6 +385,7 @@ fn refused_machine(error: MachineError) -> Status {
             | LaunchError::Image(_)
             | LaunchError::Path(_)
             | LaunchError::Disk(_)
+            | LaunchError::Seed(_)
             | LaunchError::Line(_)
             | LaunchError::Occupied(_) => Status::failed_precondition(text),
             LaunchError::Tap(_)

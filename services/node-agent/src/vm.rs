@@ -16,7 +16,7 @@ use godwit_model::MachineId;
 use godwit_model::machine::{Kernel, MachineSpec};
 use godwit_qemu::process::{self, Identity, Launch, Process, ProcessError, StartError};
 use godwit_qemu::{
-    CommandLine, Events, HostLayout, LineError, NicBackend, Qmp, QmpError, Role, image,
+    CommandLine, Events, HostLayout, LineError, NicBackend, Qmp, QmpError, Role, image, seed,
 };
 
 use crate::host::Host;
@@ -60,6 +60,9 @@ pub(crate) enum LaunchError {
     /// A disk is missing and can't be made.
     #[error(transparent)]
     Disk(#[from] image::ImageError),
+    /// The disk for cloud-init can't be made.
+    #[error("make the disk for cloud-init")]
+    Seed(#[from] seed::SeedError),
     /// A tap could not be made.
     #[error("make taps")]
     Tap(#[from] NetworkError),
@@ -104,7 +107,8 @@ impl Vm {
         if let Some(found) = process::find(&directory.join("qemu.pid"))? {
             return Err(LaunchError::Occupied(found.identity().pid));
         }
-        for disk in &spec.disks {
+        let spec = &at_home(spec, &directory);
+        for disk in spec.disks.iter().filter(|disk| disk.seed.is_none()) {
             image::ensure(disk)?;
         }
         let mut layout = HostLayout::in_directory(&directory, host.facts.accelerator, spec);
@@ -272,6 +276,16 @@ pub(crate) async fn end_unfinished(
     Ok(())
 }
 
+/// `spec` with a place in `directory` for each disk that this host makes for the machine alone.
+fn at_home(spec: &MachineSpec, directory: &Path) -> MachineSpec {
+    let mut spec = spec.clone();
+    for disk in spec.disks.iter_mut().filter(|disk| disk.seed.is_some()) {
+        let place = directory.join(format!("{}.seed", disk.name));
+        disk.path = place.display().to_string();
+    }
+    spec
+}
+
 /// What each interface of `spec` is to be connected to on this host.
 ///
 /// # Errors
@@ -321,6 +335,11 @@ async fn start(
     role: Role,
     layout: &HostLayout,
 ) -> Result<(Process, Qmp), LaunchError> {
+    for disk in &spec.disks {
+        if let Some(seed) = &disk.seed {
+            seed::write(seed, Path::new(&disk.path))?;
+        }
+    }
     let line = CommandLine::render(spec, layout, role)?;
     let directory = layout.qmp_socket.parent().unwrap_or(&host.config.run_dir);
     let launch = Launch {

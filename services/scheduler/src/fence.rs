@@ -249,7 +249,8 @@ async fn is_wanted(tx: &mut Tx, object: &Object) -> Result<bool, LedgerError> {
 
 /// The status of an instance that was never placed, but for its history.
 fn forget_host(object: &mut Object) {
-    if let Some(labels) = object.metadata["labels"].as_object_mut() {
+    let labels = object.metadata.get_mut("labels");
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
         labels.remove(NODE_LABEL);
     }
     let told = object.status.get_or_insert_with(|| json!({}));

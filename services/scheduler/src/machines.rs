@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use godwit_ledger::{
     InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey, ReservationRow, Tx,
 };
+use godwit_model::affinity::Labels;
 use godwit_model::instance::{HostDefaults, Identity, machine_spec};
 use godwit_model::machine::MachineSpec;
 use godwit_model::placement::Placement;
+use godwit_model::seed;
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{Epoch, MachineId};
 use godwit_runtime::failpoint;
@@ -238,12 +240,13 @@ impl Machines {
         row: &InstanceRow,
         world: &World,
     ) -> Result<(), LedgerError> {
-        let hardware = self.hardware(object, &row.uid);
+        let hardware = self.hardware(object, &row.uid).await?;
         let known = match &hardware {
             Ok(hardware) => {
                 let owner = world.machines.get(&owner_key(object));
                 let home = home(hardware, object, owner);
-                let placement = world.floor.choose(wanted(row, hardware, home.as_ref()));
+                let wanted = wanted((object, row), hardware, home.as_ref());
+                let placement = wanted.choose(&world.floor);
                 placement.chosen.is_none() && told::knows(object, &placement.summary())
             }
             Err(problem) => told::is_refused(object, problem),
@@ -276,7 +279,8 @@ impl Machines {
         let owner = tx.get(&owner_key(&object)).await?;
         let owner = owner.filter(|owner| vm::owner(&object) == Some(&owner.uid));
         let home = home(&hardware, &object, owner.as_ref());
-        let placement = place::place(tx, wanted(&row, &hardware, home.as_ref())).await?;
+        let wanted = wanted((&object, &row), &hardware, home.as_ref());
+        let placement = place::place(tx, wanted).await?;
         self.telemetry.placed(placement.chosen.is_some());
         let Placement {
             chosen: Some(node), ..
@@ -299,9 +303,33 @@ impl Machines {
         told::placed(tx, &object).await
     }
 
-    fn hardware(&self, object: &Object, id: &MachineId) -> Result<Hardware, String> {
-        let vmi: VmiSpec =
-            serde_json::from_value(object.spec().clone()).map_err(|error| error.to_string())?;
+    /// What `object` is built as, or why it can't be.
+    async fn hardware(
+        &self,
+        object: &Object,
+        id: &MachineId,
+    ) -> Result<Result<Hardware, String>, LedgerError> {
+        let vmi = serde_json::from_value::<VmiSpec>(object.spec().clone());
+        let mut vmi = match vmi {
+            Ok(vmi) => vmi,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let mut secrets = BTreeMap::new();
+        for name in seed::secrets(&vmi) {
+            let key = ObjectKey::new("secrets", &object.key.namespace, name);
+            if let Some(secret) = self.ledger.get(&key).await? {
+                let data = secret.body.get("data").cloned().unwrap_or_default();
+                secrets.insert(
+                    name.to_owned(),
+                    serde_json::from_value(data).unwrap_or_default(),
+                );
+            }
+        }
+        let filled = seed::fill(&mut vmi, &secrets);
+        Ok(filled.and_then(|()| self.build(object, id, vmi)))
+    }
+
+    fn build(&self, object: &Object, id: &MachineId, vmi: VmiSpec) -> Result<Hardware, String> {
         let identity = Identity {
             id,
             namespace: &object.key.namespace,
@@ -368,13 +396,14 @@ fn home(
 
 /// What is asked of a node at a start.
 fn wanted<'a>(
-    row: &'a InstanceRow,
+    (object, row): (&'a Object, &'a InstanceRow),
     hardware: &'a Hardware,
     home: Option<&'a godwit_model::NodeName>,
 ) -> Wanted<'a> {
-    static NO_MORE: BTreeMap<String, String> = BTreeMap::new();
+    static NO_MORE: Labels = Labels::new();
     Wanted {
         instance: row,
+        object,
         spec: &hardware.spec,
         vmi: &hardware.vmi,
         home,

@@ -133,7 +133,7 @@ fn architecture(inventory: &HostInventory) -> &str {
 }
 
 fn fill(status: &mut Value, node: &NodeName, inventory: &HostInventory, report: &HostReport) {
-    let ready = Condition::new("Ready", true).because("AgentReady", "The node's agent reports.");
+    let ready = Condition::new("Ready", true).because("KubeletReady", "The node's agent reports.");
     set_condition(status, &ready);
     for kind in PRESSURES {
         set_condition(

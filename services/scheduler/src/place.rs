@@ -1,14 +1,14 @@
 //! Placing: reads the nodes, asks the model, and holds the room, in one transaction.
 
-use std::collections::BTreeMap;
-
 use godwit_ledger::{
-    InstanceRow, Ledger, LedgerError, NewReservation, NodeRow, Object, ReservationRow, Reserved, Tx,
+    Floor, InstanceRow, Ledger, LedgerError, NewReservation, NodeRow, Object, ReservationRow,
+    Reserved, Tx, facts, labels,
 };
+use godwit_model::affinity::Labels;
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::{self, Candidate, Demand, HostFacts, Placement, Taint};
+use godwit_model::placement::{self, Ask, Demand, Placement};
 use godwit_model::vmi::VmiSpec;
-use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName};
+use godwit_model::{Epoch, JobId, MachineId, NodeName};
 use godwit_rpc::Status;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse, Verdict};
 use godwit_runtime::failpoint;
@@ -18,90 +18,34 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) instance: &'a InstanceRow,
+    /// The instance as the API shows it.
+    pub(crate) object: &'a Object,
     pub(crate) spec: &'a MachineSpec,
     pub(crate) vmi: &'a VmiSpec,
     /// The only node with its local disks; `None` when any will do.
     pub(crate) home: Option<&'a NodeName>,
     /// The migration; `None` for a start.
     pub(crate) job: Option<&'a JobId>,
-    pub(crate) added_selector: &'a BTreeMap<String, String>,
+    pub(crate) added_selector: &'a Labels,
     pub(crate) inbound_max: u32,
 }
 
-/// The nodes, and what is held on them.
-#[derive(Debug, Clone)]
-pub(crate) struct Floor {
-    pub(crate) nodes: Vec<NodeRow>,
-    /// The API's Node objects.
-    pub(crate) objects: Vec<Object>,
-    pub(crate) reservations: Vec<ReservationRow>,
-}
-
-impl Floor {
-    async fn read(tx: &mut Tx) -> Result<Self, LedgerError> {
-        Ok(Self {
-            nodes: tx.nodes().await?,
-            objects: tx.list("nodes").await?,
-            reservations: tx.reservations().await?,
-        })
-    }
-
-    /// Where `wanted` goes, and why not elsewhere.
-    pub(crate) fn choose(&self, wanted: Wanted<'_>) -> Placement {
-        let candidates: Vec<Candidate> = self.nodes.iter().map(|node| self.room(node)).collect();
-        let source = wanted.job.and(wanted.instance.node.as_ref());
-        let accelerator = source
-            .and_then(|source| candidates.iter().find(|node| node.name == *source))
-            .map(|node| node.facts.accelerator.as_str());
-        let demand = Demand {
-            spec: wanted.spec,
-            selectors: [&wanted.vmi.node_selector, wanted.added_selector],
-            tolerations: &wanted.vmi.tolerations,
+impl Wanted<'_> {
+    /// Where it goes on `floor`, and why not elsewhere.
+    pub(crate) fn choose(self, floor: &Floor) -> Placement {
+        let source = self.job.and(self.instance.node.as_ref());
+        let mut demand = Demand::new(self.spec, self.vmi, labels(self.object));
+        demand.needs.selectors.push(self.added_selector.clone());
+        demand.needs.accelerator = source
+            .and_then(|source| floor.nodes.iter().find(|node| node.name == *source))
+            .map(|node| facts(node).accelerator);
+        floor.fleet().place(Ask {
+            machine: &self.instance.uid,
+            demand: &demand,
             source,
-            home: wanted.home,
-            accelerator,
-            inbound_max: wanted.inbound_max,
-        };
-        placement::place(demand, &candidates)
-    }
-
-    fn room(&self, node: &NodeRow) -> Candidate {
-        let here = self.reservations.iter().filter(|row| row.node == node.name);
-        let (mut memory, mut cpu, mut inbound) = (0, 0, 0);
-        for row in here {
-            memory += row.memory_bytes.0;
-            cpu += row.cpu_milli;
-            inbound += u32::from(row.job.is_some());
-        }
-        let mut objects = self.objects.iter();
-        let object = objects.find(|object| object.key.name == node.name.as_str());
-        Candidate {
-            free_memory: Bytes(node.capacity.memory.0.saturating_sub(memory)),
-            free_cpu_milli: node.capacity.cpu_milli.saturating_sub(cpu),
-            inbound,
-            ..candidate(node, object)
-        }
-    }
-}
-
-/// What a node offers to an empty house.
-fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
-    let facts: HostFacts = serde_json::from_value(node.facts.clone()).unwrap_or_default();
-    let spec = object.map(Object::spec);
-    let labels = object.map(|object| object.metadata["labels"].clone());
-    let taints: Option<Vec<Taint>> =
-        spec.and_then(|spec| serde_json::from_value(spec["taints"].clone()).ok());
-    Candidate {
-        name: node.name.clone(),
-        // A node that users don't see is one that they removed.
-        ready: node.ready && object.is_some_and(|object| !object.deleting()),
-        cordoned: spec.is_some_and(|spec| spec["unschedulable"] == true),
-        taints: taints.unwrap_or_default(),
-        labels: serde_json::from_value(labels.unwrap_or_default()).unwrap_or_default(),
-        free_memory: Bytes(0),
-        free_cpu_milli: 0,
-        inbound: 0,
-        facts,
+            home: self.home,
+            inbound_max: self.inbound_max,
+        })
     }
 }
 
@@ -111,21 +55,25 @@ fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
 /// # Errors
 /// The ledger's.
 pub(crate) async fn place(tx: &mut Tx, wanted: Wanted<'_>) -> Result<Placement, LedgerError> {
-    let mut floor = Floor::read(tx).await?;
-    place_on(tx, &mut floor, wanted).await
+    let floor = Floor::read(tx).await?;
+    place_on(tx, &floor, wanted).await
 }
 
 /// As [`place`], on a floor that this transaction has read.
 async fn place_on(
     tx: &mut Tx,
-    floor: &mut Floor,
+    floor: &Floor,
     wanted: Wanted<'_>,
 ) -> Result<Placement, LedgerError> {
-    let earlier = |row: &ReservationRow| row.machine == wanted.instance.uid && row.job.is_some();
-    let reservations = std::mem::take(&mut floor.reservations).into_iter();
-    let (earlier, others): (Vec<_>, Vec<_>) = reservations.partition(earlier);
-    floor.reservations = others;
-    let mut placement = floor.choose(wanted);
+    let earlier: Vec<&ReservationRow> = floor
+        .reservations
+        .iter()
+        .filter(|row| row.machine == wanted.instance.uid && row.job.is_some())
+        .collect();
+    for row in &earlier {
+        floor.fleet().release(&row.machine, &row.node);
+    }
+    let mut placement = wanted.choose(floor);
     if let Some(held) = earlier.iter().find(|row| row.job.as_ref() == wanted.job) {
         placement.chosen = Some(held.node.clone());
         return Ok(placement);
@@ -178,9 +126,10 @@ pub(crate) async fn reserve(
     let object = object.ok_or_else(gone)?;
     let vmi: VmiSpec = serde_json::from_value(object.spec().clone())
         .map_err(|error| Status::failed_precondition(error.to_string()))?;
-    let added: BTreeMap<String, String> = request.added_node_selector.into_iter().collect();
+    let added: Labels = request.added_node_selector.into_iter().collect();
     let wanted = Wanted {
         instance: &row,
+        object: &object,
         spec: &spec,
         vmi: &vmi,
         home: None,
@@ -188,8 +137,8 @@ pub(crate) async fn reserve(
         added_selector: &added,
         inbound_max: request.inbound_max,
     };
-    let mut floor = Floor::read(&mut tx).await.map_err(unavailable)?;
-    let placed = place_on(&mut tx, &mut floor, wanted).await;
+    let floor = Floor::read(&mut tx).await.map_err(unavailable)?;
+    let placed = place_on(&mut tx, &floor, wanted).await;
     let placement = placed.map_err(unavailable)?;
     failpoint!("ledger.reserve.before");
     tx.commit().await.map_err(unavailable)?;

@@ -134,7 +134,10 @@ pub(crate) fn ended(status: &mut Value, phase: &str, why: &str) {
     clear_condition(status, "Paused");
 }
 
-/// Takes over what the owner's host reports of a machine that runs.
+/// Condition that shows `evacuationNodeName` to those who wait for conditions; KubeVirt's.
+const EVICTION_REQUESTED: &str = "EvictionRequested";
+
+/// Takes over what the owner's host reports of a machine that runs, and shows whether it shall leave.
 pub(crate) fn observe(status: &mut Value, report: &MachineReport) {
     clear_condition(status, "Synchronized");
     set_condition(status, &Condition::new("Ready", true));
@@ -147,6 +150,13 @@ pub(crate) fn observe(status: &mut Value, report: &MachineReport) {
         set_condition(status, &paused);
     } else {
         clear_condition(status, "Paused");
+    }
+    if status["evacuationNodeName"].is_string() {
+        let marked = Condition::new(EVICTION_REQUESTED, true)
+            .because(EVICTION_REQUESTED, "VMI is marked for eviction");
+        set_condition(status, &marked);
+    } else {
+        clear_condition(status, EVICTION_REQUESTED);
     }
     let before = status["interfaces"].take();
     status["interfaces"] = report

@@ -380,6 +380,102 @@ async fn a_target_is_held_for_one_job_alone_and_the_same_when_asked_again() {
 }
 
 #[tokio::test]
+async fn a_machine_that_only_a_closed_node_may_have_starts_when_it_is_opened() {
+    let scene = Scene::new(PLENTY).await;
+    let close = async |closed: bool| {
+        let set = |node: &mut godwit_ledger::Object| {
+            node.body["spec"]["unschedulable"] = json!(closed);
+        };
+        scene.edit(&node("worker1"), set).await;
+    };
+    close(true).await;
+    let mut bound = spec();
+    bound["nodeSelector"] = json!({"kubernetes.io/hostname": "worker1"});
+    scene.wish_for("vm1", bound).await;
+    scene.settle().await;
+    assert_eq!(scene.row("vm1").await.state, InstanceState::Unplaced);
+    let said = (
+        "FailedScheduling".to_owned(),
+        "0/2 nodes are available: 1 node(s) were unschedulable, \
+         1 node(s) didn't match Pod's node affinity/selector."
+            .to_owned(),
+    );
+    let events = scene.events("VirtualMachineInstance").await;
+    assert!(events.contains(&said), "{events:?}");
+    close(false).await;
+    scene.settle().await;
+    let row = scene.row("vm1").await;
+    assert_eq!(
+        (row.state, row.node),
+        (InstanceState::Running, Some(worker("worker1")))
+    );
+}
+
+#[tokio::test]
+async fn a_machine_that_is_marked_for_eviction_shows_it_until_the_mark_goes() {
+    let scene = Scene::new(PLENTY).await;
+    scene.wish("vm1").await;
+    scene.settle().await;
+    for mark in [Some("worker1"), None] {
+        scene
+            .edit(&vmi("vm1"), |instance| {
+                let told = instance.status.as_mut().unwrap().as_object_mut().unwrap();
+                match mark {
+                    Some(node) => told.insert("evacuationNodeName".to_owned(), json!(node)),
+                    None => told.remove("evacuationNodeName"),
+                };
+            })
+            .await;
+        scene.settle().await;
+        let status = scene.instance("vm1").await.status.unwrap();
+        assert_eq!(
+            condition(&status, "EvictionRequested"),
+            mark.map(|_| "True")
+        );
+    }
+}
+
+#[tokio::test]
+async fn machines_that_bear_each_other_not_never_share_a_node() {
+    let scene = Scene::new(PLENTY).await;
+    let mut apart = spec();
+    apart["affinity"] = json!({"podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [{
+            "labelSelector": {"matchLabels": {"app": "lab"}},
+            "topologyKey": "kubernetes.io/hostname",
+        }],
+    }});
+    for name in ["vm1", "vm2", "vm3"] {
+        scene.wish_for(name, apart.clone()).await;
+        scene.settle().await;
+    }
+    let nodes = [scene.row("vm1").await.node, scene.row("vm2").await.node];
+    assert_eq!(nodes, [Some(worker("worker1")), Some(worker("worker2"))]);
+    assert_eq!(scene.row("vm3").await.state, InstanceState::Unplaced);
+    let said = (
+        "FailedScheduling".to_owned(),
+        "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules, \
+         2 node(s) didn't satisfy existing pods anti-affinity rules."
+            .to_owned(),
+    );
+    let events = scene.events("VirtualMachineInstance").await;
+    assert!(events.contains(&said), "{events:?}");
+
+    let lease = scene.migrate("vm1", "m1").await;
+    let machine = scene.row("vm1").await.uid;
+    let target = async || reserve(&scene.machines, (&machine, &lease.job.id), lease.epoch.0).await;
+    assert_eq!(target().await.unwrap(), "");
+    // The other isn't one of them any more.
+    scene
+        .edit(&vmi("vm2"), |instance| {
+            instance.metadata["labels"]["app"] = json!("else");
+            instance.body["spec"]["affinity"] = json!({});
+        })
+        .await;
+    assert_eq!(target().await.unwrap(), "worker2");
+}
+
+#[tokio::test]
 async fn a_closed_or_removed_node_takes_nobody() {
     let scene = Scene::new(PLENTY).await;
     scene

@@ -22,6 +22,8 @@ const DOMAIN_LABEL: &str = "kubevirt.io/domain";
 const GRACE_SECONDS: u32 = 30;
 /// Who tells of machines: KubeVirt's name.
 const CONTROLLER: &str = "virtualmachine-controller";
+/// Kubernetes' finalizer of objects that are deleted without what they own.
+const ORPHAN: &str = "orphan";
 /// Field of the status that counts failed starts.
 const START_FAILURE: &str = "startFailure";
 /// Conditions that are the machine's own; all others are its instance's.
@@ -120,6 +122,10 @@ impl<'a> Sight<'a> {
 
     fn wish(self, asked: Option<Asked>) -> Wish {
         match asked {
+            // Whoever deletes the machine may leave its instance to itself.
+            _ if self.vm.deleting() && self.vm.finalizers().any(|held| held == ORPHAN) => {
+                Wish::Keep
+            }
             _ if self.vm.deleting() => Wish::Halt,
             Some(asked) => asked.wish(),
             None => self.strategy().wish(self.state()),
@@ -280,8 +286,14 @@ impl<'a> Sight<'a> {
         let told = self.told();
         let ready = told.is_some_and(|told| condition(told, "Ready") == Some("True"));
         let generation = &self.vm.metadata["generation"];
-        status["created"] = json!(exists);
-        status["ready"] = json!(ready);
+        // KubeVirt leaves out what isn't so, and clients wait for that.
+        for (field, is_so) in [("created", exists), ("ready", ready)] {
+            match (is_so, status.as_object_mut()) {
+                (true, _) => status[field] = json!(true),
+                (false, Some(status)) => drop(status.remove(field)),
+                (false, None) => {}
+            }
+        }
         status["runStrategy"] = json!(self.strategy().as_str());
         status["observedGeneration"] = generation.clone();
         status["desiredGeneration"] = generation.clone();
@@ -569,5 +581,14 @@ mod tests {
         let running = instance("Running", 5, None);
         let plan = sight(&vm, Some(&running)).plan();
         assert!(plan.delete.is_some_and(|instance| instance.deleting()));
+    }
+
+    #[test]
+    fn a_machine_that_is_deleted_alone_leaves_its_instance_running() {
+        let mut vm = vm("Always", &Value::Null);
+        vm.metadata["deletionTimestamp"] = json!(NOW);
+        vm.metadata["finalizers"] = json!([ORPHAN]);
+        let running = instance("Running", 5, None);
+        assert!(sight(&vm, Some(&running)).plan().delete.is_none());
     }
 }

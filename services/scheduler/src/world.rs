@@ -6,12 +6,10 @@
 use std::collections::{HashMap, HashSet};
 
 use godwit_ledger::{
-    InstanceRow, JobRow, Ledger, LedgerError, NodeRow, Object, ObjectKey, ReservationRow,
+    Floor, InstanceRow, JobRow, Ledger, LedgerError, NodeRow, Object, ObjectKey, ReservationRow,
 };
 use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::Value;
-
-use crate::place::Floor;
 
 /// Resource of instances.
 pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
@@ -54,6 +52,8 @@ impl World {
             tokio::try_join!(ledger.reservations(), ledger.nodes(), ledger.list("nodes"),)?;
         // Last, so that a machine with a new owner is not without the job that brought it there.
         let jobs = ledger.jobs_open().await?;
+        let rows = rows.into_iter().map(|row| (row.uid.clone(), row)).collect();
+        let floor = Floor::new(nodes, &objects, reservations, (&rows, &instances));
         Ok(Self {
             machines: machines
                 .into_iter()
@@ -66,14 +66,10 @@ impl World {
                 .collect(),
             instances,
             fences,
-            rows: rows.into_iter().map(|row| (row.uid.clone(), row)).collect(),
+            rows,
             migrating: jobs.iter().map(|job| job.machine.clone()).collect(),
             jobs,
-            floor: Floor {
-                nodes,
-                objects,
-                reservations,
-            },
+            floor,
             eviction_strategy: eviction_strategy(&clusters),
         })
     }

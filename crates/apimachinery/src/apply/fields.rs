@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::schema::{ListType, Schema};
+use crate::trail::shortened;
 
 /// A set of paths. Keys are elements as `FieldsV1` spells them: `f:name`, `k:{...}`, `v:...`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,6 +14,9 @@ pub(super) struct FieldSet {
     own: bool,
     children: BTreeMap<String, FieldSet>,
 }
+
+/// Most paths that are spelled out; more would help nobody.
+const PATHS_MAX: usize = 200;
 
 impl FieldSet {
     /// The set that holds just the path that leads here.
@@ -142,7 +146,7 @@ impl FieldSet {
         out
     }
 
-    /// Every path in words: `.spec.ports[name="x"].port`.
+    /// The paths in words, for example `.spec.ports[name="x"].port`; the first [`PATHS_MAX`].
     pub(super) fn paths(&self) -> Vec<String> {
         let mut out = Vec::new();
         self.collect("", &mut out);
@@ -154,7 +158,10 @@ impl FieldSet {
             out.push(prefix.to_owned());
         }
         for (element, child) in &self.children {
-            child.collect(&format!("{prefix}{}", spelled(element)), out);
+            if out.len() >= PATHS_MAX {
+                return;
+            }
+            child.collect(&format!("{prefix}{}", shortened(&spelled(element))), out);
         }
     }
 }
@@ -206,7 +213,8 @@ pub(super) fn of(value: &Value, schema: &Schema) -> FieldSet {
 /// The fields of an entry of a map. Entries of open maps are fields themselves.
 pub(super) fn of_field(key: &str, value: &Value, schema: &Schema) -> FieldSet {
     let mut child = of(value, schema.field(key));
-    let empty = value.as_object().is_some_and(Map::is_empty);
+    let empty =
+        value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
     child.own |= empty || value.is_null() || !schema.properties.contains_key(key);
     child
 }

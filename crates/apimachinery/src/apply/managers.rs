@@ -36,9 +36,7 @@ struct Entry {
     set: FieldSet,
 }
 
-/// Most managers by update; beyond it the oldest become one. As in kube-apiserver.
-const UPDATERS_MAX: usize = 10;
-/// Who the oldest become.
+/// Who the oldest managers by update become when there are too many. As in kube-apiserver.
 const ANCIENT: &str = "ancient-changes";
 
 impl Managers {
@@ -59,9 +57,10 @@ impl Managers {
         Self::read(object).unwrap_or_default()
     }
 
-    pub(super) fn write(mut self, object: &mut Value) {
+    /// Sets the object's list, with at most `updaters_max` managers by update.
+    pub(super) fn write(mut self, object: &mut Value, updaters_max: usize) {
         self.0.retain(|entry| !entry.set.is_empty());
-        self.cap();
+        self.cap(updaters_max.max(1));
         self.0.sort_by(|a, b| {
             let key = |e: &Entry| (e.operation, e.time.clone(), e.manager.clone());
             key(a).cmp(&key(b))
@@ -150,9 +149,9 @@ impl Managers {
         out
     }
 
-    fn cap(&mut self) {
+    fn cap(&mut self, updaters_max: usize) {
         let is_update = |entry: &Entry| entry.operation == Operation::Update;
-        while self.0.iter().filter(|entry| is_update(entry)).count() > UPDATERS_MAX {
+        while self.0.iter().filter(|entry| is_update(entry)).count() > updaters_max {
             let mut updates: Vec<usize> = (0..self.0.len())
                 .filter(|at| is_update(&self.0[*at]))
                 .collect();

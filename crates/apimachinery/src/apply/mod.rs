@@ -3,6 +3,7 @@
 //! Follows structured-merge-diff in what clients can see. Every kind's views show the same fields,
 //! so sets of different versions need no conversion.
 
+mod check;
 mod diff;
 mod fields;
 mod managers;
@@ -27,6 +28,8 @@ pub(crate) struct Editor<'a> {
     /// Whether `status` is written through `/status` only.
     pub(crate) has_status: bool,
     pub(crate) now: Timestamp,
+    /// Most managers by update, at least 1.
+    pub(crate) updaters_max: usize,
 }
 
 /// Notes in `new` that the editor changed what differs from `old` (`Null` at creation).
@@ -37,13 +40,14 @@ pub(crate) fn track_update(schema: &Schema, old: &Value, new: &mut Value, editor
     editor.reset(&mut difference.changed);
     managers.disown(&difference.changed, Some((Operation::Update, editor)));
     managers.add(Operation::Update, editor, &difference.changed);
-    managers.write(new);
+    managers.write(new, editor.updaters_max);
 }
 
 /// `live` (`Null` if there is none) with `config` applied to it.
 ///
 /// # Errors
-/// 409 with one cause for each field that somebody else owns and sees differently, unless `force`.
+/// 400 if items of a list can't be told apart, and 409 with one cause for each field that somebody
+/// else owns and sees differently, unless `force`.
 pub(crate) fn apply(
     schema: &Schema,
     live: &Value,
@@ -51,6 +55,7 @@ pub(crate) fn apply(
     editor: Editor<'_>,
     force: bool,
 ) -> Result<Value, Status> {
+    check::check(config, schema)?;
     let mut managers = Managers::read_or_empty(live);
     let mut wanted = fields::of(config, schema);
     editor.reset(&mut wanted);
@@ -71,7 +76,7 @@ pub(crate) fn apply(
     managers.disown(&difference.removed, Some((Operation::Apply, editor)));
     managers.disown(&difference.changed, Some((Operation::Apply, editor)));
     managers.replace(Operation::Apply, editor, wanted);
-    managers.write(&mut merged);
+    managers.write(&mut merged, editor.updaters_max);
     Ok(merged)
 }
 
@@ -173,6 +178,7 @@ mod tests {
             subresource: "",
             has_status: true,
             now,
+            updaters_max: 10,
         }
     }
 
@@ -246,6 +252,62 @@ mod tests {
             mine_gone["spec"]["ports"],
             json!([{"name": "y", "port": 2}])
         );
+    }
+
+    #[test]
+    fn a_list_that_is_applied_empty_stays() {
+        let full = json!({"a": "1", "ports": [{"name": "x", "port": 1}]});
+        let first = applied(&Value::Null, &full, "me", false).expect("one");
+        let empty = json!({"a": "1", "ports": []});
+        let second = applied(&first, &empty, "me", false).expect("two");
+        assert_eq!(second["spec"], empty);
+        assert_eq!(
+            applied(&second, &empty, "me", false).expect("three"),
+            second
+        );
+    }
+
+    #[test]
+    fn items_that_cannot_be_told_apart_are_refused() {
+        for (ports, why) in [
+            (json!([{"port": 1}]), "omits key field \"name\""),
+            (json!([1]), "omits key field \"name\""),
+            (
+                json!([{"name": "x"}, {"name": "x"}]),
+                "duplicate entries for key",
+            ),
+        ] {
+            let spec = json!({"ports": ports});
+            let refused = applied(&Value::Null, &spec, "me", true).expect_err("refused");
+            assert_eq!(refused.code(), 400);
+            assert!(refused.message().contains(why), "{refused}");
+        }
+    }
+
+    #[test]
+    fn long_lists_are_applied_in_time() {
+        let ports = |from: usize| -> Value {
+            let port = |at: usize| json!({"name": at.to_string(), "port": 1});
+            json!({"ports": (from..from + 20_000).map(port).collect::<Vec<_>>()})
+        };
+        let began = std::time::Instant::now();
+        let first = applied(&Value::Null, &ports(0), "me", false).expect("one");
+        let second = applied(&first, &ports(10_000), "me", false).expect("two");
+        assert_eq!(
+            second["spec"]["ports"].as_array().map(Vec::len),
+            Some(20_000)
+        );
+        assert!(began.elapsed() < std::time::Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_conflict_names_no_more_than_people_read() {
+        let long = json!({"a": "1", "k".repeat(10_000): {"a": "2"}});
+        let mut set = fields::of(&long, Schema::any());
+        assert!(set.paths().iter().all(|path| path.len() <= 2_100));
+        let many: serde_json::Map<_, _> = (0..1_000).map(|at| (at.to_string(), json!(1))).collect();
+        set.union(&fields::of(&Value::Object(many), Schema::any()));
+        assert_eq!(set.paths().len(), 200);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod protobuf;
 mod strict;
 
+use std::error::Error;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -20,15 +22,28 @@ pub(crate) enum Media {
     Protobuf,
 }
 
-/// The bytes of a body, refused with 413 beyond `limit`.
+/// The bytes of a body, refused with 413 beyond `limit`. A [`Status`] that the body fails with is
+/// the answer: whoever wrapped it has limits of their own.
 pub(crate) async fn read(body: Body, limit: usize) -> Result<Bytes, Status> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::too_large(format!("limit is {limit} bytes")))
+            Err(Status::too_large(format!("limit is {limit}")))
         }
-        Err(error) => Err(Status::bad_request(format!("read the body: {error}"))),
+        Err(error) => Err(refused(error.as_ref())
+            .unwrap_or_else(|| Status::bad_request(format!("read the body: {error}")))),
     }
+}
+
+fn refused(error: &(dyn Error + 'static)) -> Option<Status> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(status) = error.downcast_ref::<Status>() {
+            return Some(status.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// The content type without parameters, in lower case; empty if there is none.
@@ -57,23 +72,79 @@ pub(crate) fn media(headers: &HeaderMap) -> Result<Media, Status> {
     }
 }
 
-/// Parses an object. An empty body is `Null`.
-pub(crate) fn decode(media: Media, bytes: &[u8]) -> Result<Decoded, Status> {
+/// Parses an object that nests no deeper than `depth`. An empty body is `Null`.
+pub(crate) fn decode(media: Media, bytes: &[u8], depth: usize) -> Result<Decoded, Status> {
     if bytes.is_empty() {
         return Ok(Decoded {
             value: Value::Null,
             duplicates: Vec::new(),
         });
     }
-    match media {
-        Media::Json => strict::from_json(bytes),
-        Media::Yaml => strict::from_yaml(bytes),
+    let decoded = match media {
+        Media::Json => strict::from_json(bytes, depth)?,
+        Media::Yaml => strict::from_yaml(bytes, depth)?,
         Media::Protobuf => {
             let value = protobuf::decode(bytes)?;
-            Ok(Decoded {
+            Decoded {
                 value,
                 duplicates: Vec::new(),
-            })
+            }
         }
+    };
+    check_kept(&decoded.value)?;
+    Ok(decoded)
+}
+
+/// Largest number that is kept, of either sign. Postgres writes numbers without an exponent, and the
+/// reader of JSON takes the digits of the largest ones for more than a number can be: who has to
+/// read one back could read nothing after it.
+const NUMBER_MAX: f64 = 1e300;
+
+/// Refuses what can't be kept: no text and no JSON of Postgres can hold a NUL.
+pub(crate) fn check_kept(value: &Value) -> Result<(), Status> {
+    let refuse = |what: &str| {
+        let why = format!("the object holds {what}, which can't be kept");
+        Err(Status::bad_request(why))
+    };
+    let good = |text: &str| match text.contains('\0') {
+        true => refuse("a NUL character"),
+        false => Ok(()),
+    };
+    match value {
+        Value::String(text) => good(text),
+        Value::Number(number) => match number.as_f64().is_some_and(|n| n.abs() > NUMBER_MAX) {
+            true => refuse("a number beyond 1e300"),
+            false => Ok(()),
+        },
+        Value::Array(list) => list.iter().try_for_each(check_kept),
+        Value::Object(map) => map.iter().try_for_each(|(key, value)| {
+            good(key)?;
+            check_kept(value)
+        }),
+        Value::Null | Value::Bool(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_could_not_be_read_back_is_refused() {
+        for bad in ["[1.7976931348623157e308]", "{\"a\": -1e301}"] {
+            let refused = decode(Media::Json, bad.as_bytes(), 64).expect_err("refused");
+            assert_eq!(refused.code(), 400);
+        }
+        assert!(decode(Media::Json, b"[1e300, -1e300, 5e-324]", 64).is_ok());
+    }
+
+    #[test]
+    fn a_nul_is_refused_wherever_it_stands() {
+        for bad in [r#"{"a": "\u0000"}"#, r#"{"a": [{"\u0000": 1}]}"#] {
+            let refused = decode(Media::Json, bad.as_bytes(), 64).expect_err("refused");
+            assert_eq!(refused.code(), 400);
+        }
+        assert!(decode(Media::Yaml, br#"a: "\0""#, 64).is_err());
+        assert!(decode(Media::Json, br#"{"a": "\u0001"}"#, 64).is_ok());
     }
 }

@@ -3,6 +3,8 @@
 //! From 1.32 on, kubectl's typed clients write these, and take a 415 as final. Messages are those
 //! of k8s.io/api; field numbers are from its `generated.proto` files. Custom kinds never come so.
 
+mod rbac;
+
 use prost::Message;
 use serde_json::{Map, Value, json};
 
@@ -31,6 +33,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Value, Status> {
         "ConfigMap" => read::<ConfigMap>(raw)?.to_json(),
         "Secret" => read::<Secret>(raw)?.to_json(),
         "Eviction" => read::<Eviction>(raw)?.to_json(),
+        "Role" | "ClusterRole" => read::<rbac::Role>(raw)?.to_json(),
+        "RoleBinding" | "ClusterRoleBinding" => read::<rbac::Binding>(raw)?.to_json(),
         other => {
             return Err(Status::unsupported_media_type(format!(
                 "protobuf bodies of kind \"{other}\" are not read here - accepted media types \
@@ -138,6 +142,8 @@ struct AccessReviewSpec {
     user: String,
     #[prost(string, repeated, tag = "4")]
     groups: Vec<String>,
+    #[prost(string, tag = "6")]
+    uid: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -311,6 +317,7 @@ impl AccessReview {
             .with("nonResourceAttributes", non_resource)
             .with("user", json!(spec.user))
             .with("groups", json!(spec.groups))
+            .with("uid", json!(spec.uid))
             .build();
         json!({ "metadata": metadata(self.metadata.as_ref()), "spec": spec })
     }

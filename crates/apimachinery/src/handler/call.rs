@@ -84,9 +84,9 @@ impl Call {
             StoreError::AlreadyExists => Status::already_exists(group, plural, name),
             StoreError::NotFound => self.not_found(name),
             StoreError::Conflict => self.conflict(name, MODIFIED),
-            StoreError::Expired { oldest } => Status::expired(format!(
-                "too old resource version; the oldest kept is {oldest}"
-            )),
+            StoreError::Expired { .. } => {
+                Status::expired("The resourceVersion for the provided list is too old.")
+            }
             StoreError::TooNew { asked, current } => Status::revision_too_new(asked, current),
             StoreError::Unavailable(why) | StoreError::Unknown(why) => {
                 tracing::warn!(resource = plural, name, why, "store unavailable");

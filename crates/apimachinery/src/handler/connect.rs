@@ -9,7 +9,7 @@ use http::Method;
 use http::request::Parts;
 use serde_json::Value;
 
-use super::{access, authorize, context};
+use super::{access, authorize, context, not_allowed};
 use crate::body;
 use crate::connect::{ConnectRequest, ExtraResource};
 use crate::kind::Verb;
@@ -30,20 +30,32 @@ pub(super) async fn serve(
     }
     let AxumQuery(query) = AxumQuery::<Vec<(String, String)>>::try_from_uri(&parts.uri)
         .map_err(|error| Status::bad_request(format!("query parameters: {error}")))?;
-    let verb = verb(&parts.method, &path, &extra.verbs)?;
+    let by = |method: &Method| verb(method, &path, &extra.verbs);
+    let allowed = |method: &Method| {
+        let known = by(method).is_some_and(|verb| extra.verbs.contains(&verb));
+        known && extra.handler.is_some()
+    };
+    let Some(verb) = by(&parts.method) else {
+        return Ok(not_allowed(allowed));
+    };
     let dry_run = query
         .iter()
         .any(|(key, value)| key == "dryRun" && value == "All");
     let context = context(&path, verb, &parts, dry_run);
-    authorize(server, &context.user, &access(&context, &parts)).await?;
-    let allowed = extra.verbs.contains(&verb);
-    let Some(handler) = extra.handler.as_ref().filter(|_| allowed) else {
-        return Err(Status::method_not_allowed());
+    let mut access = access(&context, parts.uri.path());
+    // As it is declared, which may be longer than one word: `evacuate/cancel`.
+    if let Some((_, subresource)) = extra.name.split_once('/') {
+        subresource.clone_into(&mut access.subresource);
+    }
+    authorize(server, &context.user, &access).await?;
+    let listed = extra.verbs.contains(&verb);
+    let Some(handler) = extra.handler.as_ref().filter(|_| listed) else {
+        return Ok(not_allowed(allowed));
     };
     let bytes = body::read(body, server.limits.body_bytes).await?;
     let body = match bytes.is_empty() {
         true => Value::Null,
-        false => body::decode(body::media(&parts.headers)?, &bytes)?.value,
+        false => body::decode(body::media(&parts.headers)?, &bytes, server.limits.depth)?.value,
     };
     handler
         .call(
@@ -58,16 +70,17 @@ pub(super) async fn serve(
         .await
 }
 
-/// A path without a name is a list, unless it is a document of its own that can only be got.
-fn verb(method: &Method, path: &ResourcePath, known: &[Verb]) -> Result<Verb, Status> {
+/// What the method means here. A path without a name is a list, unless it is a document of its own
+/// that can only be got.
+fn verb(method: &Method, path: &ResourcePath, known: &[Verb]) -> Option<Verb> {
     let lists = path.name.is_none() && !known.contains(&Verb::Get);
     match method.as_str() {
-        "GET" | "HEAD" if lists => Ok(Verb::List),
-        "GET" | "HEAD" => Ok(Verb::Get),
-        "POST" => Ok(Verb::Create),
-        "PUT" => Ok(Verb::Update),
-        "PATCH" => Ok(Verb::Patch),
-        "DELETE" => Ok(Verb::Delete),
-        _ => Err(Status::method_not_allowed()),
+        "GET" | "HEAD" if lists => Some(Verb::List),
+        "GET" | "HEAD" => Some(Verb::Get),
+        "POST" => Some(Verb::Create),
+        "PUT" => Some(Verb::Update),
+        "PATCH" => Some(Verb::Patch),
+        "DELETE" => Some(Verb::Delete),
+        _ => None,
     }
 }

@@ -149,7 +149,7 @@ fn bad_name(name: &str, loose: bool) -> Option<&'static str> {
         return Some("must be no more than 253 characters");
     }
     if loose {
-        let bad = matches!(name, "." | "..") || name.contains(['/', '%']);
+        let bad = matches!(name, "." | "..") || name.contains(['/', '%', '\0']);
         return bad.then_some("may not be '.' or '..', or contain '/' or '%'");
     }
     let part_is_good = |part: &str| {

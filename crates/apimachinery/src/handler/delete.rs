@@ -10,7 +10,14 @@ use super::call::Call;
 use super::list;
 use crate::admission::DeleteOptions;
 use crate::body;
+use crate::collect::{FOREGROUND, ORPHAN};
+use crate::context::RequestContext;
+use crate::negotiate::{Format, Shape};
 use crate::object::{self, Stored};
+use crate::path::NAMESPACES;
+use crate::query::Query;
+use crate::registry::Resource;
+use crate::server::ApiServer;
 use crate::status::{Cause, Status};
 use crate::store::{ListAt, StoreError, Update, UpdateOf};
 
@@ -55,6 +62,29 @@ pub(super) async fn one(
     }
 }
 
+/// Deletes one object in the name of the server itself.
+pub(crate) async fn delete_one(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    context: RequestContext,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
+    let namespace = Some(context.namespace.clone()).filter(|space| !space.is_empty());
+    let mut call = Call {
+        server: Arc::clone(server),
+        resource: Arc::clone(resource),
+        context,
+        namespace,
+        query: Query::default(),
+        format: Format {
+            yaml: false,
+            shape: Shape::Whole,
+        },
+        warnings: Vec::new(),
+    };
+    delete(&mut call, options).await.map(drop)
+}
+
 /// Answers a DELETE of a collection: what matched, as it was.
 pub(super) async fn many(
     call: &mut Call,
@@ -71,8 +101,7 @@ pub(super) async fn many(
     let listed = listed.map_err(|error| call.store_error(error, ""))?;
     let mut items = Vec::new();
     for stored in listed.items.iter() {
-        let object = stored.object();
-        if !call.query.labels.matches(object) || !fields.matches(object) {
+        if !call.query.labels.matches(stored) || !fields.matches(stored) {
             continue;
         }
         stored.name().name.clone_into(&mut call.context.name);
@@ -105,7 +134,7 @@ async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<Outcome, Sta
                 .await?;
             call.warnings.extend(said);
         }
-        match attempt(call, &stored).await {
+        match attempt(call, &stored, &options.propagation_policy).await {
             Ok(outcome) => return Ok(outcome),
             Err(StoreError::Conflict) => call.warnings.truncate(warned),
             Err(error) => return Err(call.store_error(error, &call.context.name)),
@@ -115,32 +144,57 @@ async fn delete(call: &mut Call, options: &DeleteOptions) -> Result<Outcome, Sta
 }
 
 /// Removes the object, or marks it if finalizers hold it.
-async fn attempt(call: &Call, stored: &Arc<Stored>) -> Result<Outcome, StoreError> {
+async fn attempt(call: &Call, stored: &Arc<Stored>, policy: &str) -> Result<Outcome, StoreError> {
     let (store, resource) = (&call.server.store, &call.resource.kind.resource);
     let object = stored.object();
-    if object::finalizers(object).is_empty() {
+    let (held_by, deleting) = (object::finalizers(object), object::is_deleting(object));
+    let keeps = held_after(&held_by, policy);
+    // A namespace goes when the collector has emptied it.
+    let stays = !keeps.is_empty() || resource == NAMESPACES;
+    if !stays && !deleting {
         store.remove(&call.context, resource, stored).await?;
         return Ok(Outcome::Gone(Arc::clone(stored)));
     }
-    if object::is_deleting(object) {
+    if deleting && keeps == held_by {
         return Ok(Outcome::Marked(Arc::clone(stored)));
     }
     let mut marked = object.clone();
     let metadata = object::metadata_mut(&mut marked);
-    metadata.insert(
-        "deletionTimestamp".to_owned(),
-        json!(object::time(call.context.now)),
-    );
-    metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(0));
+    if keeps != held_by {
+        metadata.insert("finalizers".to_owned(), json!(keeps));
+    }
+    if !deleting {
+        let now = json!(object::time(call.context.now));
+        metadata.insert("deletionTimestamp".to_owned(), now);
+        metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(0));
+    }
+    if resource == NAMESPACES {
+        marked["status"]["phase"] = json!("Terminating");
+    }
     let update = Update {
         object: marked,
         expected: stored.revision(),
         of: UpdateOf::DeletionMark,
     };
-    store
-        .update(&call.context, resource, update)
-        .await
-        .map(Outcome::Marked)
+    let last = store.update(&call.context, resource, update).await?;
+    Ok(match stays {
+        true => Outcome::Marked(last),
+        false => Outcome::Gone(last),
+    })
+}
+
+/// What holds an object once it is to be deleted in this way.
+fn held_after<'a>(held_by: &[&'a str], policy: &str) -> Vec<&'a str> {
+    let ours = match policy {
+        "Foreground" => Some(FOREGROUND),
+        "Orphan" => Some(ORPHAN),
+        "Background" => None,
+        _ => return held_by.to_vec(),
+    };
+    let others = |name: &&&str| ![FOREGROUND, ORPHAN].contains(*name) || Some(**name) == ours;
+    let mut keeps: Vec<&str> = held_by.iter().filter(others).copied().collect();
+    keeps.extend(ours.filter(|ours| !held_by.contains(ours)));
+    keeps
 }
 
 fn check_preconditions(
@@ -177,7 +231,7 @@ fn check_preconditions(
 
 /// From the body, or where that is empty from the query.
 fn options(call: &mut Call, headers: &HeaderMap, bytes: &[u8]) -> Result<DeleteOptions, Status> {
-    let mut body = body::decode(body::media(headers)?, bytes)?.value;
+    let mut body = body::decode(body::media(headers)?, bytes, call.server.limits.depth)?.value;
     if !body.is_object() {
         body = json!({});
         for (key, value) in &call.query.pairs {
@@ -199,8 +253,12 @@ fn options(call: &mut Call, headers: &HeaderMap, bytes: &[u8]) -> Result<DeleteO
         .as_array()
         .is_some_and(|list| list.iter().any(|word| word == "All"));
     call.context.dry_run |= dry;
-    let policy = text(&body["propagationPolicy"]).unwrap_or_default();
+    let mut policy = text(&body["propagationPolicy"]).unwrap_or_default();
     check_policy(&policy, &body)?;
+    // The way it was said before there were policies.
+    if let Some(orphan) = body["orphanDependents"].as_bool() {
+        policy = if orphan { "Orphan" } else { "Background" }.to_owned();
+    }
     Ok(DeleteOptions {
         propagation_policy: policy,
         grace_period_seconds: body["gracePeriodSeconds"].as_i64(),
@@ -210,8 +268,6 @@ fn options(call: &mut Call, headers: &HeaderMap, bytes: &[u8]) -> Result<DeleteO
     })
 }
 
-/// `Foreground` and `Orphan` are taken as `Background`: nothing here is owned but by its owner's
-/// keeper, who cleans up behind it. Finalizers for a collector that doesn't exist would hang.
 fn check_policy(policy: &str, body: &Value) -> Result<(), Status> {
     if !matches!(policy, "" | "Background" | "Foreground" | "Orphan") {
         let cause = Cause::not_supported(

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::response::Response;
-use bytes::{BufMut, BytesMut};
-use http::StatusCode;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream;
+use http::{StatusCode, header};
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -12,14 +14,22 @@ use super::present::json_bytes;
 use crate::negotiate::Shape;
 use crate::object::{ObjectName, Stored};
 use crate::query::{Revision, RevisionMatch};
+use crate::registry::Resource;
 use crate::snapshot::Token;
 use crate::status::Status;
 use crate::store::{ListAt, Listed, StoreError};
 use crate::table;
 
+/// Lists up to this many objects are answered in one piece.
+const WHOLE_MAX: usize = 1000;
+/// Pieces of larger ones, bytes. Nobody holds the whole of them.
+const PIECE_BYTES: usize = 64 << 10;
 /// What clients are told whose page came too late.
 const TOO_OLD: &str = "The provided continue parameter is too old to display a consistent list \
-    result. You can start a new list without the continue parameter.";
+    result. You can start a new list without the continue parameter, or use the continue token in \
+    this response to retrieve the remainder of the results. Continuing with the provided token \
+    results in an inconsistent list - objects that were created, modified, or deleted between the \
+    time the first chunk was returned and now may show up in the list.";
 
 /// Answers a list.
 pub(super) async fn serve(call: &Call) -> Result<Response, Status> {
@@ -28,7 +38,7 @@ pub(super) async fn serve(call: &Call) -> Result<Response, Status> {
         text => Some(Token::decode(text)?),
     };
     let listed = match &token {
-        Some(token) => snapshot(call, token.revision).await?,
+        Some(token) => rest(call, token).await?,
         None => fetch(call, list_at(call))
             .await
             .map_err(|error| call.store_error(error, ""))?,
@@ -38,7 +48,7 @@ pub(super) async fn serve(call: &Call) -> Result<Response, Status> {
         let (resource, namespace) = (&call.resource.kind.resource, call.stored_namespace());
         call.server.snapshots.keep(resource, namespace, &listed);
     }
-    answer(call, &listed, &page)
+    answer(call, listed.revision, page)
 }
 
 /// All objects in the scope of the path.
@@ -49,14 +59,19 @@ pub(super) async fn fetch(call: &Call, at: ListAt) -> Result<Listed, StoreError>
         .await
 }
 
-async fn snapshot(call: &Call, revision: u64) -> Result<Listed, Status> {
+/// The list that a token goes on with: as it was, or as it is now where the client agreed to that.
+async fn rest(call: &Call, token: &Token) -> Result<Listed, Status> {
+    let Some(revision) = token.revision else {
+        let latest = fetch(call, ListAt::Latest).await;
+        return latest.map_err(|error| call.store_error(error, ""));
+    };
     let (resource, namespace) = (&call.resource.kind.resource, call.stored_namespace());
     if let Some(listed) = call.server.snapshots.find(resource, namespace, revision) {
         return Ok(listed);
     }
     let found = fetch(call, ListAt::Exact(revision)).await;
     if let Err(StoreError::Expired { .. }) = found {
-        return Err(Status::expired(TOO_OLD));
+        return Err(Status::expired(TOO_OLD).continue_at(token.at_latest().encode()));
     }
     found.map_err(|error| call.store_error(error, ""))
 }
@@ -66,6 +81,10 @@ fn list_at(call: &Call) -> ListAt {
         (Revision::Unset, _) => ListAt::Latest,
         (Revision::Any, _) => ListAt::NotOlderThan(0),
         (Revision::At(revision), RevisionMatch::Exact) => ListAt::Exact(revision),
+        // From before `resourceVersionMatch`: pages are of the revision that was asked for.
+        (Revision::At(revision), RevisionMatch::Unset) if call.query.limit.is_some() => {
+            ListAt::Exact(revision)
+        }
         (Revision::At(revision), RevisionMatch::Unset | RevisionMatch::NotOlderThan) => {
             ListAt::NotOlderThan(revision)
         }
@@ -94,17 +113,21 @@ impl Page {
         let begin = after.map_or(0, |after| {
             listed.items.partition_point(|s| s.name() <= after)
         });
-        let limit = call.query.limit.unwrap_or(usize::MAX);
+        let largest = call.server.limits.page_objects;
+        let limit = call
+            .query
+            .limit
+            .map_or(usize::MAX, |limit| limit.min(largest));
         let mut items = Vec::new();
         let mut next = None;
         let mut remaining = None;
         for (at, stored) in listed.items.iter().enumerate().skip(begin) {
-            if !labels.matches(stored.object()) || !fields.matches(stored.object()) {
+            if !labels.matches(stored) || !fields.matches(stored) {
                 continue;
             }
             if items.len() == limit {
                 next = items.last().map(|last: &Arc<Stored>| Token {
-                    revision: listed.revision,
+                    revision: Some(listed.revision),
                     namespace: last.name().namespace.to_owned(),
                     name: last.name().name.to_owned(),
                 });
@@ -122,8 +145,8 @@ impl Page {
     }
 }
 
-fn answer(call: &Call, listed: &Listed, page: &Page) -> Result<Response, Status> {
-    let mut metadata = json!({ "resourceVersion": listed.revision.to_string() });
+fn answer(call: &Call, revision: u64, page: Page) -> Result<Response, Status> {
+    let mut metadata = json!({ "resourceVersion": revision.to_string() });
     if let Some(token) = &page.next {
         metadata["continue"] = json!(token.encode());
     }
@@ -132,10 +155,10 @@ fn answer(call: &Call, listed: &Listed, page: &Page) -> Result<Response, Status>
     }
     let body = match call.format.shape {
         Shape::Whole if !call.format.yaml && !call.query.pretty => {
-            return Ok(encoded(call, &metadata, &page.items));
+            return Ok(encoded(call, &metadata, page.items));
         }
         Shape::Whole => {
-            let show = |stored: &Arc<Stored>| call.resource.show(stored.object());
+            let show = |stored: &Arc<Stored>| stored.with(|object| call.resource.show(object));
             let items: Vec<Value> = page.items.iter().map(show).collect();
             list_of(
                 &call.resource.kind.list_kind,
@@ -145,18 +168,16 @@ fn answer(call: &Call, listed: &Listed, page: &Page) -> Result<Response, Status>
             )
         }
         Shape::Partial(version) => {
-            let partial = |stored: &Arc<Stored>| table::partial(stored.object(), version);
+            let partial =
+                |stored: &Arc<Stored>| stored.with(|object| table::partial(object, version));
             let items: Vec<Value> = page.items.iter().map(partial).collect();
             let api_version = format!("meta.k8s.io/{version}");
             list_of("PartialObjectMetadataList", &api_version, &metadata, &items)
         }
         Shape::Table(version) => {
             let row = |stored: &Arc<Stored>| {
-                call.resource.row(
-                    stored.object(),
-                    version,
-                    (call.query.include, call.context.now),
-                )
+                let how = (call.query.include, call.context.now);
+                stored.with(|object| call.resource.row(object, version, how))
             };
             let rows: Vec<Value> = page.items.iter().map(row).collect();
             table::table(
@@ -175,19 +196,56 @@ fn list_of(kind: &str, api_version: &str, metadata: &Value, items: &[Value]) -> 
 }
 
 /// The list put together from objects that are encoded once and shared.
-fn encoded(call: &Call, metadata: &Value, items: &[Arc<Stored>]) -> Response {
-    let mut out = BytesMut::with_capacity(1024 * (items.len() + 1));
+fn encoded(call: &Call, metadata: &Value, items: Vec<Arc<Stored>>) -> Response {
     let head = format!(
         "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
         call.resource.kind.list_kind, call.resource.api_version,
     );
-    out.put_slice(head.as_bytes());
-    for (at, stored) in items.iter().enumerate() {
-        if at > 0 {
-            out.put_u8(b',');
-        }
-        call.resource.encode(stored, &mut out);
+    let is_short = items.len() <= WHOLE_MAX;
+    let mut pieces = Pieces {
+        resource: Arc::clone(&call.resource),
+        items: items.into_iter(),
+        size: if is_short { usize::MAX } else { PIECE_BYTES },
+        text: BytesMut::from(head.as_bytes()),
+        separator: b"",
+        is_done: false,
+    };
+    if is_short {
+        return json_bytes(StatusCode::OK, pieces.next().unwrap_or_default());
     }
-    out.put_slice(b"]}\n");
-    json_bytes(StatusCode::OK, out.freeze())
+    let pieces = stream::iter(pieces.map(Ok::<Bytes, std::convert::Infallible>));
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, Body::from_stream(pieces)).into_response()
+}
+
+/// A list in pieces, each made when the one before is on its way.
+struct Pieces {
+    resource: Arc<Resource>,
+    items: std::vec::IntoIter<Arc<Stored>>,
+    /// Bytes after which a piece ends.
+    size: usize,
+    text: BytesMut,
+    separator: &'static [u8],
+    is_done: bool,
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.is_done {
+            return None;
+        }
+        while self.text.len() < self.size {
+            let Some(stored) = self.items.next() else {
+                self.text.put_slice(b"]}\n");
+                self.is_done = true;
+                break;
+            };
+            self.text.put_slice(self.separator);
+            self.separator = b",";
+            self.resource.encode(&stored, &mut self.text);
+        }
+        Some(self.text.split().freeze())
+    }
 }

@@ -32,6 +32,13 @@ use crate::server::ApiServer;
 use crate::status::Status;
 use call::Call;
 pub use create::generated;
+pub(crate) use delete::delete_one;
+pub use watch::LongRunning;
+
+/// Name of the object that a request was about, as an extension of its answer; empty for
+/// collections, and for a creation that was refused before the name was known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnsweredName(pub String);
 
 /// Answers one request; failures become `Status` objects.
 pub(crate) async fn serve(server: Arc<ApiServer>, request: Request) -> Response {
@@ -65,10 +72,10 @@ async fn fixed(server: &ApiServer, target: &Target, parts: &Parts) -> Result<Res
     };
     authorize(server, &user(parts), &access).await?;
     if parts.method != Method::GET && parts.method != Method::HEAD {
-        return Err(match *target == Target::Nothing {
-            true => Status::no_such_path(),
-            false => Status::method_not_allowed(),
-        });
+        return match *target == Target::Nothing {
+            true => Err(Status::no_such_path()),
+            false => Ok(not_allowed(|method| method == Method::GET)),
+        };
     }
     let (documents, headers) = (&server.documents, &parts.headers);
     let found = match target {
@@ -107,15 +114,26 @@ async fn resource(
     if let Some(extra) = extra(&longer).or_else(|| extra(&extra_name)) {
         return connect::serve(server, &Arc::clone(extra), path, (parts, body)).await;
     }
+    // First of all, so that who may not look learns nothing of what is there.
+    let query = Query::parse(&parts.uri, server.limits.selector_bytes);
+    let asked = asked(&path, &parts, query.as_ref().ok());
+    authorize(server, &user(&parts), &asked).await?;
     let found = registry.resource(&path.group, &path.version, &path.resource);
     let Some(resource) = found.map(Arc::clone) else {
-        return absent::serve(server, &path, &parts).await;
+        return absent::serve(&path, &parts.method);
     };
     check_place(&resource, &path)?;
-    let query = Query::parse(&parts.uri)?;
-    let verb = verb(&resource, &path, &parts.method, &query)?;
+    let by = |method: &Method, watch| verb(&resource, &path, method, watch);
+    let refused = || not_allowed(|method| by(method, false).is_some());
+    // Before anything is wrong with what the method would have done.
+    if by(&parts.method, false).is_none() {
+        return Ok(refused());
+    }
+    let query = query?;
+    let Some(verb) = by(&parts.method, query.watch) else {
+        return Ok(refused());
+    };
     let context = context(&path, verb, &parts, query.dry_run);
-    authorize(server, &context.user, &access(&context, &parts)).await?;
     let mut call = Call {
         server: Arc::clone(server),
         format: negotiate::format(&parts.headers)?,
@@ -128,6 +146,10 @@ async fn resource(
     let answer = dispatch(&mut call, &parts.headers, body).await;
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
     add_warnings(&mut response, &call.warnings);
+    // A creation's path doesn't say it.
+    response
+        .extensions_mut()
+        .insert(AnsweredName(call.context.name));
     Ok(response)
 }
 
@@ -151,7 +173,7 @@ async fn dispatch(call: &mut Call, headers: &HeaderMap, body: Body) -> Result<Re
 
 /// 404 where the path has a namespace and the kind has none, or a subresource it doesn't have.
 fn check_place(resource: &Resource, path: &ResourcePath) -> Result<(), Status> {
-    let is_namespace_itself = path.namespace == path.name && path.resource == "namespaces";
+    let is_namespace_itself = path.namespace == path.name && path.resource == path::NAMESPACES;
     let misplaced = path.namespace.is_some() && !resource.kind.namespaced && !is_namespace_itself;
     let nameless = path.name.is_some() && path.namespace.is_none() && resource.kind.namespaced;
     let known = match path.subresource.as_str() {
@@ -165,33 +187,51 @@ fn check_place(resource: &Resource, path: &ResourcePath) -> Result<(), Status> {
     Ok(())
 }
 
-fn verb(
-    resource: &Resource,
-    path: &ResourcePath,
-    method: &Method,
-    query: &Query,
-) -> Result<Verb, Status> {
+/// What the method means here; `None` where it isn't allowed.
+fn verb(resource: &Resource, path: &ResourcePath, method: &Method, watch: bool) -> Option<Verb> {
     let single = path.name.is_some();
     let status = !path.subresource.is_empty();
     let verb = match (method.as_str(), single) {
         ("GET" | "HEAD", true) => Verb::Get,
-        ("GET" | "HEAD", false) if query.watch => Verb::Watch,
+        ("GET" | "HEAD", false) if watch => Verb::Watch,
         ("GET" | "HEAD", false) => Verb::List,
         ("POST", false) => Verb::Create,
         ("PUT", true) => Verb::Update,
         ("PATCH", true) => Verb::Patch,
         ("DELETE", true) if !status => Verb::Delete,
         ("DELETE", false) => Verb::DeleteCollection,
-        _ => return Err(Status::method_not_allowed()),
+        _ => return None,
     };
     let everywhere = resource.kind.namespaced && path.namespace.is_none();
     if everywhere && !matches!(verb, Verb::List | Verb::Watch) {
-        return Err(Status::method_not_allowed());
+        return None;
     }
     if !status && !resource.kind.verbs.contains(&verb) {
-        return Err(Status::method_not_allowed());
+        return None;
     }
-    Ok(verb)
+    Some(verb)
+}
+
+/// 405, with the methods that are allowed; who may get a thing may also ask for its headers.
+fn not_allowed(allowed: impl Fn(&Method) -> bool) -> Response {
+    const METHODS: [Method; 6] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+    ];
+    let as_get = |method: &&Method| match **method == Method::HEAD {
+        true => allowed(&Method::GET),
+        false => allowed(method),
+    };
+    let names: Vec<&str> = METHODS.iter().filter(as_get).map(Method::as_str).collect();
+    let mut response = Status::method_not_allowed().into_response();
+    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, names);
+    }
+    response
 }
 
 fn context(path: &ResourcePath, verb: Verb, parts: &Parts, dry_run: bool) -> RequestContext {
@@ -230,7 +270,42 @@ fn user(parts: &Parts) -> UserInfo {
     }
 }
 
-fn access(context: &RequestContext, parts: &Parts) -> AccessRequest {
+/// What a path and a method ask for, whether there is such a thing or not.
+fn asked(path: &ResourcePath, parts: &Parts, query: Option<&Query>) -> AccessRequest {
+    let watches = query.is_some_and(|query| query.watch);
+    let verb = match (parts.method.as_str(), path.name.is_some()) {
+        ("GET" | "HEAD", true) => "get",
+        ("GET" | "HEAD", false) if watches => "watch",
+        ("GET" | "HEAD", false) => "list",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        ("DELETE", true) => "delete",
+        ("DELETE", false) => "deletecollection",
+        // Nobody is granted a verb without a name, but by a star.
+        _ => "",
+    };
+    // Who may look at one object may follow it, too.
+    let selected = query.and_then(|query| query.fields.required("metadata.name"));
+    let selected = selected.filter(|_| matches!(verb, "list" | "watch"));
+    AccessRequest {
+        verb: verb.to_owned(),
+        group: path.group.clone(),
+        version: path.version.clone(),
+        resource: path.resource.clone(),
+        subresource: path.subresource.clone(),
+        namespace: path.namespace.clone().unwrap_or_default(),
+        name: path
+            .name
+            .as_deref()
+            .or(selected)
+            .unwrap_or_default()
+            .to_owned(),
+        path: parts.uri.path().to_owned(),
+    }
+}
+
+fn access(context: &RequestContext, path: &str) -> AccessRequest {
     AccessRequest {
         verb: context.verb.as_str().to_owned(),
         group: context.group.clone(),
@@ -239,7 +314,7 @@ fn access(context: &RequestContext, parts: &Parts) -> AccessRequest {
         subresource: context.subresource.clone(),
         namespace: context.namespace.clone(),
         name: context.name.clone(),
-        path: parts.uri.path().to_owned(),
+        path: path.to_owned(),
     }
 }
 
@@ -253,6 +328,11 @@ async fn authorize(
         Decision::Allow => return Ok(()),
         Decision::Deny(why) => why,
     };
+    Err(refusal(user, access, &why))
+}
+
+/// The refusal of an authorizer in kube-apiserver's words; `why` is added unless it is empty.
+pub fn refusal(user: &UserInfo, access: &AccessRequest, why: &str) -> Status {
     let mut message = if access.resource.is_empty() {
         let path = &access.path;
         format!(
@@ -265,7 +345,7 @@ async fn authorize(
     if !why.is_empty() {
         message = format!("{message}: {why}");
     }
-    Err(Status::forbidden(message).about(&access.group, &access.resource, &access.name))
+    Status::forbidden(message).about(&access.group, &access.resource, &access.name)
 }
 
 fn denied(user: &UserInfo, access: &AccessRequest) -> String {
@@ -290,13 +370,27 @@ fn denied(user: &UserInfo, access: &AccessRequest) -> String {
     )
 }
 
-/// Most warnings in one answer; kube-apiserver also cuts them off, at 4 KiB.
+/// Most warnings in one answer.
 const WARNINGS_MAX: usize = 32;
+/// Most characters of all warnings, and of each once that is too much; as in kube-apiserver.
+const WARNINGS_CHARS_MAX: usize = 4096;
+const WARNING_CHARS_MAX: usize = 256;
 
 fn add_warnings(response: &mut Response, warnings: &[String]) {
+    let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
+    let each = match total > WARNINGS_CHARS_MAX {
+        true => WARNING_CHARS_MAX,
+        false => WARNINGS_CHARS_MAX,
+    };
+    let mut left = WARNINGS_CHARS_MAX;
     for warning in warnings.iter().take(WARNINGS_MAX) {
         let printable = |c: char| if c.is_control() { ' ' } else { c };
-        let text: String = warning.chars().map(printable).collect();
+        let text: String = warning
+            .chars()
+            .take(each.min(left))
+            .map(printable)
+            .collect();
+        left -= text.chars().count();
         let text = text.replace('\\', "\\\\").replace('"', "\\\"");
         let header = HeaderValue::from_bytes(format!("299 - \"{text}\"").as_bytes());
         if let Ok(value) = header {

@@ -11,7 +11,9 @@ use super::create;
 use super::write::{Failure, Ownership, Wish};
 use crate::apply;
 use crate::body::{self, Decoded, Media};
+use crate::context::AccessRequest;
 use crate::json_patches;
+use crate::kind::Verb;
 use crate::object::{self, Stored};
 use crate::status::Status;
 use crate::strategic;
@@ -56,14 +58,17 @@ pub(super) async fn serve(
 fn read(call: &Call, headers: &HeaderMap, bytes: &[u8]) -> Result<(Patch, Vec<String>), Status> {
     let content_type = body::content_type(headers);
     let object = |media| -> Result<Decoded, Status> {
-        let decoded = body::decode(media, bytes)?;
+        let decoded = body::decode(media, bytes, call.server.limits.depth)?;
         match decoded.value.is_object() {
             true => Ok(decoded),
             false => Err(Status::bad_request("a patch of this type is an object")),
         }
     };
     match content_type.as_str() {
-        "application/json-patch+json" => Ok((Patch::Json(json_patches::parse(bytes)?), Vec::new())),
+        "application/json-patch+json" => {
+            let patch = json_patches::parse(bytes, call.server.limits.patch_operations)?;
+            Ok((Patch::Json(patch), Vec::new()))
+        }
         "application/merge-patch+json" => {
             let decoded = object(Media::Json)?;
             Ok((Patch::Merge(decoded.value), decoded.duplicates))
@@ -126,6 +131,7 @@ fn patched(call: &Call, old: &Arc<Stored>, patch: &Patch) -> Result<Wish, Status
     if !object.is_object() {
         return Err(Status::bad_request("the patch leaves no object"));
     }
+    body::check_kept(&object)?;
     call.check_type(&mut object)?;
     Ok(Wish {
         object,
@@ -169,6 +175,11 @@ async fn create_by_apply(
         duplicates,
         ownership: Ownership::Applied,
     };
+    let access = AccessRequest {
+        verb: Verb::Create.as_str().to_owned(),
+        ..super::access(&call.context, "")
+    };
+    super::authorize(&call.server, &call.context.user, &access).await?;
     let stored = create::create(call, wish).await?;
     call.answer_object(StatusCode::CREATED, stored.object())
 }

@@ -30,7 +30,8 @@ impl Resource {
     /// The object as this view shows it, encoded; shares the work where views differ little.
     pub(crate) fn encode(&self, stored: &Stored, out: &mut BytesMut) {
         if self.view.present.is_some() {
-            out.put_slice(self.show(stored.object()).to_string().as_bytes());
+            let shown = stored.with(|object| self.show(object));
+            out.put_slice(shown.to_string().as_bytes());
             return;
         }
         let head = format!(

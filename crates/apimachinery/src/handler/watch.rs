@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,6 +11,7 @@ use futures::{Stream, StreamExt, stream};
 use http::header;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::call::Call;
 use super::list;
@@ -19,22 +21,42 @@ use crate::query::{Include, Revision};
 use crate::registry::Resource;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::status::Status;
-use crate::store::{ListAt, StoreError, WatchEvent, WatchStream};
+use crate::store::{ListAt, StoreError, WatchEvent, WatchSpan, WatchStream};
 use crate::table;
+
+/// Stands in the extensions of answers that go on until their client leaves.
+#[derive(Debug, Clone, Copy)]
+pub struct LongRunning;
+
+/// Longest watch, whatever the client asks for; a clock can't count to every number of seconds.
+const WATCH_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Answers a watch.
 pub(super) async fn serve(call: &Call) -> Result<Response, Status> {
-    let mut encoder = Encoder::new(call)?;
-    let (first, from) = begin(call, &mut encoder).await?;
+    let encoder = Encoder::new(call)?;
+    let (first, from) = begin(call, &encoder).await?;
     let (resource, namespace) = (&call.resource.kind.resource, call.stored_namespace());
-    let live = call.server.store.watch(resource, namespace, from).await;
-    let live = live.map_err(|error| call.store_error(error, ""))?;
-    let limit = time_limit(call);
-    let events = stream::iter(first)
-        .chain(lines(live, encoder))
-        .take_until(tokio::time::sleep(limit));
+    let ends = Instant::now() + time_limit(call);
+    let span = WatchSpan { from, ends };
+    let live = match call.server.store.watch(resource, namespace, span).await {
+        Ok(live) => live,
+        // As kube-apiserver tells it: the watch begins, and its first event is its last.
+        Err(error @ (StoreError::Expired { .. } | StoreError::TooNew { .. })) => {
+            stream::iter([Err(error)]).boxed()
+        }
+        Err(error) => return Err(call.store_error(error, "")),
+    };
+    let state = Lines {
+        first: first.into_iter(),
+        initial_end: (call.query.send_initial == Some(true)).then_some(from),
+        live,
+        encoder,
+        from,
+    };
+    let events = lines(state).take_until(tokio::time::sleep_until(ends));
     let body = Body::from_stream(events.map(Ok::<Bytes, std::convert::Infallible>));
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    Ok((Extension(LongRunning), headers, body).into_response())
 }
 
 fn time_limit(call: &Call) -> Duration {
@@ -43,11 +65,12 @@ fn time_limit(call: &Call) -> Duration {
         .query
         .timeout_seconds
         .unwrap_or_else(|| rand::Rng::random_range(&mut rand::rng(), longest / 2..=longest));
-    Duration::from_secs(seconds)
+    Duration::from_secs(seconds).min(WATCH_MAX)
 }
 
-/// What comes before live events, and the revision they start after.
-async fn begin(call: &Call, encoder: &mut Encoder) -> Result<(Vec<Bytes>, u64), Status> {
+/// What comes before live events, and the revision they start after. Encoded only when the client
+/// takes it: a thousand watches that begin cost a pointer for each object, and not its text.
+async fn begin(call: &Call, encoder: &Encoder) -> Result<(Vec<Arc<Stored>>, u64), Status> {
     let at = match (call.query.send_initial, call.query.revision) {
         (None | Some(false), Revision::At(revision)) => return Ok((Vec::new(), revision)),
         (Some(true), Revision::At(revision)) => ListAt::NotOlderThan(revision),
@@ -59,45 +82,56 @@ async fn begin(call: &Call, encoder: &mut Encoder) -> Result<(Vec<Bytes>, u64), 
         .map_err(|error| call.store_error(error, ""))?;
     let mut first = Vec::new();
     if call.query.send_initial != Some(false) {
-        let matching = listed
-            .items
-            .iter()
-            .filter(|stored| encoder.matches(stored.object()));
-        let matching: Vec<&Arc<Stored>> = matching.collect();
-        first.extend(
-            matching
-                .into_iter()
-                .map(|stored| encoder.object("ADDED", stored)),
-        );
-    }
-    if call.query.send_initial == Some(true) {
-        first.extend(encoder.bookmark(listed.revision, true));
+        let items = listed.items.iter();
+        let matching = items.filter(|stored| encoder.matches(stored));
+        first.extend(matching.cloned());
     }
     Ok((first, listed.revision))
 }
 
-/// Live events as lines; a failure is told in an `ERROR` event, which is the last.
-fn lines(live: WatchStream, encoder: Encoder) -> impl Stream<Item = Bytes> {
-    stream::unfold(Some((live, encoder)), |state| async move {
-        let (mut live, mut encoder) = state?;
+/// What a watch is made of.
+struct Lines {
+    /// Objects that were there at the start.
+    first: std::vec::IntoIter<Arc<Stored>>,
+    /// Revision of the bookmark after them, if one was asked for.
+    initial_end: Option<u64>,
+    live: WatchStream,
+    encoder: Encoder,
+    /// Revision that live events start after.
+    from: u64,
+}
+
+/// First objects and live events as lines; a failure is told in an `ERROR` event, which is the
+/// last.
+fn lines(state: Lines) -> impl Stream<Item = Bytes> {
+    stream::unfold(Some(state), |state| async move {
+        let mut state = state?;
+        if let Some(stored) = state.first.next() {
+            let line = state.encoder.object("ADDED", &stored);
+            return Some((line, Some(state)));
+        }
+        let end = state.initial_end.take();
+        if let Some(line) = end.and_then(|at| state.encoder.bookmark(at, true)) {
+            return Some((line, Some(state)));
+        }
         loop {
-            match live.next().await? {
+            match state.live.next().await? {
                 Ok(event) => {
-                    if let Some(line) = encoder.event(event) {
-                        return Some((line, Some((live, encoder))));
+                    if let Some(line) = state.encoder.event(event) {
+                        return Some((line, Some(state)));
                     }
                 }
-                Err(error) => return Some((failure(&error), None)),
+                Err(error) => return Some((failure(&error, state.from), None)),
             }
         }
     })
 }
 
-fn failure(error: &StoreError) -> Bytes {
+fn failure(error: &StoreError, from: u64) -> Bytes {
     let status = match error {
-        StoreError::Expired { oldest } => Status::expired(format!(
-            "too old resource version; the oldest kept is {oldest}"
-        )),
+        StoreError::Expired { oldest } => {
+            Status::expired(format!("too old resource version: {from} ({oldest})"))
+        }
         StoreError::Refused(status) => status.clone(),
         StoreError::TooNew { asked, current } => Status::revision_too_new(*asked, *current),
         StoreError::AlreadyExists
@@ -138,18 +172,18 @@ impl Encoder {
         })
     }
 
-    fn matches(&self, object: &Value) -> bool {
+    fn matches(&self, object: &Stored) -> bool {
         self.labels.matches(object) && self.fields.matches(object)
     }
 
     /// The line for an event, unless it is none of this watch's business.
     fn event(&mut self, event: WatchEvent) -> Option<Bytes> {
         match event {
-            WatchEvent::Added(object) => self
-                .matches(object.object())
-                .then(|| self.object("ADDED", &object)),
+            WatchEvent::Added(object) => {
+                self.matches(&object).then(|| self.object("ADDED", &object))
+            }
             WatchEvent::Deleted(object) => self
-                .matches(object.object())
+                .matches(&object)
                 .then(|| self.object("DELETED", &object)),
             WatchEvent::Bookmark(revision) => self.bookmark(revision, false),
             WatchEvent::Modified { object, previous } => self.modified(&object, previous),
@@ -158,10 +192,10 @@ impl Encoder {
 
     /// Objects that come to match are new to this client, and those that cease to are gone.
     fn modified(&mut self, object: &Arc<Stored>, previous: Option<Arc<Stored>>) -> Option<Bytes> {
-        let now = self.matches(object.object());
+        let now = self.matches(object);
         let before = previous
             .as_ref()
-            .is_none_or(|previous| self.matches(previous.object()));
+            .is_none_or(|previous| self.matches(previous));
         match (before, now) {
             (true, true) => Some(self.object("MODIFIED", object)),
             (false, true) => Some(self.object("ADDED", object)),
@@ -186,13 +220,14 @@ impl Encoder {
             }
             Shape::Partial(version) => line(
                 kind,
-                table::partial(stored.object(), version)
+                stored
+                    .with(|object| table::partial(object, version))
                     .to_string()
                     .as_bytes(),
             ),
             Shape::Table(version) => {
                 let how = (self.include, Timestamp::now());
-                let row = self.resource.row(stored.object(), version, how);
+                let row = stored.with(|object| self.resource.row(object, version, how));
                 let revision = stored.revision();
                 line(
                     kind,

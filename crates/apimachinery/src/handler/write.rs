@@ -10,8 +10,10 @@ use crate::apply::{Editor, track_update};
 use crate::body;
 use crate::object::{self, Stored};
 use crate::query::Validation;
+use crate::selector::is_label_value;
 use crate::status::{Cause, Status};
 use crate::store::{StoreError, Update, UpdateOf};
+use crate::trail::shortened;
 
 /// Why a write did not happen.
 pub(super) enum Failure {
@@ -44,7 +46,7 @@ pub(super) struct Wish {
 impl Call {
     /// Reads an object of this kind from the body.
     pub(super) fn read_object(&self, headers: &HeaderMap, bytes: &[u8]) -> Result<Wish, Status> {
-        let decoded = body::decode(body::media(headers)?, bytes)?;
+        let decoded = body::decode(body::media(headers)?, bytes, self.server.limits.depth)?;
         if !decoded.value.is_object() {
             let kind = self.resource.kind.kind;
             return Err(Status::bad_request(format!("the body holds no {kind}")));
@@ -105,6 +107,7 @@ impl Call {
         }
         let mut causes = findings.causes;
         check_metadata(&wish.object, &mut causes);
+        check_owners(&wish.object, &mut causes);
         if causes.is_empty() {
             return Ok(());
         }
@@ -177,6 +180,7 @@ impl Call {
             subresource: &self.context.subresource,
             has_status: self.resource.kind.has_status,
             now: self.context.now,
+            updaters_max: self.server.limits.field_managers,
         }
     }
 
@@ -296,10 +300,16 @@ const SYSTEM_METADATA: [&str; 9] = [
 /// Longest all annotations of an object may be together, in bytes.
 const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
 
+/// Most causes in one answer; more would help nobody.
+const CAUSES_MAX: usize = 50;
+
 /// Labels must be fit for selectors, and annotations must not be a data store.
 fn check_metadata(object: &Value, causes: &mut Vec<Cause>) {
     let metadata = &object["metadata"];
     for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
+        if causes.len() >= CAUSES_MAX {
+            break;
+        }
         let text = value.as_str().unwrap_or_default();
         if !is_label_value(text) {
             let why = "a valid label must be an empty string or consist of alphanumeric \
@@ -311,7 +321,8 @@ fn check_metadata(object: &Value, causes: &mut Vec<Cause>) {
         if short.is_empty() || !is_label_value(short) {
             let why = "name part of a label key must consist of alphanumeric characters, '-', \
                 '_' or '.', and must start and end with an alphanumeric character";
-            causes.push(Cause::invalid("metadata.labels", &json!(key), why));
+            let key = json!(shortened(key));
+            causes.push(Cause::invalid("metadata.labels", &key, why));
         }
     }
     let annotations = metadata["annotations"].as_object().into_iter().flatten();
@@ -327,14 +338,47 @@ fn check_metadata(object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-fn is_label_value(text: &str) -> bool {
-    let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    let ends = |at: Option<&u8>| at.is_none_or(u8::is_ascii_alphanumeric);
-    let bytes = text.as_bytes();
-    bytes.len() <= 63
-        && bytes.iter().all(|c| inner(*c))
-        && ends(bytes.first())
-        && ends(bytes.last())
+/// What the collector goes by must be whole.
+fn check_owners(object: &Value, causes: &mut Vec<Cause>) {
+    let owners = object["metadata"]["ownerReferences"].as_array();
+    let owners = owners.map_or(&[][..], Vec::as_slice);
+    for (at, owner) in owners.iter().enumerate() {
+        for (key, why) in OWNER_KEYS {
+            let text = owner[key].as_str().unwrap_or_default();
+            if text.is_empty() {
+                let field = format!("metadata.ownerReferences[{at}].{key}");
+                causes.push(Cause::invalid(&field, &json!(text), why));
+            }
+        }
+    }
+    let mut controllers = owners.iter().filter(|owner| owner["controller"] == true);
+    if let (Some(first), Some(second)) = (controllers.next(), controllers.next()) {
+        let why = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for \
+             {}/{} and {}/{}",
+            text(first, "kind"),
+            text(first, "name"),
+            text(second, "kind"),
+            text(second, "name"),
+        );
+        causes.push(Cause::invalid(
+            "metadata.ownerReferences",
+            &json!(owners),
+            &why,
+        ));
+    }
+}
+
+/// What each owner reference must say, and how its absence is told.
+const OWNER_KEYS: [(&str, &str); 4] = [
+    ("apiVersion", "version must not be empty"),
+    ("kind", "must not be empty"),
+    ("name", "must not be empty"),
+    ("uid", "must not be empty"),
+];
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
 }
 
 /// Copies or removes one top-level field.

@@ -24,8 +24,8 @@ pub(super) struct Operation {
     pub(super) consumes: &'static [&'static str],
     /// Definition of the body.
     pub(super) body: Option<String>,
-    /// Definition of the answer.
-    pub(super) answer: String,
+    /// Definitions of the answer: one of them.
+    pub(super) answers: Vec<String>,
     /// Whether 201 is among the answers.
     pub(super) creates: bool,
 }
@@ -195,7 +195,10 @@ fn collection(resource: &Resource) -> Vec<Operation> {
             query: DELETE_MANY,
             body: Some(meta::name("DeleteOptions")),
             consumes: OBJECT_TYPES,
-            answer: meta::name("Status"),
+            answers: vec![
+                meta::name("Status"),
+                definitions::name(resource, &kind.list_kind),
+            ],
             ..operation(
                 resource,
                 ("delete", "deletecollection", "deleteCollection"),
@@ -209,7 +212,7 @@ fn collection(resource: &Resource) -> Vec<Operation> {
 fn list(resource: &Resource, suffix: &str) -> Operation {
     Operation {
         query: LIST,
-        answer: definitions::name(resource, &resource.kind.list_kind),
+        answers: vec![definitions::name(resource, &resource.kind.list_kind)],
         ..operation(resource, ("get", "list", "list"), suffix)
     }
 }
@@ -245,7 +248,8 @@ fn single(resource: &Resource, suffix: &str, verbs: &[Verb]) -> Vec<Operation> {
             query: DELETE,
             consumes: OBJECT_TYPES,
             body: Some(meta::name("DeleteOptions")),
-            answer: meta::name("Status"),
+            // The object, while finalizers hold it.
+            answers: vec![meta::name("Status"), definitions::name(resource, kind.kind)],
             ..operation(resource, ("delete", "delete", "delete"), suffix)
         });
     }
@@ -281,7 +285,7 @@ fn operation(
         query: &[],
         consumes: &[],
         body: None,
-        answer: definitions::name(resource, kind.kind),
+        answers: vec![definitions::name(resource, kind.kind)],
         creates: false,
     }
 }

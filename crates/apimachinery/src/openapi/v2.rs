@@ -77,7 +77,11 @@ fn op(resource: &Resource, operation: &Operation) -> Value {
             "uniqueItems": true,
         }));
     }
-    let schema = json!({ "$ref": format!("{PREFIX}{}", operation.answer) });
+    let schema = match operation.answers.as_slice() {
+        [one] => json!({ "$ref": format!("{PREFIX}{one}") }),
+        // "One of these" is more than v2 can say.
+        _ => json!({ "type": "object" }),
+    };
     let mut responses = json!({
         "200": { "description": "OK", "schema": schema },
         "default": {

@@ -66,16 +66,8 @@ fn op(resource: &Resource, operation: &Operation) -> Value {
         })
     };
     let parameters: Vec<Value> = operation.query.iter().map(query).collect();
-    let content = |types: &[&str], name: &str| -> Value {
-        let media = json!({ "schema": { "$ref": format!("{PREFIX}{name}") } });
-        types
-            .iter()
-            .map(|kind| ((*kind).to_owned(), media.clone()))
-            .collect::<Map<_, _>>()
-            .into()
-    };
-    let answer = content(&ANSWER_TYPES, &operation.answer);
-    let failure = content(&ANSWER_TYPES[..1], &meta::name("Status"));
+    let answer = content(&ANSWER_TYPES, &operation.answers);
+    let failure = content(&ANSWER_TYPES[..1], &[meta::name("Status")]);
     let mut responses = json!({
         "200": { "description": "OK", "content": answer },
         "default": { "description": "Refused", "content": failure },
@@ -94,9 +86,22 @@ fn op(resource: &Resource, operation: &Operation) -> Value {
             definitions::group_version_kind(resource, resource.kind.kind),
     });
     if let Some(body) = &operation.body {
-        out["requestBody"] = json!({ "content": content(operation.consumes, body) });
+        out["requestBody"] =
+            json!({ "content": content(operation.consumes, std::slice::from_ref(body)) });
     }
     out
+}
+
+/// The same in all media types: what one of the definitions says.
+fn content(types: &[&str], definitions: &[String]) -> Value {
+    let reference = |name: &String| json!({ "$ref": format!("{PREFIX}{name}") });
+    let schema = match definitions {
+        [one] => reference(one),
+        many => json!({ "anyOf": many.iter().map(reference).collect::<Vec<_>>() }),
+    };
+    let media = json!({ "schema": schema });
+    let entries = types.iter().map(|kind| ((*kind).to_owned(), media.clone()));
+    Value::Object(entries.collect())
 }
 
 /// References get their place in the document; beside a description they go into an `allOf`.

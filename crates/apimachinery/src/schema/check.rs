@@ -1,9 +1,11 @@
 //! Checking an object: unknown fields go, defaults come, wrong values are named.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{Schema, Type};
 use crate::status::Cause;
+use crate::trail::Trail;
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -21,39 +23,35 @@ impl Schema {
     /// Removes unknown fields and needless nulls, fills in defaults, and collects what is wrong.
     pub(crate) fn settle(&self, object: &mut Value) -> Findings {
         let mut findings = Findings::default();
-        self.node(object, "", &mut findings);
-        findings.unknown.truncate(FINDINGS_MAX);
-        findings.causes.truncate(FINDINGS_MAX);
+        self.node(object, &Trail::ROOT, &mut findings);
         findings
     }
 
-    fn node(&self, value: &mut Value, path: &str, findings: &mut Findings) {
+    fn node(&self, value: &mut Value, trail: &Trail<'_>, findings: &mut Findings) {
         if value.is_null() && self.nullable {
             return;
         }
         if !self.accepts(value) {
             let expected = self.of.as_str();
-            findings
-                .causes
-                .push(Cause::type_invalid(path, value, expected));
+            findings.refuse(|| Cause::type_invalid(&trail.text(), value, expected));
             return;
         }
-        self.limits(value, path, findings);
+        self.limits(value, trail, findings);
         match value {
-            Value::Object(map) => self.object(map, path, findings),
+            Value::Object(map) => self.object(map, trail, findings),
             Value::Array(list) => {
                 let Some(items) = &self.items else {
                     return;
                 };
                 for (at, item) in list.iter_mut().enumerate() {
-                    items.node(item, &format!("{path}[{at}]"), findings);
+                    items.node(item, &trail.index(at), findings);
                 }
             }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
 
-    fn object(&self, map: &mut Map<String, Value>, path: &str, findings: &mut Findings) {
+    fn object(&self, map: &mut Map<String, Value>, trail: &Trail<'_>, findings: &mut Findings) {
         // What takes anything says nothing about fields.
         let open = self.preserve || (self.of == Type::Any && self.properties.is_empty());
         map.retain(|key, value| {
@@ -63,7 +61,7 @@ impl Schema {
                 Some(schema) => !value.is_null() || schema.nullable,
                 None if open => true,
                 None => {
-                    findings.unknown.push(join(path, key));
+                    findings.drop_unknown(&trail.key(key));
                     false
                 }
             }
@@ -75,12 +73,12 @@ impl Schema {
         }
         for key in &self.required {
             if !map.contains_key(key) {
-                findings.causes.push(Cause::required(&join(path, key), ""));
+                findings.refuse(|| Cause::required(&trail.key(key).text(), ""));
             }
         }
         for (key, value) in map.iter_mut() {
             if let Some(schema) = self.properties.get(key).or(self.additional.as_deref()) {
-                schema.node(value, &join(path, key), findings);
+                schema.node(value, &trail.key(key), findings);
             }
         }
     }
@@ -98,20 +96,15 @@ impl Schema {
         }
     }
 
-    fn limits(&self, value: &Value, path: &str, findings: &mut Findings) {
+    fn limits(&self, value: &Value, trail: &Trail<'_>, findings: &mut Findings) {
         if !self.one_of_values.is_empty() && !self.one_of_values.contains(value) {
             let supported: Vec<String> = self.one_of_values.iter().map(plain).collect();
             let supported: Vec<&str> = supported.iter().map(String::as_str).collect();
-            findings
-                .causes
-                .push(Cause::not_supported(path, value, &supported));
+            findings.refuse(|| Cause::not_supported(&trail.text(), value, &supported));
         }
         if let Some(why) = self.broken_limit(value) {
-            findings.causes.push(Cause::invalid(
-                path,
-                value,
-                &format!("{path} in body {why}"),
-            ));
+            let path = trail.text();
+            findings.refuse(|| Cause::invalid(&path, value, &format!("{path} in body {why}")));
         }
     }
 
@@ -133,6 +126,9 @@ impl Schema {
             if let Some(maximum) = self.max_length.filter(|maximum| length > *maximum) {
                 return Some(format!("should be at most {maximum} chars long"));
             }
+            if self.date_time && !is_date_time(text) {
+                return Some(format!("must be of type date-time: {text:?}"));
+            }
         }
         if let Some(list) = value.as_array() {
             let length = list.len() as u64;
@@ -144,6 +140,27 @@ impl Schema {
             }
         }
         None
+    }
+}
+
+/// Whether `text` is a time of RFC 3339, with any fraction of a second.
+fn is_date_time(text: &str) -> bool {
+    let utc = text.strip_suffix('Z').map(|time| format!("{time}+00:00"));
+    let text = utc.as_deref().unwrap_or(text);
+    Timestamp::strptime("%Y-%m-%dT%H:%M:%S%.f%:z", text).is_ok()
+}
+
+impl Findings {
+    fn drop_unknown(&mut self, trail: &Trail<'_>) {
+        if self.unknown.len() < FINDINGS_MAX {
+            self.unknown.push(trail.text());
+        }
+    }
+
+    fn refuse(&mut self, cause: impl FnOnce() -> Cause) {
+        if self.causes.len() < FINDINGS_MAX {
+            self.causes.push(cause());
+        }
     }
 }
 
@@ -170,13 +187,6 @@ fn plain(value: &Value) -> String {
     value
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned)
-}
-
-fn join(path: &str, key: &str) -> String {
-    match path {
-        "" => key.to_owned(),
-        path => format!("{path}.{key}"),
-    }
 }
 
 #[cfg(test)]
@@ -213,6 +223,29 @@ mod tests {
         let (object, findings) = settle(&schema, json!({"b": null}));
         assert_eq!(object, json!({"a": 3}));
         assert_eq!(findings.causes, [Cause::required("b", "")]);
+    }
+
+    #[test]
+    fn times_are_those_of_rfc_3339() {
+        let schema = json!({"type": "string", "format": "date-time"});
+        for good in [
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00.123456Z",
+            "2026-12-31T23:59:59+02:00",
+        ] {
+            assert!(settle(&schema, json!(good)).1.causes.is_empty(), "{good}");
+        }
+        for bad in [
+            "",
+            "soon",
+            "2026-01-01",
+            "2026-01-01 00:00:00Z",
+            "2026-02-30T00:00:00Z",
+        ] {
+            let causes = settle(&schema, json!(bad)).1.causes;
+            assert_eq!(causes.len(), 1, "{bad}");
+            assert!(causes[0].message.contains("must be of type date-time"));
+        }
     }
 
     #[test]

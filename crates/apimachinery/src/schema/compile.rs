@@ -34,6 +34,7 @@ fn node(schema: &Value, path: &str, depth: usize) -> Result<Schema, String> {
         max_length: schema["maxLength"].as_u64(),
         min_items: schema["minItems"].as_u64(),
         max_items: schema["maxItems"].as_u64(),
+        date_time: schema["format"] == "date-time",
         default: schema.get("default").cloned(),
         list: list_type(schema, path)?,
         atomic_map: schema["x-kubernetes-map-type"] == "atomic",

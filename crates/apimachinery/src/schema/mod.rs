@@ -28,6 +28,8 @@ pub(crate) struct Schema {
     pub(crate) max_length: Option<u64>,
     pub(crate) min_items: Option<u64>,
     pub(crate) max_items: Option<u64>,
+    /// Texts are times of RFC 3339.
+    pub(crate) date_time: bool,
     pub(crate) default: Option<Value>,
     pub(crate) list: ListType,
     /// Maps that are owned as a whole.
@@ -89,6 +91,7 @@ impl Schema {
             max_length: None,
             min_items: None,
             max_items: None,
+            date_time: false,
             default: None,
             list: ListType::Atomic,
             atomic_map: false,

@@ -1,8 +1,12 @@
 //! Field selectors: `metadata.name=a,status.phase!=Failed`.
 
+use std::fmt;
+
 use serde_json::Value;
 
+use crate::object::Stored;
 use crate::status::Status;
+use crate::trail::shortened;
 
 /// What some fields of an object must be. Empty matches everything.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -25,24 +29,33 @@ const ALWAYS: [&str; 2] = ["metadata.name", "metadata.namespace"];
 /// Most terms in one selector.
 const TERMS_MAX: usize = 32;
 
+impl fmt::Display for FieldSelector {
+    /// The text form, which is parsed to the same again.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, term) in self.terms.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            let operator = if term.negated { "!=" } else { "=" };
+            write!(f, "{comma}{}{operator}{}", term.path, escape(&term.value))?;
+        }
+        Ok(())
+    }
+}
+
 impl FieldSelector {
-    /// Parses the text form. Commas and equal signs in values come escaped with a backslash.
+    /// Parses the text form. Commas, equal signs and backslashes in values come escaped with a
+    /// backslash.
     ///
     /// # Errors
-    /// 400 if a term has no operator.
+    /// 400 if a term has no operator, or a value isn't escaped as it should be.
     pub fn parse(text: &str) -> Result<Self, Status> {
         let mut terms = Vec::new();
         for part in split(text) {
-            let found = part
-                .split_once("!=")
-                .map(|(path, value)| (path, value, true));
-            let found = found.or_else(|| part.split_once("==").map(|(p, v)| (p, v, false)));
-            let found = found.or_else(|| part.split_once('=').map(|(p, v)| (p, v, false)));
-            let Some((path, value, negated)) = found else {
+            let Some((path, negated, value)) = term(part) else {
+                let (text, part) = (shortened(text), shortened(part));
                 let why = format!("invalid selector: '{text}'; can't understand '{part}'");
                 return Err(Status::bad_request(why));
             };
-            let (path, value, missing) = (path.to_owned(), unescape(value), String::new());
+            let (path, value, missing) = (path.to_owned(), unescape(value)?, String::new());
             terms.push(Term {
                 path,
                 value,
@@ -90,11 +103,29 @@ impl FieldSelector {
     }
 
     /// Whether `object` matches. Numbers and booleans are spelled out.
-    pub fn matches(&self, object: &Value) -> bool {
-        self.terms.iter().all(|term| {
-            let found = text_at(object, &term.path).unwrap_or_else(|| term.missing.clone());
-            (found == term.value) != term.negated
-        })
+    pub fn matches(&self, object: &Stored) -> bool {
+        // By name and namespace first: for that nothing has to be read.
+        let known = |term: &&Term| ALWAYS.contains(&term.path.as_str());
+        let (mut known, mut others): (Vec<_>, Vec<_>) = self.terms.iter().partition(known);
+        let name = object.name();
+        let known = known.drain(..).all(|term| match term.path == ALWAYS[0] {
+            true => term.fits(name.name),
+            false => term.fits(name.namespace),
+        });
+        known
+            && (others.is_empty()
+                || object.with(|object| {
+                    others.drain(..).all(|term| {
+                        let found = text_at(object, &term.path);
+                        term.fits(found.as_deref().unwrap_or(&term.missing))
+                    })
+                }))
+    }
+}
+
+impl Term {
+    fn fits(&self, found: &str) -> bool {
+        (found == self.value) != self.negated
     }
 }
 
@@ -127,14 +158,48 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-fn unescape(value: &str) -> String {
+/// Path, whether it is negated, and value: the first operator counts.
+fn term(part: &str) -> Option<(&str, bool, &str)> {
+    let equal = part.find('=')?;
+    let (path, value) = (&part[..equal], &part[equal + 1..]);
+    match path.strip_suffix('!') {
+        Some(path) => Some((path, true, value)),
+        None => Some((path, false, value.strip_prefix('=').unwrap_or(value))),
+    }
+}
+
+/// As in Kubernetes, a value says `\\`, `\,` and `\=`, and no other escapes.
+fn unescape(value: &str) -> Result<String, Status> {
+    let refuse = |why: String| {
+        Err(Status::bad_request(format!(
+            "invalid field selector: {why}"
+        )))
+    };
     let mut out = String::with_capacity(value.len());
     let mut chars = value.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\\' => out.extend(chars.next()),
+            '\\' => match chars.next() {
+                Some(known @ ('\\' | ',' | '=')) => out.push(known),
+                Some(other) => return refuse(format!("invalid escape sequence: \\{other}")),
+                None => return refuse("invalid escape sequence: \\".to_owned()),
+            },
+            ',' | '=' => {
+                return refuse(format!("unescaped character in value: {}", u32::from(c)));
+            }
             other => out.push(other),
         }
+    }
+    Ok(out)
+}
+
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        if matches!(c, '\\' | ',' | '=') {
+            out.push('\\');
+        }
+        out.push(c);
     }
     out
 }
@@ -151,11 +216,31 @@ mod tests {
         let matches = |text: &str| {
             FieldSelector::parse(text)
                 .expect("selector")
-                .matches(&object)
+                .matches(&Stored::new(object.clone(), 1))
         };
         assert!(matches("metadata.name=a,status.phase!=Failed"));
         assert!(matches("spec.nodeName="));
         assert!(!matches("status.phase!=Running"));
+    }
+
+    #[test]
+    fn values_are_escaped_as_in_kubernetes() {
+        let parsed = |text: &str| FieldSelector::parse(text).map(|selector| selector.terms);
+        let terms = parsed(r"a!=x\,y\=z\\,b==").expect("selector");
+        assert_eq!(
+            (terms[0].path.as_str(), terms[0].value.as_str()),
+            ("a", r"x,y=z\")
+        );
+        assert!(terms[0].negated && !terms[1].negated);
+        assert_eq!(terms[1].value, "");
+        for bad in [r"a=\x", r"a=x\", "a=b=c", "a=b!=c", "a"] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+        let text = r"a!=x\,y\=z\\,b=";
+        assert_eq!(
+            FieldSelector::parse(text).expect("selector").to_string(),
+            text
+        );
     }
 
     #[test]
@@ -172,7 +257,7 @@ mod tests {
         let selector = selector
             .resolve(&["spec.unschedulable=false"])
             .expect("declared");
-        assert!(selector.matches(&json!({"spec": {}})));
-        assert!(!selector.matches(&json!({"spec": {"unschedulable": true}})));
+        assert!(selector.matches(&Stored::new(json!({"spec": {}}), 1)));
+        assert!(!selector.matches(&Stored::new(json!({"spec": {"unschedulable": true}}), 1)));
     }
 }

@@ -1,8 +1,12 @@
 //! Label selectors: `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
 
+use std::fmt;
+
 use serde_json::Value;
 
+use crate::object::Stored;
 use crate::status::Status;
+use crate::trail::shortened;
 
 /// What the labels of an object must be. Empty matches everything.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -28,6 +32,24 @@ enum Operator {
 
 /// Most requirements in one selector.
 const REQUIREMENTS_MAX: usize = 100;
+
+impl fmt::Display for LabelSelector {
+    /// The text form; what [`Self::parse`] made is parsed to the same again.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, Requirement { key, operator }) in self.requirements.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            match operator {
+                Operator::In(set) => write!(f, "{comma}{key} in ({})", set.join(",")),
+                Operator::NotIn(set) => write!(f, "{comma}{key} notin ({})", set.join(",")),
+                Operator::Exists => write!(f, "{comma}{key}"),
+                Operator::Missing => write!(f, "{comma}!{key}"),
+                Operator::Greater(bound) => write!(f, "{comma}{key}>{bound}"),
+                Operator::Less(bound) => write!(f, "{comma}{key}<{bound}"),
+            }?;
+        }
+        Ok(())
+    }
+}
 
 impl LabelSelector {
     /// Parses the text form.
@@ -89,12 +111,14 @@ impl LabelSelector {
     }
 
     /// Whether the labels of `object` match.
-    pub fn matches(&self, object: &Value) -> bool {
-        let labels = &object["metadata"]["labels"];
-        self.requirements.iter().all(|requirement| {
-            let value = labels.get(&requirement.key).and_then(Value::as_str);
-            requirement.operator.matches(value)
-        })
+    pub fn matches(&self, object: &Stored) -> bool {
+        self.fits(|key| object.label(key))
+    }
+
+    /// Whether labels that are asked for by their keys match.
+    pub fn fits<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let mut requirements = self.requirements.iter();
+        requirements.all(|requirement| requirement.operator.matches(label(&requirement.key)))
     }
 }
 
@@ -177,22 +201,44 @@ fn requirement(part: &str) -> Option<Requirement> {
     make(part, Operator::Exists)
 }
 
+/// `name` or `prefix/name`; the prefix is a DNS name.
 fn is_key(key: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    !key.is_empty() && key.chars().all(allowed) && key.matches('/').count() <= 1
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    !name.is_empty() && is_value(name) && prefix.is_none_or(is_dns_name)
 }
 
-fn is_value(value: &str) -> bool {
-    value.len() <= 63
-        && value
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+/// Longest DNS name.
+const DNS_NAME_MAX: usize = 253;
+
+fn is_dns_name(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    let label = |part: &str| {
+        part.bytes().all(inner)
+            && part.bytes().next().is_some_and(|c| c != b'-')
+            && !part.ends_with('-')
+    };
+    text.len() <= DNS_NAME_MAX && text.split('.').all(label)
+}
+
+/// Whether a text can be the value of a label; the part of a key behind its prefix is spelled alike.
+pub(crate) fn is_value(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    let ends = |at: Option<&u8>| at.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.iter().all(|c| inner(*c))
+        && ends(bytes.first())
+        && ends(bytes.last())
 }
 
 fn unparsable(text: &str, part: &str) -> Status {
+    let text = shortened(text);
     Status::bad_request(format!(
         "unable to parse requirement: \"{}\" in label selector \"{text}\"",
-        part.trim()
+        shortened(part.trim())
     ))
 }
 
@@ -204,9 +250,8 @@ mod tests {
 
     fn matches(selector: &str) -> bool {
         let object = json!({"metadata": {"labels": {"app": "web", "tier": "2", "x.io/y": ""}}});
-        LabelSelector::parse(selector)
-            .expect("selector")
-            .matches(&object)
+        let selector = LabelSelector::parse(selector).expect("selector");
+        selector.matches(&Stored::new(object, 1))
     }
 
     #[test]
@@ -244,9 +289,30 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in ["a=b=c d", "=x", "a in b", "a in (x", "a,,b", "a b"] {
+        for bad in [
+            "a=b=c d",
+            "=x",
+            "a in b",
+            "a in (x",
+            "a,,b",
+            "a b",
+            "-a",
+            "a.",
+            "a/",
+            "/a",
+            "A.b/c",
+            "a=-b",
+            "a in (b, c_)",
+        ] {
             assert!(LabelSelector::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_selector_is_spelled_as_it_is_parsed() {
+        let text = "a in (b),c notin (d,e),f,!g,h>1,x.io/i<-2,j in ()";
+        let selector = LabelSelector::parse(text).expect("selector");
+        assert_eq!(selector.to_string(), text);
     }
 
     #[test]
@@ -254,7 +320,9 @@ mod tests {
         let selector = json!({"matchLabels": {"app": "web"},
             "matchExpressions": [{"key": "tier", "operator": "In", "values": ["2"]}]});
         let selector = LabelSelector::from_json(&selector).expect("selector");
-        assert!(selector.matches(&json!({"metadata": {"labels": {"app": "web", "tier": "2"}}})));
-        assert!(!selector.matches(&json!({"metadata": {"labels": {"app": "web"}}})));
+        let fits =
+            |labels| selector.matches(&Stored::new(json!({"metadata": {"labels": labels}}), 1));
+        assert!(fits(json!({"app": "web", "tier": "2"})));
+        assert!(!fits(json!({"app": "web"})));
     }
 }

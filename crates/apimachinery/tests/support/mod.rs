@@ -51,11 +51,12 @@ pub(crate) fn server(store: &Arc<MemoryStore>, authorizer: Arc<dyn Authorizer>) 
             body_bytes: 100_000,
             object_bytes: 50_000,
             watch_seconds: 60,
+            ..Limits::default()
         },
     };
-    ApiServer::new(parts)
-        .expect("the toys are declared correctly")
-        .router()
+    let server = ApiServer::new(parts).expect("the toys are declared correctly");
+    tokio::spawn(Arc::clone(&server).collect());
+    server.router()
 }
 
 fn widgets() -> Kind {
@@ -355,6 +356,18 @@ impl Client {
             body: response.into_body().into_data_stream(),
             rest: String::new(),
         }
+    }
+
+    /// Waits, at most five seconds, until `path` answers `code`.
+    pub(crate) async fn until(&self, path: &str, code: StatusCode) {
+        let limit = std::time::Duration::from_secs(5);
+        let wait = async {
+            while self.call("GET", path, "").await.code != code {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(limit, wait).await;
+        waited.unwrap_or_else(|_| panic!("{path} doesn't answer {code}"));
     }
 
     /// Makes a widget with this spec in `default`.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use godwit_apimachinery::{
-    ListAt, Listed, RequestContext, Store, StoreError, Stored, Update, WatchEvent, WatchStream,
-    object,
+    ListAt, Listed, RequestContext, Store, StoreError, Stored, Update, WatchEvent, WatchSpan,
+    WatchStream, object,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -186,7 +186,8 @@ impl Store for MemoryStore {
         if ctx.dry_run {
             return Ok(Stored::new(object, old.revision()));
         }
-        let gone = object::is_deleting(&object) && object::finalizers(&object).is_empty();
+        let held = resource == "namespaces" || !object::finalizers(&object).is_empty();
+        let gone = object::is_deleting(&object) && !held;
         Ok(self.commit(&mut state, key, (!gone).then_some(object)))
     }
 
@@ -212,8 +213,9 @@ impl Store for MemoryStore {
         &self,
         resource: &str,
         namespace: Option<&str>,
-        from: u64,
+        span: WatchSpan,
     ) -> Result<WatchStream, StoreError> {
+        let from = span.from;
         let (oldest, current) = {
             let state = self.lock();
             (state.oldest, state.revision)

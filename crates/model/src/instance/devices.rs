@@ -1,15 +1,20 @@
 //! Disks, network interfaces and the kernel of a machine.
 
+use super::Identity;
 use super::problems::{Problems, is_word};
 use crate::machine::{Disk, ImageFormat, Kernel, Nic};
-use crate::vmi::{self, VmiSpec};
+use crate::seed::{Content, Seed, SeedSource};
+use crate::vmi::{self, CloudInit, LocalRef, VmiSpec};
 use crate::{Bytes, MachineId};
 
 /// Most disks, and most interfaces, of a machine: what fits on the root bus beside each other.
 const DEVICES_MAX: usize = 12;
+/// Longest user data, and longest network data, in bytes. Two of them fit into a message to an
+/// agent many times; a Secret holds up to 1 MiB.
+const SEED_BYTES_MAX: usize = 512 << 10;
 
 /// The machine's disks.
-pub(super) fn disks(spec: &VmiSpec, problems: &mut Problems) -> Vec<Disk> {
+pub(super) fn disks(spec: &VmiSpec, identity: Identity<'_>, problems: &mut Problems) -> Vec<Disk> {
     let listed = &spec.domain.devices.disks;
     if listed.len() > DEVICES_MAX {
         problems.add(
@@ -41,7 +46,11 @@ pub(super) fn disks(spec: &VmiSpec, problems: &mut Problems) -> Vec<Disk> {
             continue;
         };
         let boot = first.is_some_and(|first| disk.boot_order == Some(first));
-        disks.extend(host_disk(spec, volume, disk, problems).map(|disk| Disk { boot, ..disk }));
+        let made = match spec.volumes[volume].cloud_init() {
+            Some(init) => Some(seed_disk(disk, (volume, init), identity, problems)),
+            None => host_disk(spec, volume, disk, problems),
+        };
+        disks.extend(made.map(|disk| Disk { boot, ..disk }));
     }
     disks
 }
@@ -75,7 +84,7 @@ fn host_disk(
     else {
         problems.add(
             format!("volumes[{volume}]"),
-            "only hostDisk is supported on plain hosts",
+            "only hostDisk, cloudInitNoCloud and cloudInitConfigDrive are supported on plain hosts",
         );
         return None;
     };
@@ -115,7 +124,79 @@ fn host_disk(
         read_only: disk.disk.as_ref().is_some_and(|target| target.readonly),
         create,
         boot: false,
+        seed: None,
     })
+}
+
+/// A disk for cloud-init. Secrets that aren't filled in yet leave it empty.
+fn seed_disk(
+    disk: &vmi::Disk,
+    (volume, (source, init)): (usize, (SeedSource, &CloudInit)),
+    identity: Identity<'_>,
+    problems: &mut Problems,
+) -> Disk {
+    let name = match source {
+        SeedSource::NoCloud => "cloudInitNoCloud",
+        SeedSource::ConfigDrive => "cloudInitConfigDrive",
+    };
+    let path = format!("volumes[{volume}].{name}");
+    problems.rest(&path, &init.rest);
+    let user = content(
+        (&init.user_data, &init.user_data_base64, &init.secret_ref),
+        (&path, "userdata"),
+        problems,
+    );
+    let network = content(
+        (
+            &init.network_data,
+            &init.network_data_base64,
+            &init.network_data_secret_ref,
+        ),
+        (&path, "networkdata"),
+        problems,
+    );
+    let is_empty = user.is_none() && network.is_none();
+    if is_empty && init.secret_ref.is_none() && init.network_data_secret_ref.is_none() {
+        let why =
+            format!("{name} must have at least one userdatasource or one networkdatasource set.");
+        problems.add(path, why);
+    }
+    Disk {
+        name: disk.name.clone(),
+        path: String::new(),
+        format: ImageFormat::Raw,
+        shared: false,
+        read_only: true,
+        create: None,
+        boot: false,
+        seed: Some(Seed {
+            source,
+            instance_id: format!("{}.{}", identity.name, identity.namespace),
+            hostname: identity.name.to_owned(),
+            user_data: user.unwrap_or_else(|| Content::Text(String::new())),
+            network_data: network,
+        }),
+    }
+}
+
+/// One of three ways to say it.
+fn content(
+    (text, base64, secret): (&Option<String>, &Option<String>, &Option<LocalRef>),
+    (path, what): (&str, &str),
+    problems: &mut Problems,
+) -> Option<Content> {
+    let text = text.as_ref().filter(|text| !text.is_empty());
+    let base64 = base64.as_ref().filter(|text| !text.is_empty());
+    let ways = [text.is_some(), base64.is_some(), secret.is_some()];
+    if ways.into_iter().filter(|is_used| *is_used).count() > 1 {
+        problems.add(path, format!("must have only one {what} source set."));
+    }
+    let longest = text.max(base64).map_or(0, |text| text.len());
+    if longest > SEED_BYTES_MAX {
+        problems.add(path, format!("{what} exceeds {SEED_BYTES_MAX} byte limit"));
+    }
+    let text = text.cloned().map(Content::Text);
+    text.or_else(|| base64.cloned().map(Content::Base64))
 }
 
 /// The machine's nics.

@@ -82,6 +82,9 @@ pub struct MigrationState {
     /// `PreCopy`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
+    /// The MigrationPolicy that the options come from, if one fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration_policy_name: Option<String>,
     /// The options in force when it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_configuration: Option<MigrationConfiguration>,

@@ -18,6 +18,7 @@ fn spec() -> MachineSpec {
         read_only: !boot,
         create: None,
         boot,
+        seed: None,
     };
     let nic = |name: &str, mac: &str| Nic {
         name: name.to_owned(),

@@ -120,6 +120,7 @@ pub(crate) fn spec(disk: &Path, memory: Bytes) -> MachineSpec {
             read_only: false,
             create: None,
             boot: true,
+            seed: None,
         }],
         nics: Vec::new(),
         kernel: None,

@@ -2,8 +2,13 @@
 //!
 //! The certificate was verified against the configured CA in the TLS handshake.
 
+use std::collections::BTreeMap;
+
 use godwit_apimachinery::UserInfo;
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::CREDENTIAL_ID;
 
 /// Organizations of our own services. They talk among themselves and are no users: what a host's
 /// certificate opens must not be everything that a user may read.
@@ -41,6 +46,7 @@ impl PeerCertificate {
                 name: name.to_owned(),
                 groups: groups.iter().map(|&group| group.to_owned()).collect(),
                 uid: String::new(),
+                extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![fingerprint(der)])]),
             });
         Self(user)
     }
@@ -49,4 +55,11 @@ impl PeerCertificate {
     pub(crate) fn user(&self) -> Option<UserInfo> {
         self.0.clone()
     }
+}
+
+/// Which certificate it was, as kube-apiserver writes it.
+fn fingerprint(der: &[u8]) -> String {
+    let digest = Sha256::digest(der);
+    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("X509SHA256={digits}")
 }

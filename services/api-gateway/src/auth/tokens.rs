@@ -1,16 +1,11 @@
 //! Static bearer tokens, in kube-apiserver's file form: `token,user,uid,"group1,group2"`.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use godwit_apimachinery::UserInfo;
 use sha2::{Digest, Sha256};
 
-/// Most bytes of a token file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
 /// Known tokens. Kept as digests, so that the time of a look-up tells nothing about a token.
-#[derive(Default)]
 pub(crate) struct Tokens {
     users: HashMap<[u8; 32], UserInfo>,
 }
@@ -18,27 +13,12 @@ pub(crate) struct Tokens {
 /// Why a token file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TokenError {
-    /// It can't be read.
-    #[error("token file can't be read")]
-    Read(#[source] std::io::Error),
-    /// It is larger than any real one.
-    #[error("token file is larger than {FILE_BYTES_MAX} bytes")]
-    TooLarge,
     /// A line has no token, user and uid.
     #[error("line {line} of the token file is not `token,user,uid[,\"groups\"]`")]
     Line { line: usize },
 }
 
 impl Tokens {
-    /// Reads a file.
-    pub(crate) fn load(path: &Path) -> Result<Self, TokenError> {
-        let size = std::fs::metadata(path).map_err(TokenError::Read)?.len();
-        if size > FILE_BYTES_MAX {
-            return Err(TokenError::TooLarge);
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(TokenError::Read)?)
-    }
-
     /// Reads the text of a file. Empty lines and lines that start with `#` are skipped.
     pub(crate) fn parse(text: &str) -> Result<Self, TokenError> {
         let mut users = HashMap::new();
@@ -74,6 +54,7 @@ fn entry(line: &str) -> Option<(&str, UserInfo)> {
         name: name.to_owned(),
         groups: groups.map(str::to_owned).collect(),
         uid: uid.to_owned(),
+        ..UserInfo::default()
     };
     Some((token, user))
 }

@@ -131,7 +131,12 @@ fn present(core: Value) -> Value {
 }
 
 fn absorb(event: Value) -> Value {
-    rename(event, |(core, other)| (other, core))
+    let mut core = rename(event, |(core, other)| (other, core));
+    // The core form always has it, be it empty.
+    if let Some(fields) = core.as_object_mut() {
+        fields.entry("involvedObject").or_insert_with(|| json!({}));
+    }
+    core
 }
 
 fn rename(
@@ -174,6 +179,7 @@ mod tests {
         assert_eq!(shown["deprecatedCount"], 2);
         assert!(shown.get("involvedObject").is_none());
         assert_eq!(absorb(shown), event());
+        assert_eq!(absorb(json!({})), json!({"involvedObject": {}}));
     }
 
     #[test]

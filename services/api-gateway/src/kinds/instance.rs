@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use godwit_apimachinery::object::{child_mut, label, metadata_mut, name};
 use godwit_apimachinery::{
     Admission, Cause, Column, ColumnType, Kind, RequestContext, Status, Stored,
@@ -11,7 +13,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    add_finalizer, denied_fields, keeps_finalizer, kubevirt_views, plain_cause, restore_status,
+    add_finalizer, denied_fields, keep_finalizer, kubevirt_views, plain_cause, restore_status,
     schema, set_label,
 };
 use crate::facts::Facts;
@@ -185,6 +187,27 @@ pub(super) fn spec_causes(path: &str, metadata: &Value, spec: &Value) -> Vec<Cau
         .into_iter()
         .collect();
     causes.extend(honour::problems(path, metadata, spec));
+    causes.extend(base64_causes(path, spec));
+    causes
+}
+
+/// What is said to be base64 and isn't. The text stays out of the message: it may be secret.
+fn base64_causes(path: &str, spec: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let volumes = spec["volumes"].as_array().into_iter().flatten();
+    for (at, volume) in volumes.enumerate() {
+        for kind in ["cloudInitNoCloud", "cloudInitConfigDrive"] {
+            for key in ["userDataBase64", "networkDataBase64"] {
+                let text = volume[kind][key].as_str().unwrap_or_default();
+                let packed: String = text.split_ascii_whitespace().collect();
+                if STANDARD.decode(packed).is_err() {
+                    let field = format!("{path}.volumes[{at}].{kind}.{key}");
+                    let why = format!("{field} is not a valid base64 value.");
+                    causes.push(plain_cause(&field, why));
+                }
+            }
+        }
+    }
     causes
 }
 
@@ -199,7 +222,7 @@ pub(super) fn eviction_cause(path: &str, strategy: &Value) -> Option<Cause> {
     Some(plain_cause(&field, message))
 }
 
-fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
+fn check_update(old: &Value, new: &mut Value) -> Result<(), Status> {
     let refused = |message: &str| {
         let cause = Cause {
             reason: "FieldValueNotSupported",
@@ -220,7 +243,7 @@ fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
              prohibited",
         );
     }
-    keeps_finalizer(old, new, (KIND, FINALIZER))
+    keep_finalizer(old, new, (KIND, FINALIZER))
 }
 
 #[cfg(test)]
@@ -235,6 +258,15 @@ mod tests {
             },
             "spec": {"domain": {"devices": {}}},
         })
+    }
+
+    #[test]
+    fn what_is_not_base64_is_refused_without_telling_it() {
+        let volume = json!({"name": "s", "cloudInitNoCloud": {"userDataBase64": "hunter2!"}});
+        let causes = base64_causes("spec", &json!({"volumes": [volume]}));
+        assert_eq!(causes.len(), 1);
+        let told = "spec.volumes[0].cloudInitNoCloud.userDataBase64 is not a valid base64 value.";
+        assert_eq!(causes[0].message, told);
     }
 
     #[test]
@@ -291,7 +323,7 @@ mod tests {
         let old = instance();
         let mut new = old.clone();
         new["spec"]["domain"]["cpu"] = json!({"cores": 4});
-        let status = check_update(&old, &new).unwrap_err();
+        let status = check_update(&old, &mut new).unwrap_err();
         assert_eq!(status.code(), 422);
         assert!(
             status
@@ -302,7 +334,7 @@ mod tests {
         let mut new = old.clone();
         new["metadata"]["labels"]["kubevirt.io/nodeName"] = json!("worker2");
         assert!(
-            check_update(&old, &new)
+            check_update(&old, &mut new)
                 .unwrap_err()
                 .message()
                 .contains("reserved kubevirt.io/")
@@ -310,7 +342,7 @@ mod tests {
 
         let mut new = old.clone();
         new["metadata"]["annotations"] = json!({"note": "mine"});
-        assert!(check_update(&old, &new).is_ok());
+        assert!(check_update(&old, &mut new).is_ok());
     }
 
     #[test]

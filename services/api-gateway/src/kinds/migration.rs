@@ -12,7 +12,7 @@ use godwit_apimachinery::{
 use serde_json::Value;
 
 use super::{
-    add_finalizer, condition, denied, denied_fields, keeps_finalizer, kubevirt_views, plain_cause,
+    add_finalizer, condition, denied, denied_fields, keep_finalizer, kubevirt_views, plain_cause,
     schema, set_label,
 };
 use crate::facts::Facts;
@@ -170,7 +170,7 @@ fn check_decentralized(object: &Value) -> Result<(), Status> {
     Err(denied_fields(CREATE_WEBHOOK, causes))
 }
 
-fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
+fn check_update(old: &Value, new: &mut Value) -> Result<(), Status> {
     let refused = |message: &str| {
         let cause = Cause {
             reason: "FieldValueNotSupported",
@@ -190,7 +190,7 @@ fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
         (Some(before), Some(after)) if before != after => {
             refused("selector label can't be modified on an in-flight migration")
         }
-        _ => keeps_finalizer(old, new, (KIND, FINALIZER)),
+        _ => keep_finalizer(old, new, (KIND, FINALIZER)),
     }
 }
 
@@ -315,7 +315,7 @@ mod tests {
         let refused = |change: fn(&mut Value)| {
             let mut new = old.object().clone();
             change(&mut new);
-            check_update(old.object(), &new)
+            check_update(old.object(), &mut new)
                 .unwrap_err()
                 .message()
                 .to_owned()
@@ -332,13 +332,20 @@ mod tests {
             refused(|new| new["metadata"]["labels"][LABEL] = json!("b"))
                 .ends_with("selector label can't be modified on an in-flight migration")
         );
-        assert!(
-            refused(|new| new["metadata"]["finalizers"] = json!([]))
-                .contains("removed by the control plane alone")
-        );
         let mut new = old.object().clone();
         new["metadata"]["labels"]["team"] = json!("a");
-        assert!(check_update(old.object(), &new).is_ok());
+        new["metadata"]["finalizers"] = json!([]);
+        assert!(check_update(old.object(), &mut new).is_ok());
+        assert_eq!(new["metadata"]["finalizers"], json!([FINALIZER]));
+        let mut deleted = old.object().clone();
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        new["metadata"]["finalizers"] = json!([]);
+        let refused = check_update(&deleted, &mut new).unwrap_err();
+        assert!(
+            refused
+                .message()
+                .contains("removed by the control plane alone")
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the hooks around them only gather the facts.
 
 mod config_map;
-mod disruption_budget;
+mod empty;
 mod event;
 mod instance;
 mod kubevirt;
@@ -12,12 +12,14 @@ mod lease;
 mod machine;
 mod migration;
 mod migration_history;
+mod migration_policy;
 mod namespace;
 mod node;
 mod node_fence;
 mod node_maintenance;
 mod pod;
 mod project;
+mod rbac;
 mod schema;
 mod secret;
 
@@ -58,18 +60,20 @@ pub(crate) const KUBEVIRT: &str = "kubevirt.io";
 
 /// Every kind, in the order in which groups and resources are shown.
 pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
-    vec![
-        namespace::kind(facts),
+    let mut all = vec![
+        namespace::kind(),
         node::kind(),
         event::core(),
         config_map::kind(),
         secret::kind(),
         pod::kind(),
-        disruption_budget::kind(),
+        empty::disruption_budget(),
+        empty::service(),
         machine::kind(facts),
         instance::kind(facts),
         migration::kind(facts),
         kubevirt::kind(),
+        migration_policy::kind(),
         node_maintenance::kubevirt(facts),
         node_maintenance::medik8s(facts),
         event::events_group(),
@@ -77,7 +81,9 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         project::kind(),
         migration_history::kind(),
         node_fence::kind(facts),
-    ]
+    ];
+    all.extend(rbac::kinds(facts));
+    all
 }
 
 /// `kubevirt.io` in the version of today and in the one that the clients of 2020 know.
@@ -137,17 +143,21 @@ pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> 
     list.iter().find(|condition| condition["type"] == kind)
 }
 
-/// Refuses to let users take away what keeps an object until the control plane is done with it.
-/// `what` is the kind and its finalizer.
-fn keeps_finalizer(old: &Value, new: &Value, what: (&str, &str)) -> Result<(), Status> {
-    use godwit_apimachinery::object::finalizers;
+/// Keeps what holds an object until the control plane is done with it: a manifest that doesn't name
+/// the finalizer may replace the object, as where a controller puts it back at once; taking it from
+/// an object that is being deleted is refused. `what` is the kind and its finalizer.
+fn keep_finalizer(old: &Value, new: &mut Value, what: (&str, &str)) -> Result<(), Status> {
+    use godwit_apimachinery::object::{finalizers, is_deleting, name};
     let (kind, finalizer) = what;
-    if finalizers(old).contains(&finalizer) && !finalizers(new).contains(&finalizer) {
+    if !finalizers(old).contains(&finalizer) || finalizers(new).contains(&finalizer) {
+        return Ok(());
+    }
+    if is_deleting(old) {
         let why = format!("finalizer {finalizer} is removed by the control plane alone");
         let cause = Cause::forbidden("metadata.finalizers", &why);
-        let name = godwit_apimachinery::object::name(old);
-        return Err(Status::invalid(KUBEVIRT, kind, name, vec![cause]));
+        return Err(Status::invalid(KUBEVIRT, kind, name(old), vec![cause]));
     }
+    add_finalizer(new, finalizer);
     Ok(())
 }
 

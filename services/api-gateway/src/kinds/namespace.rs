@@ -15,7 +15,7 @@ use crate::facts::Facts;
 /// Namespaces that exist from the first start and can't be deleted.
 pub(crate) const PREDEFINED: [&str; 4] = ["default", "kube-system", "kube-node-lease", "kubevirt"];
 
-pub(crate) fn kind(facts: &Facts) -> Kind {
+pub(crate) fn kind() -> Kind {
     let phase = Column::path(
         "Status",
         ColumnType::String,
@@ -29,9 +29,7 @@ pub(crate) fn kind(facts: &Facts) -> Kind {
         schema: schema::parse(include_str!("schema/namespace.yaml")),
         columns: vec![phase, Column::age()],
         selectable_fields: vec!["status.phase"],
-        admission: Arc::new(Rules {
-            facts: facts.clone(),
-        }),
+        admission: Arc::new(Rules),
         ..Kind::custom("Namespace", "namespaces", vec![View::new("", "v1")])
     }
 }
@@ -44,9 +42,7 @@ pub(crate) fn complete(object: &mut Value) {
     object["status"] = json!({"phase": "Active"});
 }
 
-struct Rules {
-    facts: Facts,
-}
+struct Rules;
 
 #[async_trait]
 impl Admission for Rules {
@@ -75,10 +71,7 @@ impl Admission for Rules {
         old: &Value,
         _options: &DeleteOptions,
     ) -> Result<Vec<String>, Status> {
-        check_delete(
-            name(old),
-            self.facts.namespace_content(name(old)).as_deref(),
-        )?;
+        check_delete(name(old), None)?;
         Ok(Vec::new())
     }
 }
@@ -91,7 +84,7 @@ pub(crate) fn check_delete(name: &str, content: Option<&str>) -> Result<(), Stat
     }
     match content {
         Some(content) => {
-            let why = format!("the namespace is not empty, delete its objects first: {content}");
+            let why = format!("the namespace is not empty: {content}");
             Err(Status::conflict("", resource::NAMESPACES, name, &why))
         }
         None => Ok(()),

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use godwit_apimachinery::{Admission, Kind, RequestContext, Status, Stored, View};
 use serde_json::Value;
 
-use super::{KUBEVIRT, add_finalizer, keeps_finalizer, resource, schema};
+use super::{KUBEVIRT, add_finalizer, keep_finalizer, resource, schema};
 use crate::facts::Facts;
 
 const KIND: &str = "NodeMaintenance";
@@ -100,11 +100,11 @@ pub(crate) fn duplicate(node: &str) -> Status {
     ))
 }
 
-fn check_update(old: &Value, new: &Value) -> Result<(), Status> {
+fn check_update(old: &Value, new: &mut Value) -> Result<(), Status> {
     if node_name(old) != node_name(new) {
         return Err(denied("updating spec.NodeName isn't allowed"));
     }
-    keeps_finalizer(old, new, (KIND, FINALIZER))
+    keep_finalizer(old, new, (KIND, FINALIZER))
 }
 
 fn node_name(object: &Value) -> &str {
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn the_node_of_a_maintenance_stays() {
         let (old, new) = (maintenance("worker2"), maintenance("worker1"));
-        let status = check_update(old.object(), new.object()).unwrap_err();
+        let status = check_update(old.object(), &mut new.object().clone()).unwrap_err();
         assert_eq!(status.code(), 403);
         assert_eq!(
             status.message(),

@@ -131,7 +131,7 @@ fn metadata(instance: &Value, seed: &str) -> Value {
         // A launcher of its own age would need a time that an instance doesn't keep.
         "creationTimestamp": meta_str(instance, "creationTimestamp"),
         "labels": labels,
-        "annotations": { "kubevirt.io/domain": vmi },
+        "annotations": annotations(instance, vmi),
         "ownerReferences": [{
             "apiVersion": "kubevirt.io/v1",
             "kind": "VirtualMachineInstance",
@@ -141,6 +141,20 @@ fn metadata(instance: &Value, seed: &str) -> Value {
             "blockOwnerDeletion": true,
         }],
     })
+}
+
+/// What KubeVirt notes on launchers; the last two tell a descheduler that evictions go on after they
+/// were answered.
+fn annotations(instance: &Value, vmi: &str) -> Value {
+    let mut annotations = json!({
+        "kubevirt.io/domain": vmi,
+        "descheduler.alpha.kubernetes.io/request-evict-only": "",
+    });
+    let told = &instance["status"];
+    if told["nodeName"].is_string() && told["evacuationNodeName"] == told["nodeName"] {
+        annotations["descheduler.alpha.kubernetes.io/eviction-in-progress"] = json!("kubevirt");
+    }
+    annotations
 }
 
 fn image(told: &Value) -> &str {
@@ -253,6 +267,22 @@ mod tests {
         assert_eq!(shown_status(&pod), "Running");
         // A machine and its launcher are two objects.
         assert_ne!(pod["metadata"]["uid"], "u1");
+    }
+
+    #[test]
+    fn a_launcher_that_is_to_leave_its_node_says_so() {
+        const LEAVES: &str = "descheduler.alpha.kubernetes.io/eviction-in-progress";
+        let mut instance = instance();
+        for (node, leaves) in [
+            (Value::Null, Value::Null),
+            (json!("worker1"), json!("kubevirt")),
+            // The mark is that of the node it has left.
+            (json!("worker2"), Value::Null),
+        ] {
+            instance["status"]["evacuationNodeName"] = node;
+            let pod = launcher_of(&instance).unwrap();
+            assert_eq!(pod["metadata"]["annotations"][LEAVES], leaves);
+        }
     }
 
     #[test]

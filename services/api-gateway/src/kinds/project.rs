@@ -22,6 +22,8 @@ pub(crate) fn kind() -> Kind {
         resource: resource::NAMESPACES.to_owned(),
         namespaced: false,
         verbs: Verb::READ.to_vec(),
+        // Of a namespace, it is written there.
+        has_status: false,
         schema: schema::parse(include_str!("schema/namespace.yaml")),
         columns: vec![display, phase],
         ..Kind::custom(

@@ -22,12 +22,17 @@ pub(crate) fn open() -> Value {
     json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
+/// Whatever it is, it is kept as it comes.
+fn any() -> Value {
+    json!({"x-kubernetes-preserve-unknown-fields": true})
+}
+
 fn schema_of(shorthand: &Value) -> Value {
     match shorthand {
         Value::String(text) => described(text),
         Value::Array(items) => list_of(items.first().unwrap_or(&Value::Null)),
         Value::Object(fields) => object_of(fields),
-        Value::Null | Value::Bool(_) | Value::Number(_) => open(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => any(),
     }
 }
 
@@ -64,7 +69,7 @@ fn named_type(name: &str) -> Value {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "x-kubernetes-int-or-string": true,
         }),
-        "any" => open(),
+        "any" => any(),
         "string" | "boolean" | "number" | "object" => json!({"type": name}),
         other => unreachable!("built-in schemas name no type {other:?}"),
     }
@@ -124,6 +129,7 @@ mod tests {
              when: time?\n\
              size: quantity\n\
              tags: map(string)\n\
+             rest: any\n\
              parts:\n- $key: name\n  name!: string\n",
         );
         assert_eq!(schema["required"], json!(["name"]));
@@ -134,6 +140,8 @@ mod tests {
             schema["properties"]["size"]["x-kubernetes-int-or-string"],
             true
         );
+        let rest = &schema["properties"]["rest"];
+        assert!(rest.get("type").is_none(), "a list is something too");
         assert_eq!(
             schema["properties"]["tags"]["additionalProperties"]["type"],
             "string"

@@ -1,4 +1,4 @@
-//! Secret: plain storage, for cloud-init and the like. Only administrators may read it.
+//! Secret: plain storage, for cloud-init and the like. Not in the role `view`.
 
 use std::sync::Arc;
 

@@ -221,6 +221,7 @@ pub fn counting(dir: &Path, id: &str) -> MachineSpec {
             read_only: false,
             create_bytes: 0,
             boot: true,
+            seed: None,
         }],
         nics: Vec::new(),
         kernel: None,

@@ -1,0 +1,151 @@
+//! The nodes and what is held on them, as placement and plans need them.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use godwit_model::affinity::Labels;
+use godwit_model::placement::{Candidate, Demand, Fleet, HostFacts, Taint};
+use godwit_model::vmi::VmiSpec;
+use godwit_model::{MachineId, NodeName};
+use serde::Deserialize;
+
+use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx};
+
+const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
+const NODES: &str = "nodes";
+
+/// The nodes, what is held on them, and by whom.
+#[derive(Debug)]
+pub struct Floor {
+    /// All nodes.
+    pub nodes: Vec<NodeRow>,
+    /// All that is held.
+    pub reservations: Vec<ReservationRow>,
+    /// Locked for the time of one choice.
+    fleet: Mutex<Fleet>,
+}
+
+impl Floor {
+    /// `objects` are the API's Node objects; machines are known by their instances.
+    pub fn new(
+        nodes: Vec<NodeRow>,
+        objects: &[Object],
+        reservations: Vec<ReservationRow>,
+        (rows, instances): (&HashMap<MachineId, InstanceRow>, &[Object]),
+    ) -> Self {
+        let mut fleet = Fleet::default();
+        let objects: HashMap<&str, &Object> = objects
+            .iter()
+            .map(|object| (object.key.name.as_str(), object))
+            .collect();
+        for node in &nodes {
+            fleet.node_set(candidate(node, objects.get(node.name.as_str()).copied()));
+        }
+        let instances: HashMap<&str, &Object> = instances
+            .iter()
+            .map(|object| (object.uid.as_str(), object))
+            .collect();
+        let accelerators: HashMap<&NodeName, _> = nodes
+            .iter()
+            .map(|node| (&node.name, facts(node).accelerator))
+            .collect();
+        for held in &reservations {
+            let object = instances.get(held.machine.as_str()).copied();
+            let mut demand = tenant(held, rows.get(&held.machine), object);
+            demand.needs.accelerator = accelerators.get(&held.node).cloned();
+            fleet.hold(&held.machine, &demand, &held.node, held.job.is_some());
+        }
+        Self {
+            nodes,
+            reservations,
+            fleet: Mutex::new(fleet),
+        }
+    }
+
+    /// Reads it in a transaction, so that everything fits together.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn read(tx: &mut Tx) -> Result<Self, LedgerError> {
+        let rows = by_machine(tx.instances().await?);
+        Ok(Self::new(
+            tx.nodes().await?,
+            &tx.list(NODES).await?,
+            tx.reservations().await?,
+            (&rows, &tx.list(INSTANCES).await?),
+        ))
+    }
+
+    /// Reads it without the ledger's lock: good enough to tell a person, not to act on.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn glance(ledger: &Ledger) -> Result<Self, LedgerError> {
+        let (nodes, objects, reservations, rows, instances) = futures::try_join!(
+            ledger.nodes(),
+            ledger.list(NODES),
+            ledger.reservations(),
+            ledger.instances(),
+            ledger.list(INSTANCES),
+        )?;
+        let rows = by_machine(rows);
+        Ok(Self::new(
+            nodes,
+            &objects,
+            reservations,
+            (&rows, &instances),
+        ))
+    }
+
+    /// All of it, for choices.
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn by_machine(rows: Vec<InstanceRow>) -> HashMap<MachineId, InstanceRow> {
+    rows.into_iter().map(|row| (row.uid.clone(), row)).collect()
+}
+
+/// What a machine that holds room was placed by. One of which nothing more is known is only its
+/// room.
+fn tenant(held: &ReservationRow, row: Option<&InstanceRow>, object: Option<&Object>) -> Demand {
+    let spec = row.and_then(|row| row.machine.as_ref());
+    let vmi = object.and_then(|object| VmiSpec::deserialize(object.spec()).ok());
+    let room = Demand::of_room(held.memory_bytes, held.cpu_milli);
+    match (spec, vmi, object) {
+        (Some(spec), Some(vmi), Some(object)) => Demand {
+            room: room.room,
+            ..Demand::new(spec, &vmi, labels(object))
+        },
+        _ => room,
+    }
+}
+
+/// The labels of an object.
+pub fn labels(object: &Object) -> Labels {
+    Labels::deserialize(&object.metadata["labels"]).unwrap_or_default()
+}
+
+/// What the agent of a node told of it.
+pub fn facts(node: &NodeRow) -> HostFacts {
+    HostFacts::deserialize(&node.facts).unwrap_or_default()
+}
+
+/// What a node offers to an empty house.
+fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
+    let spec = object.map(Object::spec);
+    let taints = spec.and_then(|spec| Vec::<Taint>::deserialize(&spec["taints"]).ok());
+    Candidate {
+        name: node.name.clone(),
+        // A node that users don't see is one that they removed.
+        ready: node.ready && object.is_some_and(|object| !object.deleting()),
+        cordoned: spec.is_some_and(|spec| spec["unschedulable"] == true),
+        leaving: false,
+        taints: taints.unwrap_or_default(),
+        labels: object.map(labels).unwrap_or_default(),
+        memory: node.capacity.memory,
+        cpu_milli: node.capacity.cpu_milli,
+        facts: facts(node),
+    }
+}

@@ -1,0 +1,279 @@
+//! The choice: which nodes are ruled out, and which of the rest is best.
+//!
+//! Points are those of Kubernetes' scheduler in kind and weight: 100 for each thing that is as good
+//! as can be, times its weight.
+
+use std::collections::HashSet;
+
+use crate::NodeName;
+
+use super::crowds::{NOWHERE, Tally};
+use super::demand::{Ask, Spread};
+use super::fleet::{Fleet, Wish};
+use super::mask;
+use super::{Obstacle, Placement, Verdict};
+
+/// Points of crowds near that are liked, and of an even spread.
+const CROWD_POINTS: i64 = 200;
+
+impl Fleet {
+    /// The best node for a machine, or nothing when none will do.
+    pub fn choose(&mut self, ask: Ask<'_>) -> Option<NodeName> {
+        let wish = self.intern(ask.demand);
+        // It doesn't stand in its own way where it is now.
+        self.count_all(ask.machine, false);
+        let best = self.best(wish, ask);
+        self.count_all(ask.machine, true);
+        best.map(|at| self.nodes[at].name.clone())
+    }
+
+    /// What speaks against each node.
+    pub fn explain(&mut self, ask: Ask<'_>) -> Vec<Verdict> {
+        let wish = self.intern(ask.demand);
+        self.count_all(ask.machine, false);
+        let rules = self.rules(&self.wishes[wish]);
+        let nodes = self.nodes.iter().enumerate();
+        let verdicts = nodes.map(|(at, node)| Verdict {
+            node: node.name.clone(),
+            obstacles: self.obstacles(at, (&self.wishes[wish], &rules), ask),
+        });
+        let verdicts = verdicts.collect();
+        self.count_all(ask.machine, true);
+        verdicts
+    }
+
+    /// The choice, and the reasons for every node.
+    pub fn place(&mut self, ask: Ask<'_>) -> Placement {
+        Placement {
+            chosen: self.choose(ask),
+            verdicts: self.explain(ask),
+        }
+    }
+
+    fn best(&self, wish: usize, ask: Ask<'_>) -> Option<usize> {
+        let wish = &self.wishes[wish];
+        let rules = self.rules(wish);
+        let source = ask.source.and_then(|name| self.node(name));
+        let home = ask.home.map(|name| self.node(name));
+        let mask = &self.masks[wish.mask];
+        let mut best: Option<(usize, f64)> = None;
+        for (at, (row, verdict)) in self.rows.iter().zip(&mask.verdicts).enumerate() {
+            let fits = verdict.fits
+                && row.open
+                && !row.closed
+                && row.has_room(wish.demand.room)
+                && !row.is_full(ask.inbound_max)
+                && source != Some(at)
+                && home.is_none_or(|home| home == Some(at))
+                && rules.allow(at);
+            if !fits {
+                continue;
+            }
+            let points = row.points(wish.demand.room) + f64::from(verdict.points);
+            let points = points + rules.points(at);
+            let better = best.is_none_or(|(other, most)| {
+                // Names make ties the same everywhere.
+                points > most || (points == most && self.nodes[at].name < self.nodes[other].name)
+            });
+            if better {
+                best = Some((at, points));
+            }
+        }
+        best.map(|(at, _)| at)
+    }
+
+    fn obstacles(
+        &self,
+        at: usize,
+        (wish, rules): (&Wish, &Rules<'_>),
+        ask: Ask<'_>,
+    ) -> Vec<Obstacle> {
+        let (node, row) = (&self.nodes[at], &self.rows[at]);
+        let mut found = vec![];
+        let mut rule = |broken: bool, obstacle: Obstacle| {
+            if broken {
+                found.push(obstacle);
+            }
+        };
+        rule(ask.source == Some(&node.name), Obstacle::Source);
+        rule(!node.ready, Obstacle::NotReady);
+        rule(node.cordoned || row.closed, Obstacle::Cordoned);
+        // Anywhere else it would find no disk, or be given an empty one.
+        let away = ask.home.is_some_and(|home| *home != node.name);
+        rule(away, Obstacle::LocalDisks);
+        let room = wish.demand.room;
+        rule(row.lacks_memory(room), Obstacle::Memory);
+        rule(row.lacks_cpu(room), Obstacle::Cpu);
+        rule(row.is_full(ask.inbound_max), Obstacle::Inbound);
+        mask::obstacles(&wish.demand.needs, node, &mut |obstacle| {
+            found.push(obstacle)
+        });
+        rules.obstacles(at, &mut found);
+        found
+    }
+
+    fn rules<'a>(&'a self, wish: &'a Wish) -> Rules<'a> {
+        let crowd = |at: usize| Around {
+            domains: self.topology.domains(self.crowds.get(at).key),
+            members: &self.crowds.get(at).members,
+            enemies: &self.crowds.get(at).enemies,
+        };
+        let within = |at: usize| wish.within.contains(&at);
+        let near = wish.near.iter().map(|&at| {
+            let around = crowd(at);
+            // The first of a crowd that wants to be together may go anywhere.
+            (around, around.members.total == 0 && within(at))
+        });
+        let hostile = wish.within.iter().map(|&at| crowd(at));
+        let liked = wish.demand.liked.iter().zip(&wish.liked);
+        let spread = wish.demand.spread.iter().zip(&wish.spread);
+        Rules {
+            apart: wish.apart.iter().map(|&at| crowd(at)).collect(),
+            hostile: hostile.filter(|one| one.enemies.total > 0).collect(),
+            near: near.collect(),
+            liked_all: wish.demand.liked.iter().map(|one| one.0.abs()).sum(),
+            liked: liked
+                .map(|((weight, _), &at)| (*weight, crowd(at)))
+                .collect(),
+            spread: spread
+                .map(|(rule, &at)| self.even(rule, crowd(at), (wish.mask, within(at))))
+                .collect(),
+        }
+    }
+
+    /// How full a domain may be.
+    fn even<'a>(
+        &self,
+        rule: &Spread,
+        around: Around<'a>,
+        (mask, itself): (usize, bool),
+    ) -> Even<'a> {
+        let selected = self.masks[mask].verdicts.iter().map(|one| one.selected);
+        let mut least = u32::MAX;
+        let mut domains = HashSet::new();
+        for (&domain, selected) in around.domains.iter().zip(selected) {
+            if selected && domain != NOWHERE {
+                least = least.min(around.members.at(domain));
+                if rule.min_domains > 1 {
+                    domains.insert(domain);
+                }
+            }
+        }
+        if least == u32::MAX || (rule.min_domains as usize > domains.len() && rule.min_domains > 1)
+        {
+            least = 0;
+        }
+        Even {
+            around,
+            required: rule.required,
+            // Its own place counts when it is one of the crowd.
+            most: (least + rule.max_skew).saturating_sub(u32::from(itself)),
+            fullest: around.members.most(),
+        }
+    }
+}
+
+/// What a machine's neighbours say about nodes.
+struct Rules<'a> {
+    /// Who must not be near.
+    apart: Vec<Around<'a>>,
+    /// Crowds of which the machine is one and which somebody doesn't bear near.
+    hostile: Vec<Around<'a>>,
+    /// Who must be near, and whether nobody yet is well, too.
+    near: Vec<(Around<'a>, bool)>,
+    liked: Vec<(i32, Around<'a>)>,
+    /// Sum of all weights.
+    liked_all: i32,
+    spread: Vec<Even<'a>>,
+}
+
+/// A crowd, by domain.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    /// By node.
+    domains: &'a [u32],
+    members: &'a Tally,
+    enemies: &'a Tally,
+}
+
+/// A rule of spread.
+struct Even<'a> {
+    around: Around<'a>,
+    required: bool,
+    /// How many may be in a domain before.
+    most: u32,
+    /// How many are in the fullest.
+    fullest: u32,
+}
+
+impl Around<'_> {
+    fn members(&self, node: usize) -> u32 {
+        self.members.at(self.domains[node])
+    }
+
+    fn is_nowhere(&self, node: usize) -> bool {
+        self.domains[node] == NOWHERE
+    }
+}
+
+impl Even<'_> {
+    fn allows(&self, node: usize) -> bool {
+        !self.required || (!self.around.is_nowhere(node) && self.around.members(node) <= self.most)
+    }
+}
+
+impl Rules<'_> {
+    fn allow(&self, node: usize) -> bool {
+        let near = |(around, first): &(Around<'_>, bool)| {
+            !around.is_nowhere(node) && (*first || around.members(node) > 0)
+        };
+        self.apart.iter().all(|around| around.members(node) == 0)
+            && self.is_borne(node)
+            && self.near.iter().all(near)
+            && self.spread.iter().all(|rule| rule.allows(node))
+    }
+
+    fn is_borne(&self, node: usize) -> bool {
+        let mut hostile = self.hostile.iter();
+        hostile.all(|around| around.enemies.at(around.domains[node]) == 0)
+    }
+
+    fn obstacles(&self, node: usize, found: &mut Vec<Obstacle>) {
+        let mut rule = |broken: bool, obstacle: Obstacle| {
+            if broken {
+                found.push(obstacle);
+            }
+        };
+        let mut near = self.near.iter();
+        let lonely = near.any(|(around, first)| {
+            around.is_nowhere(node) || (!first && around.members(node) == 0)
+        });
+        rule(lonely, Obstacle::Affinity);
+        let mut apart = self.apart.iter();
+        rule(
+            apart.any(|one| one.members(node) > 0),
+            Obstacle::AntiAffinity,
+        );
+        rule(!self.is_borne(node), Obstacle::ForeignAntiAffinity);
+        let required = || self.spread.iter().filter(|rule| rule.required);
+        let nowhere = required().any(|rule| rule.around.is_nowhere(node));
+        rule(nowhere, Obstacle::SpreadLabel);
+        let uneven = !nowhere && required().any(|rule| !rule.allows(node));
+        rule(uneven, Obstacle::Spread);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a score needs no more")]
+    fn points(&self, node: usize) -> f64 {
+        let mut points = 0;
+        for (weight, around) in &self.liked {
+            if around.members(node) > 0 {
+                points += CROWD_POINTS * i64::from(*weight) / i64::from(self.liked_all.max(1));
+            }
+        }
+        for rule in self.spread.iter().filter(|rule| !rule.required) {
+            let (here, most) = (rule.around.members(node), rule.fullest);
+            points -= CROWD_POINTS * i64::from(here) / i64::from(most.max(1));
+        }
+        points as f64
+    }
+}

@@ -1,0 +1,235 @@
+//! Choosing a node: what rules a node out, which of the rest is best, and why, for every node.
+//!
+//! Used by the scheduler for a machine's start and for a migration's target, and by the plans of
+//! maintenance. [`Fleet`] knows all nodes and machines; [`Fleet::choose`] and [`Fleet::explain`]
+//! answer an [`Ask`].
+
+mod choose;
+mod crowds;
+mod demand;
+mod fleet;
+mod mask;
+mod row;
+#[cfg(test)]
+mod tests;
+
+use crate::affinity::Labels;
+use crate::machine::MachineSpec;
+use crate::{Bytes, NodeName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+pub use demand::{Ask, Demand, Near, Needs, Spread};
+pub use fleet::Fleet;
+
+/// Memory that QEMU needs beside the guest's, whatever its size.
+const OVERHEAD_FIXED: Bytes = Bytes::mib(64);
+/// One byte of page tables and bookkeeping for so many bytes of guest memory.
+const OVERHEAD_SHARE: u64 = 512;
+/// Virtual CPUs that share one CPU: KubeVirt's `cpuAllocationRatio`.
+const CPU_RATIO: u64 = 10;
+
+/// What a host said of itself when it registered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostFacts {
+    /// `kvm` or `tcg`, by having run a guest.
+    pub accelerator: String,
+    /// Version of QEMU.
+    pub qemu_version: String,
+    /// Versioned machine types that its QEMU has.
+    pub machine_types: Vec<String>,
+    /// CPU models that it can run.
+    pub cpu_models: Vec<String>,
+    /// Names of its networks.
+    pub networks: Vec<String>,
+    /// Names of its image directories.
+    pub images: Vec<String>,
+}
+
+/// A taint of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
+    /// Its value; often empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// A node that might take machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: NodeName,
+    /// Whether its agent answers.
+    pub ready: bool,
+    /// Whether it is closed for placement.
+    pub cordoned: bool,
+    /// Whether it is about to be emptied: taken only when nothing else will do.
+    pub leaving: bool,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Memory for machines.
+    pub memory: Bytes,
+    /// CPU for machines, thousandths.
+    pub cpu_milli: u64,
+    /// What it can do.
+    pub facts: HostFacts,
+}
+
+/// Room that a machine needs on its node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Room {
+    /// The guest's memory and QEMU's own.
+    pub memory: Bytes,
+    /// CPU, thousandths.
+    pub cpu_milli: u64,
+}
+
+impl std::ops::AddAssign for Room {
+    fn add_assign(&mut self, other: Self) {
+        self.memory.0 += other.memory.0;
+        self.cpu_milli += other.cpu_milli;
+    }
+}
+
+impl Room {
+    /// What is left without `other`; `None` when there is too little.
+    pub fn without(self, other: Self) -> Option<Self> {
+        Some(Self {
+            memory: Bytes(self.memory.0.checked_sub(other.memory.0)?),
+            cpu_milli: self.cpu_milli.checked_sub(other.cpu_milli)?,
+        })
+    }
+}
+
+/// The room for `spec`.
+pub fn room(spec: &MachineSpec) -> Room {
+    let memory = spec.memory.0 + spec.memory.0 / OVERHEAD_SHARE + OVERHEAD_FIXED.0;
+    Room {
+        memory: Bytes(memory),
+        cpu_milli: u64::from(spec.cpus) * 1000 / CPU_RATIO,
+    }
+}
+
+/// Why a node was ruled out; printed as `kubectl describe` shows it for pods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// The machine is there and must leave.
+    Source,
+    /// The agent doesn't answer.
+    NotReady,
+    /// Closed for placement.
+    Cordoned,
+    /// A taint that the machine doesn't bear.
+    Taint(String),
+    /// A label is missing or different.
+    Selector,
+    /// Too little memory.
+    Memory,
+    /// Too little CPU.
+    Cpu,
+    /// The machine's local disks are on another node.
+    LocalDisks,
+    /// A network is missing.
+    Network(String),
+    /// An image directory is missing.
+    Image(String),
+    /// Its QEMU doesn't have the machine type.
+    MachineType(String),
+    /// It can't run the CPU model.
+    CpuModel(String),
+    /// Another accelerator: state doesn't carry over.
+    Accelerator,
+    /// As many migrations towards it as allowed.
+    Inbound,
+    /// Whom the machine wants near isn't.
+    Affinity,
+    /// Whom the machine doesn't want near is.
+    AntiAffinity,
+    /// Somebody near doesn't want the machine near.
+    ForeignAntiAffinity,
+    /// The machines would be spread less evenly than they must.
+    Spread,
+    /// It lacks the label that machines are spread over.
+    SpreadLabel,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source => f.write_str("node(s) were the migration's source"),
+            Self::NotReady => f.write_str("node(s) were not ready"),
+            Self::Cordoned => f.write_str("node(s) were unschedulable"),
+            Self::Taint(key) => write!(f, "node(s) had untolerated taint {{{key}}}"),
+            Self::Selector => f.write_str("node(s) didn't match Pod's node affinity/selector"),
+            Self::Memory => f.write_str("Insufficient memory"),
+            Self::Cpu => f.write_str("Insufficient cpu"),
+            Self::LocalDisks => f.write_str("node(s) didn't have the machine's local disks"),
+            Self::Network(name) => write!(f, "node(s) had no network {name}"),
+            Self::Image(name) => write!(f, "node(s) had no image {name}"),
+            Self::MachineType(name) => write!(f, "node(s) had no machine type {name}"),
+            Self::CpuModel(name) => write!(f, "node(s) could not run CPU model {name}"),
+            Self::Accelerator => f.write_str("node(s) had another accelerator"),
+            Self::Inbound => f.write_str("node(s) had as many inbound migrations as allowed"),
+            Self::Affinity => f.write_str("node(s) didn't match pod affinity rules"),
+            Self::AntiAffinity => f.write_str("node(s) didn't match pod anti-affinity rules"),
+            Self::ForeignAntiAffinity => {
+                f.write_str("node(s) didn't satisfy existing pods anti-affinity rules")
+            }
+            Self::Spread => f.write_str("node(s) didn't match pod topology spread constraints"),
+            Self::SpreadLabel => f.write_str(
+                "node(s) didn't match pod topology spread constraints (missing required label)",
+            ),
+        }
+    }
+}
+
+/// A node and what speaks against it; nothing does for a node that would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The node.
+    pub node: NodeName,
+    /// Every obstacle.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// Where the machine goes, and why not elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The best node; `None` when none will do.
+    pub chosen: Option<NodeName>,
+    /// Every node.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Placement {
+    /// One line in the style of FailedScheduling: `0/3 nodes are available: 2 Insufficient memory.`
+    pub fn summary(&self) -> String {
+        let fit = self
+            .verdicts
+            .iter()
+            .filter(|verdict| verdict.obstacles.is_empty())
+            .count();
+        let mut counts: BTreeMap<&Obstacle, usize> = BTreeMap::new();
+        for obstacle in self.verdicts.iter().flat_map(|verdict| &verdict.obstacles) {
+            *counts.entry(obstacle).or_default() += 1;
+        }
+        let reasons: Vec<String> = counts
+            .into_iter()
+            .map(|(obstacle, count)| format!("{count} {obstacle}"))
+            .collect();
+        let total = self.verdicts.len();
+        if reasons.is_empty() {
+            return format!("{fit}/{total} nodes are available.");
+        }
+        format!("{fit}/{total} nodes are available: {}.", reasons.join(", "))
+    }
+}

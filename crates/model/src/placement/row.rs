@@ -1,0 +1,102 @@
+//! What changes of a node with every placement, kept apart because each placement reads it all.
+
+use crate::Bytes;
+
+use super::{Candidate, Room};
+
+/// One part in a million of a node is worth this many points.
+const PART: f64 = 1e-4;
+/// For each migration on its way there: its link and its CPUs are busy.
+const INBOUND_POINTS: f64 = 10.0;
+/// For a node that is about to be emptied: more than all else, so that nothing moves twice if that
+/// can be avoided.
+const LEAVING_POINTS: f64 = 10_000.0;
+
+/// The room of a node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Below zero where more is held than is there.
+    pub(super) free_memory: i64,
+    pub(super) free_cpu_milli: i64,
+    /// One part in a million of it, for scores.
+    pub(super) memory_part: f64,
+    pub(super) cpu_part: f64,
+    /// Machines on their way to it.
+    pub(super) inbound: u32,
+    /// Whether machines may be placed there.
+    pub(super) open: bool,
+    /// Whether a plan has closed it.
+    pub(super) closed: bool,
+    /// Whether it is about to be emptied.
+    pub(super) leaving: bool,
+}
+
+impl Row {
+    pub(super) fn new(node: &Candidate, held: Room, inbound: u32) -> Self {
+        let mut row = Self {
+            free_memory: signed(node.memory.0),
+            free_cpu_milli: signed(node.cpu_milli),
+            memory_part: part(node.memory.0),
+            cpu_part: part(node.cpu_milli),
+            inbound,
+            open: node.ready && !node.cordoned,
+            closed: false,
+            leaving: node.leaving,
+        };
+        row.hold(held, 1);
+        row
+    }
+
+    pub(super) fn free(&self) -> Room {
+        Room {
+            memory: Bytes(self.free_memory.max(0).unsigned_abs()),
+            cpu_milli: self.free_cpu_milli.max(0).unsigned_abs(),
+        }
+    }
+
+    pub(super) fn hold(&mut self, room: Room, times: i64) {
+        self.free_memory -= times * signed(room.memory.0);
+        self.free_cpu_milli -= times * signed(room.cpu_milli);
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// So much of a million is one unit of `whole`.
+#[expect(clippy::cast_precision_loss, reason = "a score needs no more")]
+fn part(whole: u64) -> f64 {
+    1e6 / (whole.max(1) as f64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a score needs no more")]
+impl Row {
+    pub(super) fn lacks_memory(&self, room: Room) -> bool {
+        i64::try_from(room.memory.0).map_or(true, |memory| self.free_memory < memory)
+    }
+
+    pub(super) fn lacks_cpu(&self, room: Room) -> bool {
+        i64::try_from(room.cpu_milli).map_or(true, |cpu| self.free_cpu_milli < cpu)
+    }
+
+    pub(super) fn has_room(&self, room: Room) -> bool {
+        !self.lacks_memory(room) && !self.lacks_cpu(room)
+    }
+
+    pub(super) fn is_full(&self, inbound_max: u32) -> bool {
+        inbound_max > 0 && self.inbound >= inbound_max
+    }
+
+    /// Room is best where most is left, and where as much memory as CPU is left.
+    pub(super) fn points(&self, room: Room) -> f64 {
+        let left = |free: i64, takes: u64, part: f64| (free as f64 - takes as f64) * part * PART;
+        let memory = left(self.free_memory, room.memory.0, self.memory_part);
+        let cpu = left(self.free_cpu_milli, room.cpu_milli, self.cpu_part);
+        let lopsided = (memory - cpu).abs();
+        let leaving = if self.leaving { LEAVING_POINTS } else { 0.0 };
+        f64::midpoint(memory, cpu) + (100.0 - lopsided)
+            - INBOUND_POINTS * f64::from(self.inbound)
+            - leaving
+    }
+}

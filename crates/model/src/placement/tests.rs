@@ -1,0 +1,410 @@
+use super::*;
+use crate::MachineId;
+use crate::vmi::VmiSpec;
+use serde_json::{Value, json};
+
+const GIB: u64 = 1024;
+
+fn spec(name: &str, mib: u64) -> MachineSpec {
+    MachineSpec {
+        id: id(1),
+        namespace: "default".into(),
+        name: name.into(),
+        cpus: 1,
+        memory: Bytes::mib(mib),
+        machine_type: "pc-q35-7.2".into(),
+        cpu_model: "qemu64".into(),
+        disks: vec![],
+        nics: vec![],
+        kernel: None,
+    }
+}
+
+fn id(number: u32) -> MachineId {
+    MachineId::parse(format!("43f5b34d-94b4-4cda-9a69-{number:012}")).expect("a uuid")
+}
+
+fn name(node: &str) -> NodeName {
+    NodeName::parse(node).expect("a name")
+}
+
+fn node(node: &str, mib: u64) -> Candidate {
+    Candidate {
+        name: name(node),
+        ready: true,
+        cordoned: false,
+        leaving: false,
+        taints: vec![],
+        labels: Labels::from([("kubernetes.io/hostname".to_owned(), node.to_owned())]),
+        memory: Bytes::mib(mib),
+        cpu_milli: 2000,
+        facts: HostFacts {
+            accelerator: "tcg".into(),
+            machine_types: vec!["pc-q35-7.2".into()],
+            cpu_models: vec!["qemu64".into()],
+            ..HostFacts::default()
+        },
+    }
+}
+
+fn fleet(nodes: &[Candidate]) -> Fleet {
+    let mut fleet = Fleet::default();
+    nodes.iter().for_each(|node| fleet.node_set(node.clone()));
+    fleet
+}
+
+fn demand(labels: &[(&str, &str)], vmi: Value) -> Demand {
+    let vmi: VmiSpec = serde_json::from_value(vmi).expect("a spec");
+    let labels = labels.iter();
+    let labels = labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Demand::new(&spec("vm", 256), &vmi, labels.collect())
+}
+
+fn ask<'a>(machine: &'a MachineId, demand: &'a Demand) -> Ask<'a> {
+    Ask {
+        machine,
+        demand,
+        source: None,
+        home: None,
+        inbound_max: 2,
+    }
+}
+
+fn chosen(fleet: &mut Fleet, machine: u32, demand: &Demand) -> Option<String> {
+    let chosen = fleet.choose(ask(&id(machine), demand));
+    chosen.map(|node| node.to_string())
+}
+
+fn summary(fleet: &mut Fleet, machine: u32, demand: &Demand) -> String {
+    fleet.place(ask(&id(machine), demand)).summary()
+}
+
+#[test]
+fn the_node_with_most_room_wins_and_the_source_never() {
+    let nodes = [
+        node("worker1", 4 * GIB),
+        node("worker2", GIB),
+        node("worker3", 2 * GIB),
+    ];
+    let (machine, source) = (id(1), name("worker1"));
+    let mut demand = demand(&[], json!({}));
+    demand.needs.accelerator = Some("tcg".to_owned());
+    let ask = Ask {
+        source: Some(&source),
+        ..ask(&machine, &demand)
+    };
+    let placement = fleet(&nodes).place(ask);
+    assert_eq!(placement.chosen, Some(name("worker3")));
+    assert_eq!(
+        placement.summary(),
+        "2/3 nodes are available: 1 node(s) were the migration's source."
+    );
+}
+
+#[test]
+fn every_reason_is_counted_as_users_of_kubernetes_know_it() {
+    let mut nodes = [
+        node("worker1", 4 * GIB),
+        node("worker2", 10),
+        node("worker3", 10),
+    ];
+    nodes[0].cordoned = true;
+    nodes[0].taints.push(Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        effect: "NoSchedule".into(),
+        ..Taint::default()
+    });
+    let demand = demand(&[], json!({}));
+    assert_eq!(chosen(&mut fleet(&nodes), 1, &demand), None);
+    assert_eq!(
+        summary(&mut fleet(&nodes), 1, &demand),
+        "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient memory."
+    );
+}
+
+#[test]
+fn a_machine_never_changes_its_accelerator_or_overfills_a_nodes_inbound() {
+    let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
+    nodes[0].facts.accelerator = "kvm".into();
+    let mut fleet = fleet(&nodes);
+    let mut demand = demand(&[], json!({}));
+    demand.needs.accelerator = Some("tcg".to_owned());
+    for machine in [7, 8] {
+        fleet.hold(&id(machine), &demand, &name("worker2"), true);
+    }
+    let placement = fleet.place(ask(&id(1), &demand));
+    assert_eq!(placement.chosen, None);
+    assert_eq!(placement.verdicts[0].obstacles, [Obstacle::Accelerator]);
+    assert_eq!(placement.verdicts[1].obstacles, [Obstacle::Inbound]);
+    assert_eq!(fleet.release(&id(7), &name("worker2")), Some(true));
+    assert_eq!(chosen(&mut fleet, 1, &demand).as_deref(), Some("worker2"));
+}
+
+#[test]
+fn a_machine_with_local_disks_comes_back_to_them_or_waits() {
+    let (machine, home) = (id(1), name("worker1"));
+    let demand = demand(&[], json!({}));
+    let ask = Ask {
+        home: Some(&home),
+        ..ask(&machine, &demand)
+    };
+    let mut nodes = [node("worker1", GIB), node("worker2", 4 * GIB)];
+    assert_eq!(fleet(&nodes).choose(ask).as_ref(), Some(&home));
+    nodes[0].ready = false;
+    let placement = fleet(&nodes).place(ask);
+    assert_eq!(placement.chosen, None);
+    assert_eq!(
+        placement.summary(),
+        "0/2 nodes are available: 1 node(s) were not ready, \
+         1 node(s) didn't have the machine's local disks."
+    );
+}
+
+fn apart(app: &str, key: &str) -> Value {
+    json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"labelSelector": {"matchLabels": {"app": app}}, "topologyKey": key},
+    ]}}})
+}
+
+#[test]
+fn those_that_bear_each_other_not_are_kept_apart_both_ways() {
+    let nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
+    let mut fleet = fleet(&nodes);
+    let first = demand(&[("app", "db")], apart("db", "kubernetes.io/hostname"));
+    fleet.hold(&id(1), &first, &name("worker1"), false);
+    assert_eq!(chosen(&mut fleet, 2, &first).as_deref(), Some("worker2"));
+    fleet.hold(&id(2), &first, &name("worker2"), false);
+    assert_eq!(
+        summary(&mut fleet, 3, &first),
+        "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules, \
+         2 node(s) didn't satisfy existing pods anti-affinity rules."
+    );
+    // One that bears everybody, but isn't borne.
+    let plain = demand(&[("app", "db")], json!({}));
+    assert_eq!(
+        summary(&mut fleet, 3, &plain),
+        "0/2 nodes are available: 2 node(s) didn't satisfy existing pods anti-affinity rules."
+    );
+    assert_eq!(
+        chosen(&mut fleet, 3, &demand(&[("app", "web")], json!({}))).as_deref(),
+        Some("worker1")
+    );
+    fleet.release(&id(1), &name("worker1"));
+    assert_eq!(chosen(&mut fleet, 3, &first).as_deref(), Some("worker1"));
+}
+
+#[test]
+fn a_machine_is_not_in_its_own_way() {
+    let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
+    for node in &mut nodes {
+        node.labels.insert("zone".to_owned(), "a".to_owned());
+    }
+    let mut fleet = fleet(&nodes);
+    let demand = demand(&[("app", "db")], apart("db", "zone"));
+    let (machine, source) = (id(1), name("worker1"));
+    fleet.hold(&machine, &demand, &source, false);
+    let ask = Ask {
+        source: Some(&source),
+        ..ask(&machine, &demand)
+    };
+    assert_eq!(fleet.choose(ask), Some(name("worker2")));
+    assert_eq!(chosen(&mut fleet, 2, &demand), None);
+}
+
+#[test]
+fn the_first_of_a_crowd_may_go_anywhere_and_the_others_follow() {
+    let nodes = [node("worker1", 4 * GIB), node("worker2", 8 * GIB)];
+    let mut fleet = fleet(&nodes);
+    let near = |app: &str| {
+        json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+            "labelSelector": {"matchExpressions": [
+                {"key": "app", "operator": "In", "values": [app]},
+            ]},
+            "topologyKey": "kubernetes.io/hostname",
+        }]}}})
+    };
+    let together = demand(&[("app", "web")], near("web"));
+    assert_eq!(chosen(&mut fleet, 1, &together).as_deref(), Some("worker2"));
+    fleet.hold(&id(1), &together, &name("worker1"), false);
+    assert_eq!(chosen(&mut fleet, 2, &together).as_deref(), Some("worker1"));
+    let follower = demand(&[("app", "cache")], near("db"));
+    assert_eq!(
+        summary(&mut fleet, 2, &follower),
+        "0/2 nodes are available: 2 node(s) didn't match pod affinity rules."
+    );
+}
+
+#[test]
+fn machines_are_spread_no_less_evenly_than_asked() {
+    let mut nodes = [
+        node("worker1", 8 * GIB),
+        node("worker2", 8 * GIB),
+        node("worker3", 64 * GIB),
+    ];
+    nodes[2].labels.clear();
+    let mut fleet = fleet(&nodes);
+    let spread = |when: &str| {
+        json!({"topologySpreadConstraints": [{
+            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": when,
+            "labelSelector": {"matchLabels": {"app": "web"}},
+        }]})
+    };
+    let even = demand(&[("app", "web")], spread("DoNotSchedule"));
+    fleet.hold(&id(1), &even, &name("worker1"), false);
+    assert_eq!(chosen(&mut fleet, 2, &even).as_deref(), Some("worker2"));
+    assert_eq!(
+        summary(&mut fleet, 2, &even),
+        "1/3 nodes are available: 1 node(s) didn't match pod topology spread constraints, \
+         1 node(s) didn't match pod topology spread constraints (missing required label)."
+    );
+    let loose = demand(&[("app", "web")], spread("ScheduleAnyway"));
+    fleet.node_remove(&name("worker2"));
+    fleet.node_remove(&name("worker3"));
+    assert_eq!(chosen(&mut fleet, 2, &loose).as_deref(), Some("worker1"));
+}
+
+#[test]
+fn preferences_decide_between_nodes_that_would_do() {
+    let mut nodes = [
+        node("worker1", 4 * GIB),
+        node("worker2", 4 * GIB),
+        node("worker3", 4 * GIB),
+    ];
+    nodes[1].labels.insert("disk".to_owned(), "fast".to_owned());
+    nodes[0].taints.push(Taint {
+        key: "noisy".into(),
+        effect: "PreferNoSchedule".into(),
+        ..Taint::default()
+    });
+    let mut fleet = fleet(&nodes);
+    let plain = demand(&[], json!({}));
+    assert_eq!(chosen(&mut fleet, 1, &plain).as_deref(), Some("worker2"));
+    let slow = json!({"affinity": {"nodeAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 10, "preference": {
+            "matchExpressions": [{"key": "disk", "operator": "DoesNotExist"}],
+        }}],
+    }}});
+    assert_eq!(
+        chosen(&mut fleet, 1, &demand(&[], slow)).as_deref(),
+        Some("worker3")
+    );
+    let away = json!({"affinity": {"podAntiAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {
+            "labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "kubernetes.io/hostname",
+        }}],
+    }}});
+    fleet.hold(
+        &id(9),
+        &demand(&[("app", "web")], json!({})),
+        &name("worker2"),
+        false,
+    );
+    assert_eq!(
+        chosen(&mut fleet, 1, &demand(&[], away)).as_deref(),
+        Some("worker3")
+    );
+    // A node that is about to be emptied is the last resort.
+    for at in [1, 2] {
+        nodes[at].leaving = true;
+        fleet.node_set(nodes[at].clone());
+    }
+    assert_eq!(chosen(&mut fleet, 1, &plain).as_deref(), Some("worker1"));
+}
+
+#[test]
+fn required_node_affinity_speaks_of_labels_and_names() {
+    let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
+    nodes[1].labels.insert("cores".to_owned(), "64".to_owned());
+    let mut fleet = fleet(&nodes);
+    let required = |term: Value| {
+        demand(
+            &[],
+            json!({"affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]},
+            }}}),
+        )
+    };
+    let large = json!({"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["32"]}]});
+    assert_eq!(
+        chosen(&mut fleet, 1, &required(large)).as_deref(),
+        Some("worker2")
+    );
+    let named = json!({"matchFields": [
+        {"key": "metadata.name", "operator": "NotIn", "values": ["worker2"]},
+    ]});
+    assert_eq!(
+        chosen(&mut fleet, 1, &required(named)).as_deref(),
+        Some("worker1")
+    );
+    assert_eq!(chosen(&mut fleet, 1, &required(json!({}))), None);
+}
+
+/// Whatever comes, goes and changes, the counts are those of a fleet that is made anew.
+#[test]
+fn a_fleet_that_changed_answers_as_one_that_is_made_anew() {
+    let mut random = 7_u64;
+    let mut next = move |below: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    let apps = ["a", "b", "c"];
+    let demands: Vec<Demand> = apps
+        .iter()
+        .flat_map(|app| {
+            let rules = [
+                json!({}),
+                apart(app, "zone"),
+                apart("a", "kubernetes.io/hostname"),
+            ];
+            rules.map(|rule| demand(&[("app", app)], rule))
+        })
+        .collect();
+    let mut nodes: Vec<Candidate> = (0..6)
+        .map(|at| node(&format!("worker{at}"), 4 * GIB))
+        .collect();
+    let mut fleet = fleet(&nodes);
+    let mut held: BTreeMap<(u32, String), (usize, bool)> = BTreeMap::new();
+    for step in 0..3000 {
+        let (machine, at) = (u32::try_from(next(12)).unwrap(), next(6));
+        let on = format!("worker{at}");
+        match next(10) {
+            0 => {
+                let node = &mut nodes[usize::try_from(at).unwrap()];
+                node.labels.insert("zone".to_owned(), next(3).to_string());
+                node.cordoned = next(4) == 0;
+                fleet.node_set(node.clone());
+            }
+            1..=4 => {
+                held.remove(&(machine, on.clone()));
+                fleet.release(&id(machine), &name(&on));
+            }
+            _ => {
+                let wish = usize::try_from(next(9)).unwrap();
+                let inbound = next(2) == 0;
+                for ((other, _), (demand, _)) in &mut held {
+                    if *other == machine {
+                        *demand = wish;
+                    }
+                }
+                held.insert((machine, on.clone()), (wish, inbound));
+                fleet.hold(&id(machine), &demands[wish], &name(&on), inbound);
+            }
+        }
+        if step % 10 == 0 {
+            let mut anew = self::fleet(&nodes);
+            for ((machine, on), (wish, inbound)) in &held {
+                anew.hold(&id(*machine), &demands[*wish], &name(on), *inbound);
+            }
+            for demand in &demands {
+                let asked = id(machine);
+                let (old, new) = (
+                    fleet.place(ask(&asked, demand)),
+                    anew.place(ask(&asked, demand)),
+                );
+                assert_eq!(old, new, "after {step}");
+            }
+        }
+    }
+}

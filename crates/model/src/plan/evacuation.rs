@@ -1,0 +1,146 @@
+//! Where the machines of some nodes go.
+
+use std::cmp::Reverse;
+
+use crate::placement::{Ask, Fleet, Verdict};
+use crate::{Bytes, MachineId, NodeName};
+
+/// Where machines go, in the order in which they are to go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Evacuation {
+    /// Machines that have a place to go to.
+    pub moves: Vec<Move>,
+    /// Machines that have none.
+    pub stuck: Vec<Stuck>,
+}
+
+/// One machine's way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The machine.
+    pub machine: MachineId,
+    /// Where it is.
+    pub source: NodeName,
+    /// Where it goes.
+    pub target: NodeName,
+    /// What it takes there.
+    pub memory: Bytes,
+    /// Whether it was on its way to the source.
+    inbound: bool,
+}
+
+/// A machine that no other node takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// The machine.
+    pub machine: MachineId,
+    /// Where it is and stays.
+    pub source: NodeName,
+    /// What speaks against each node.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Evacuation {
+    /// Whether every machine has a place to go to.
+    pub fn is_complete(&self) -> bool {
+        self.stuck.is_empty()
+    }
+
+    /// Puts every machine back to where it was.
+    pub fn undo(&self, fleet: &mut Fleet) {
+        for way in self.moves.iter().rev() {
+            carry(fleet, &way.machine, (&way.target, &way.source), way.inbound);
+        }
+    }
+}
+
+/// Finds a place for each machine of `nodes` for which `moves` says that it can move live, and puts
+/// it there. `nodes` must be closed; whoever only wants to know [undoes](Evacuation::undo) it.
+///
+/// With `all_or_nothing` the search ends with the first machine that has no place.
+pub fn evacuate(
+    fleet: &mut Fleet,
+    nodes: &[NodeName],
+    moves: &dyn Fn(&MachineId) -> bool,
+    all_or_nothing: bool,
+) -> Evacuation {
+    let mut found = Evacuation::default();
+    for (machine, source) in order(fleet, nodes, moves) {
+        let Some(demand) = fleet.demand(&machine).cloned() else {
+            continue;
+        };
+        let ask = Ask {
+            machine: &machine,
+            demand: &demand,
+            source: Some(&source),
+            home: None,
+            // A plan is about where machines end up; the queue keeps links from being overrun.
+            inbound_max: 0,
+        };
+        match fleet.choose(ask) {
+            Some(target) => {
+                let inbound = carry(fleet, &machine, (&source, &target), false);
+                found.moves.push(Move {
+                    inbound,
+                    memory: demand.room.memory,
+                    machine,
+                    source,
+                    target,
+                });
+            }
+            None => {
+                found.stuck.push(Stuck {
+                    verdicts: match all_or_nothing {
+                        true => vec![],
+                        false => fleet.explain(ask),
+                    },
+                    machine,
+                    source,
+                });
+                if all_or_nothing {
+                    return found;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Those that are hardest to place first: who has rules, then who is large. Names make it the same
+/// each time.
+fn order(
+    fleet: &Fleet,
+    nodes: &[NodeName],
+    moves: &dyn Fn(&MachineId) -> bool,
+) -> Vec<(MachineId, NodeName)> {
+    let mut all = vec![];
+    for node in nodes {
+        for machine in fleet.tenants(node).iter().filter(|machine| moves(machine)) {
+            let Some(demand) = fleet.demand(machine) else {
+                continue;
+            };
+            let rules = demand.near.len() + demand.apart.len() + demand.spread.len();
+            let key = (Reverse(rules), Reverse(demand.room.memory), machine.clone());
+            all.push((key, node.clone()));
+        }
+    }
+    all.sort();
+    let ways = all.into_iter();
+    ways.map(|((_, _, machine), node)| (machine, node))
+        .collect()
+}
+
+/// Answers whether the machine was on its way to where it was.
+fn carry(
+    fleet: &mut Fleet,
+    machine: &MachineId,
+    (from, to): (&NodeName, &NodeName),
+    inbound: bool,
+) -> bool {
+    let Some(demand) = fleet.demand(machine).cloned() else {
+        return false;
+    };
+    let was = fleet.release(machine, from);
+    fleet.hold(machine, &demand, to, inbound);
+    was.unwrap_or_default()
+}

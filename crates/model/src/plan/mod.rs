@@ -1,0 +1,13 @@
+//! Plans: where the machines of nodes that are to be emptied go, in which order, and which nodes
+//! can be emptied together. Nothing is moved here; a plan and its execution are made by the same
+//! code, on a [`Fleet`](crate::placement::Fleet) that is as it was afterwards.
+
+mod evacuation;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod waves;
+
+pub use evacuation::{Evacuation, Move, Stuck, evacuate};
+pub use schedule::{Leg, Slot, schedule, whole};
+pub use waves::{Rules, Wave, Waves, Why, waves};
