@@ -52,6 +52,7 @@ mod ledger_fences;
 mod ledger_jobs;
 mod ledger_objects;
 mod ledger_outage;
+mod ledger_passages;
 mod ledger_reservations;
 mod ledger_revision;
 mod ledger_setup;

@@ -44,7 +44,7 @@ pub struct Voyage<'a> {
 /// What a migration is expected to be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Forecast {
-    /// From its turn to its end.
+    /// From when its target is known to its end.
     pub takes: Duration,
     /// Four of five take at least so long.
     pub at_least: Duration,
@@ -64,7 +64,7 @@ pub struct Forecast {
 pub struct Passage<'a> {
     /// What was moved.
     pub voyage: Voyage<'a>,
-    /// From its turn to its end.
+    /// From when its target is known to its end.
     pub took: Duration,
     /// The copy alone.
     pub copy: Duration,

@@ -117,6 +117,7 @@ fn numbers(source: Option<&SourceFact>, target: Option<&TargetFact>) -> Option<V
         "passes": source.progress.passes,
         "bytes": source.progress.transferred,
         "memory": source.progress.total,
+        "dirtyRate": source.progress.dirty_rate,
         "throttlePercent": source.progress.throttle_percent,
         "qemuDowntimeMs": source.progress.downtime_ms,
         "brownoutMs": source.progress.elapsed_ms,

@@ -13,6 +13,7 @@ use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
 use godwit_rpc::{Code, Request, Status};
 use godwit_runtime::failpoint;
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
@@ -115,6 +116,7 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     if let Ok(node) = godwit_model::NodeName::parse(answer.node) {
         let mut chapter = plain(JobState::Reserved, &format!("room is held on {node}"));
         chapter.set.target = Some(node);
+        chapter.set.history = Some(limits_in_force(drive));
         return record(drive, chapter, &drive.facts()).await;
     }
     // By the clock that `state_since` is of: this host's may be hours away from it.
@@ -142,6 +144,15 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
         tx.commit().await?;
     }
     Ok(Outcome::Wait)
+}
+
+/// What forecasts learn later: the limits that this copy ran under.
+fn limits_in_force(drive: &Drive) -> Value {
+    let limits = drive.limits();
+    json!({
+        "bandwidth": limits.wire.bandwidth,
+        "downtimeLimitMs": limits.wire.downtime_limit_ms,
+    })
 }
 
 async fn ask_scheduler(drive: &Drive) -> Result<ReserveResponse, Status> {
