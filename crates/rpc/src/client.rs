@@ -181,6 +181,6 @@ mod tests {
         assert_eq!(gone.unwrap_err().code(), Code::Unavailable);
         let silent = repeat(limit, |_| std::future::pending::<Result<(), Status>>()).await;
         assert_eq!(silent.unwrap_err().code(), Code::DeadlineExceeded);
-        assert!(began.elapsed() < limit * 20, "{:?}", began.elapsed());
+        assert!(began.elapsed() < limit * 100, "{:?}", began.elapsed());
     }
 }
