@@ -69,7 +69,7 @@ fn dependencies() -> Result<()> {
 
 fn tests(filter: Option<&str>) -> Result<()> {
     let mut arguments = if has("cargo-nextest") {
-        vec!["nextest", "run", "--workspace"]
+        vec!["nextest", "run", "--workspace", "--profile", profile()]
     } else {
         vec!["test", "--workspace"]
     };
@@ -81,6 +81,14 @@ fn tests(filter: Option<&str>) -> Result<()> {
         }
     }
     tools::cargo(&arguments)
+}
+
+/// The profile of nextest: where everybody's changes are tested, that of `CI`.
+fn profile() -> &'static str {
+    match std::env::var_os("CI") {
+        Some(_) => "ci",
+        None => "default",
+    }
 }
 
 /// Runs the lab suite alone: real kubectls type the lab's document against a lab of its own.
