@@ -179,8 +179,9 @@ impl Type {
     }
 }
 
+/// As Kubernetes reads integers into its types: neither `1.0` nor what 64 bits with a sign can't hold.
 fn is_integer(value: &Value) -> bool {
-    value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
+    value.is_i64()
 }
 
 fn plain(value: &Value) -> String {
@@ -223,6 +224,17 @@ mod tests {
         let (object, findings) = settle(&schema, json!({"b": null}));
         assert_eq!(object, json!({"a": 3}));
         assert_eq!(findings.causes, [Cause::required("b", "")]);
+    }
+
+    #[test]
+    fn integers_have_no_point_and_fit_into_64_bits() {
+        let schema = json!({"type": "integer"});
+        for good in [json!(0), json!(-5), json!(i64::MAX), json!(i64::MIN)] {
+            assert!(settle(&schema, good.clone()).1.causes.is_empty(), "{good}");
+        }
+        for bad in [json!(1.0), json!(u64::MAX), json!(-9.3e18), json!("1")] {
+            assert!(!settle(&schema, bad.clone()).1.causes.is_empty(), "{bad}");
+        }
     }
 
     #[test]
