@@ -31,6 +31,7 @@ mod fault_guest;
 mod fault_matrix;
 mod fault_suite;
 mod fault_takeover;
+mod fleet_maintenance;
 mod fuzz_suite;
 mod lab_bad_input;
 mod lab_clients;

@@ -6,6 +6,7 @@
 //! form of `bench/report.rs`. The lab is gone afterwards.
 
 mod api;
+mod fleet;
 mod godwit;
 mod heartbeat;
 mod machine;
@@ -95,6 +96,8 @@ enum Part {
     Api(api::Arguments),
     /// Placing machines and planning maintenance in memory, beside Ganeti's htools.
     Placement(placement::Arguments),
+    /// Every node of a fleet of hosts that pretend is emptied once, by the real services.
+    Fleet(fleet::Arguments),
 }
 
 /// What every part of the bench needs.
@@ -120,6 +123,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     match &arguments.part {
         Some(Part::Api(arguments)) => return api::run(arguments),
         Some(Part::Placement(arguments)) => return placement::run(arguments),
+        Some(Part::Fleet(arguments)) => return fleet::run(arguments),
         None => {}
     }
     ensure!(

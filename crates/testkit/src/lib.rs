@@ -1,7 +1,8 @@
-//! Development only: private Postgres, namespace hosts, tiny guests, certificates.
+//! Development only: private Postgres, namespace hosts, hosts that pretend, tiny guests, certificates.
 
 pub mod api;
 pub mod certs;
+pub mod fleet;
 pub mod guest;
 pub mod kubectl;
 pub mod lab;

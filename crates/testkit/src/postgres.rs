@@ -4,8 +4,10 @@
 //! run as root, so root runs it as the system user `postgres`, or `nobody` where there is none.
 
 mod outage;
+mod usage;
 
 pub use outage::Frozen;
+pub use usage::{DatabaseUse, cpu_seconds_of};
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_ledger::{Ledger, LedgerConfig};
