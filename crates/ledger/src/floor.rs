@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use godwit_model::affinity::Labels;
+use godwit_model::machine::MachineSpec;
 use godwit_model::placement::{Candidate, Demand, Fleet, HostFacts, Taint};
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{MachineId, NodeName};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx};
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
-const NODES: &str = "nodes";
+pub(crate) const NODES: &str = "nodes";
 
 /// The nodes, what is held on them, and by whom.
 #[derive(Debug)]
@@ -107,24 +109,47 @@ fn by_machine(rows: Vec<InstanceRow>) -> HashMap<MachineId, InstanceRow> {
     rows.into_iter().map(|row| (row.uid.clone(), row)).collect()
 }
 
-/// What a machine that holds room was placed by. One of which nothing more is known is only its
-/// room.
+/// What a machine that holds room was placed by.
 fn tenant(held: &ReservationRow, row: Option<&InstanceRow>, object: Option<&Object>) -> Demand {
     let spec = row.and_then(|row| row.machine.as_ref());
     let vmi = object.and_then(|object| VmiSpec::deserialize(object.spec()).ok());
+    placed_by(held, spec, vmi.zip(object.map(labels)))
+}
+
+/// What a machine that holds room was placed by. One of which nothing more is known is only its
+/// room.
+pub(crate) fn placed_by(
+    held: &ReservationRow,
+    spec: Option<&MachineSpec>,
+    vmi: Option<(VmiSpec, Labels)>,
+) -> Demand {
     let room = Demand::of_room(held.memory_bytes, held.cpu_milli);
-    match (spec, vmi, object) {
-        (Some(spec), Some(vmi), Some(object)) => Demand {
+    match (spec, vmi) {
+        (Some(spec), Some((vmi, labels))) => Demand {
             room: room.room,
-            ..Demand::new(spec, &vmi, labels(object))
+            ..Demand::new(spec, &vmi, labels)
         },
-        _ => room,
+        (Some(_) | None, _) => room,
     }
 }
 
-/// The labels of an object.
+/// Labels of an instance that name its nodes: they say nothing of who is near whom.
+const NODE_LABELS: [&str; 2] = [
+    "kubevirt.io/nodeName",
+    "kubevirt.io/migrationTargetNodeName",
+];
+
+/// The labels of an object that others may be placed by.
 pub fn labels(object: &Object) -> Labels {
-    Labels::deserialize(&object.metadata["labels"]).unwrap_or_default()
+    labels_of(&object.metadata["labels"])
+}
+
+pub(crate) fn labels_of(labels: &Value) -> Labels {
+    let mut labels = Labels::deserialize(labels).unwrap_or_default();
+    for name in NODE_LABELS {
+        labels.remove(name);
+    }
+    labels
 }
 
 /// What the agent of a node told of it.
@@ -133,7 +158,7 @@ pub fn facts(node: &NodeRow) -> HostFacts {
 }
 
 /// What a node offers to an empty house.
-fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
+pub(crate) fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
     let spec = object.map(Object::spec);
     let taints = spec.and_then(|spec| Vec::<Taint>::deserialize(&spec["taints"]).ok());
     Candidate {

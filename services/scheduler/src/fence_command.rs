@@ -72,8 +72,8 @@ async fn look(
     fence: &FenceCommand,
     silent: &mut HashMap<NodeName, Silent>,
 ) -> Result<Vec<NodeRow>, LedgerError> {
-    let world = World::read(&machines.ledger).await?;
-    let nodes = world.floor.nodes.iter();
+    let world = World::read(&machines.ledger, &machines.floor).await?;
+    let nodes = world.nodes.values();
     let dead: Vec<&NodeRow> = nodes
         .filter(|node| !node.ready && machines.inventory.said(&node.name).is_none())
         .filter(|node| {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{
-    InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey, ReservationRow, Tx,
+    FloorKeeper, InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey,
+    ReservationRow, Tx,
 };
 use godwit_model::affinity::Labels;
 use godwit_model::instance::{HostDefaults, Identity, machine_spec};
@@ -45,6 +46,7 @@ const ROUND_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Machines {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
+    pub(crate) floor: Arc<FloorKeeper>,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) telemetry: Telemetry,
@@ -83,7 +85,7 @@ impl Machines {
     /// # Errors
     /// The ledger's, when it can't be read; one machine that fails doesn't stop others.
     pub(crate) async fn round(self: &Arc<Self>) -> Result<(), LedgerError> {
-        let world = World::read(&self.ledger).await?;
+        let world = World::read(&self.ledger, &self.floor).await?;
         self.telemetry.stands(&world);
         for machine in world.machines.values() {
             if let Err(error) = self.keep(machine, &world).await {
@@ -99,7 +101,7 @@ impl Machines {
                 self.failed(id.as_str(), &error);
             }
         }
-        if world.stale_reservations().next().is_some() {
+        if !world.stale.is_empty() {
             self.give_back().await?;
         }
         Ok(())
@@ -246,7 +248,7 @@ impl Machines {
                 let owner = world.machines.get(&owner_key(object));
                 let home = home(hardware, object, owner);
                 let wanted = wanted((object, row), hardware, home.as_ref());
-                let placement = wanted.choose(&world.floor);
+                let placement = wanted.choose(&mut *self.floor.glance(&self.ledger).await?);
                 placement.chosen.is_none() && told::knows(object, &placement.summary())
             }
             Err(problem) => told::is_refused(object, problem),
@@ -280,7 +282,7 @@ impl Machines {
         let owner = owner.filter(|owner| vm::owner(&object) == Some(&owner.uid));
         let home = home(&hardware, &object, owner.as_ref());
         let wanted = wanted((&object, &row), &hardware, home.as_ref());
-        let placement = place::place(tx, wanted).await?;
+        let placement = place::place(tx, &self.floor, wanted).await?.placement;
         self.telemetry.placed(placement.chosen.is_some());
         let Placement {
             chosen: Some(node), ..

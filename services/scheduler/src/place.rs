@@ -1,8 +1,8 @@
-//! Placing: reads the nodes, asks the model, and holds the room, in one transaction.
+//! Placing: looks at the nodes, asks the model, and holds the room, in one transaction.
 
 use godwit_ledger::{
-    Floor, InstanceRow, Ledger, LedgerError, NewReservation, NodeRow, Object, ReservationRow,
-    Reserved, Tx, facts, labels,
+    FloorKeeper, InstanceRow, KeptFloor, Ledger, LedgerError, NewReservation, Object,
+    ReservationRow, Reserved, Tx, facts, labels,
 };
 use godwit_model::affinity::Labels;
 use godwit_model::machine::MachineSpec;
@@ -31,61 +31,92 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Where it goes on `floor`, and why not elsewhere.
-    pub(crate) fn choose(self, floor: &Floor) -> Placement {
+    /// Where it goes on `floor`; why not elsewhere is told only when it goes nowhere, since to say
+    /// that of every node of a large fleet takes longer than to choose one.
+    pub(crate) fn choose(self, floor: &mut KeptFloor) -> Placement {
         let source = self.job.and(self.instance.node.as_ref());
         let mut demand = Demand::new(self.spec, self.vmi, labels(self.object));
         demand.needs.selectors.push(self.added_selector.clone());
         demand.needs.accelerator = source
-            .and_then(|source| floor.nodes.iter().find(|node| node.name == *source))
+            .and_then(|source| floor.node(source))
             .map(|node| facts(node).accelerator);
-        floor.fleet().place(Ask {
+        let ask = Ask {
             machine: &self.instance.uid,
             demand: &demand,
             source,
             home: self.home,
             inbound_max: self.inbound_max,
-        })
+        };
+        let chosen = floor.fleet().choose(ask);
+        let verdicts = match chosen {
+            Some(_) => vec![],
+            None => floor.fleet().explain(ask),
+        };
+        Placement { chosen, verdicts }
     }
+}
+
+/// What was found for a machine: where it goes, and the agent there.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) placement: Placement,
+    /// Where the agent of the chosen node listens; empty when none was chosen.
+    pub(crate) agent_address: String,
 }
 
 /// Chooses a node for `wanted` and holds its room there; asked again for the same job it answers
-/// the same.
+/// the same. To be called before anything else of the nodes is written in this transaction.
 ///
 /// # Errors
 /// The ledger's.
-pub(crate) async fn place(tx: &mut Tx, wanted: Wanted<'_>) -> Result<Placement, LedgerError> {
-    let floor = Floor::read(tx).await?;
-    place_on(tx, &floor, wanted).await
+pub(crate) async fn place(
+    tx: &mut Tx,
+    keeper: &FloorKeeper,
+    wanted: Wanted<'_>,
+) -> Result<Found, LedgerError> {
+    let mut floor = keeper.current(tx).await?;
+    let held = floor.held_by(&wanted.instance.uid).iter();
+    let earlier: Vec<ReservationRow> = held.filter(|row| row.job.is_some()).cloned().collect();
+    let mut placement = choose_without(&mut floor, &earlier, wanted);
+    let again = earlier.iter().find(|row| row.job.as_ref() == wanted.job);
+    if let Some(held) = again {
+        placement.chosen = Some(held.node.clone());
+    }
+    let node = placement.chosen.as_ref().and_then(|name| floor.node(name));
+    let agent_address = node.map(|node| node.agent_address.clone());
+    drop(floor);
+    if again.is_none() {
+        // A machine has one open migration, so what an earlier one left is nobody's.
+        for row in &earlier {
+            tx.reservation_release(&row.machine, &row.node).await?;
+        }
+        if let Some(node) = &placement.chosen {
+            hold(tx, wanted, node).await?;
+        }
+    }
+    Ok(Found {
+        placement,
+        agent_address: agent_address.unwrap_or_default(),
+    })
 }
 
-/// As [`place`], on a floor that this transaction has read.
-async fn place_on(
-    tx: &mut Tx,
-    floor: &Floor,
+/// Chooses as if nothing of `earlier` were held, and leaves the floor as it was.
+fn choose_without(
+    floor: &mut KeptFloor,
+    earlier: &[ReservationRow],
     wanted: Wanted<'_>,
-) -> Result<Placement, LedgerError> {
-    let earlier: Vec<&ReservationRow> = floor
-        .reservations
-        .iter()
-        .filter(|row| row.machine == wanted.instance.uid && row.job.is_some())
-        .collect();
-    for row in &earlier {
+) -> Placement {
+    let demand = floor.fleet().demand(&wanted.instance.uid).cloned();
+    for row in earlier {
         floor.fleet().release(&row.machine, &row.node);
     }
-    let mut placement = wanted.choose(floor);
-    if let Some(held) = earlier.iter().find(|row| row.job.as_ref() == wanted.job) {
-        placement.chosen = Some(held.node.clone());
-        return Ok(placement);
+    let placement = wanted.choose(floor);
+    if let Some(demand) = demand {
+        for row in earlier {
+            floor.fleet().hold(&row.machine, &demand, &row.node, true);
+        }
     }
-    // A machine has one open migration, so what an earlier one left is nobody's.
-    for row in &earlier {
-        tx.reservation_release(&row.machine, &row.node).await?;
-    }
-    if let Some(node) = &placement.chosen {
-        hold(tx, wanted, node).await?;
-    }
-    Ok(placement)
+    placement
 }
 
 async fn hold(tx: &mut Tx, wanted: Wanted<'_>, node: &NodeName) -> Result<(), LedgerError> {
@@ -112,7 +143,7 @@ async fn hold(tx: &mut Tx, wanted: Wanted<'_>, node: &NodeName) -> Result<(), Le
 /// `FailedPrecondition` when the machine or the migration is over, `Aborted` when somebody else
 /// drives the migration, `Unavailable` when the ledger can't be used.
 pub(crate) async fn reserve(
-    ledger: &Ledger,
+    (ledger, keeper): (&Ledger, &FloorKeeper),
     (machine, job): (&MachineId, &JobId),
     request: ReserveRequest,
 ) -> Result<ReserveResponse, Status> {
@@ -137,13 +168,11 @@ pub(crate) async fn reserve(
         added_selector: &added,
         inbound_max: request.inbound_max,
     };
-    let floor = Floor::read(&mut tx).await.map_err(unavailable)?;
-    let placed = place_on(&mut tx, &floor, wanted).await;
-    let placement = placed.map_err(unavailable)?;
+    let found = place(&mut tx, keeper, wanted).await.map_err(unavailable)?;
     failpoint!("ledger.reserve.before");
     tx.commit().await.map_err(unavailable)?;
     failpoint!("ledger.reserve.after");
-    Ok(response(&placement, &floor.nodes))
+    Ok(response(found))
 }
 
 async fn check_job(
@@ -163,14 +192,15 @@ async fn check_job(
     }
 }
 
-fn response(placement: &Placement, nodes: &[NodeRow]) -> ReserveResponse {
+fn response(found: Found) -> ReserveResponse {
+    let Found {
+        placement,
+        agent_address,
+    } = found;
     let chosen = placement.chosen.as_ref();
-    let node = nodes.iter().find(|node| Some(&node.name) == chosen);
     ReserveResponse {
         node: chosen.map(ToString::to_string).unwrap_or_default(),
-        agent_address: node
-            .map(|node| node.agent_address.clone())
-            .unwrap_or_default(),
+        agent_address,
         summary: placement.summary(),
         verdicts: placement
             .verdicts

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_ledger::{FloorKeeper, Ledger, LedgerConfig};
 use godwit_model::{JobId, MachineId, NodeName};
 use godwit_rpc::inventory::v1::inventory_server::{Inventory as InventoryApi, InventoryServer};
 use godwit_rpc::inventory::v1::{HostReport, HostReportResponse};
@@ -29,6 +29,7 @@ use crate::telemetry::Telemetry;
 #[derive(Clone)]
 struct Doors {
     ledger: Ledger,
+    floor: Arc<FloorKeeper>,
     inventory: Arc<Inventory>,
     agents: Arc<Agents>,
 }
@@ -83,7 +84,7 @@ impl PlacementApi for Doors {
         let invalid = |error: godwit_model::InvalidId| Status::invalid_argument(error.to_string());
         let machine = MachineId::parse(request.machine.clone()).map_err(invalid)?;
         let job = JobId::parse(request.job.clone()).map_err(invalid)?;
-        place::reserve(&self.ledger, (&machine, &job), request)
+        place::reserve((&self.ledger, &self.floor), (&machine, &job), request)
             .await
             .map(Response::new)
     }
@@ -135,8 +136,10 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     readiness.set("ledger", true);
     let inventory = Arc::new(Inventory::new(config.node_silence()));
     let agents = Arc::new(Agents::new(identity.clone()));
+    let floor = Arc::new(FloorKeeper::default());
     let doors = Doors {
         ledger: ledger.clone(),
+        floor: Arc::clone(&floor),
         inventory: Arc::clone(&inventory),
         agents: Arc::clone(&agents),
     };
@@ -154,6 +157,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         agents,
         config,
         ledger,
+        floor,
         inventory,
         telemetry: Telemetry::new(&metrics),
         shutdown,

@@ -161,10 +161,12 @@ impl Telemetry {
             family.clear();
         }
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        for node in &world.floor.nodes {
-            let held = world.floor.reservations.iter();
-            let held = held.filter(|row| row.node == node.name);
-            let held: u64 = held.map(|row| row.memory_bytes.0).sum();
+        for node in world.nodes.values() {
+            let held = world
+                .memory_held
+                .get(&node.name)
+                .copied()
+                .unwrap_or_default();
             let labels = Node {
                 node: node.name.to_string(),
             };

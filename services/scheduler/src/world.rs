@@ -6,7 +6,8 @@
 use std::collections::{HashMap, HashSet};
 
 use godwit_ledger::{
-    Floor, InstanceRow, JobRow, Ledger, LedgerError, NodeRow, Object, ObjectKey, ReservationRow,
+    FloorKeeper, InstanceRow, JobRow, KeptFloor, Ledger, LedgerError, NodeRow, Object, ObjectKey,
+    ReservationRow,
 };
 use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::Value;
@@ -27,7 +28,11 @@ pub(crate) struct World {
     pub(crate) fences: Vec<Object>,
     pub(crate) rows: HashMap<MachineId, InstanceRow>,
     pub(crate) jobs: Vec<JobRow>,
-    pub(crate) floor: Floor,
+    pub(crate) nodes: HashMap<NodeName, NodeRow>,
+    /// Memory that is held on each node, in bytes.
+    pub(crate) memory_held: HashMap<NodeName, u64>,
+    /// Room that is held for migrations that are over.
+    pub(crate) stale: Vec<ReservationRow>,
     /// The cluster's eviction strategy.
     pub(crate) eviction_strategy: Option<String>,
     migrating: HashSet<MachineId>,
@@ -40,7 +45,7 @@ impl World {
     ///
     /// # Errors
     /// The ledger's.
-    pub(crate) async fn read(ledger: &Ledger) -> Result<Self, LedgerError> {
+    pub(crate) async fn read(ledger: &Ledger, keeper: &FloorKeeper) -> Result<Self, LedgerError> {
         let (machines, instances, rows, clusters, fences) = tokio::try_join!(
             ledger.list(MACHINES),
             ledger.list(INSTANCES),
@@ -48,12 +53,10 @@ impl World {
             ledger.list(KUBEVIRTS),
             ledger.list(FENCES),
         )?;
-        let (reservations, nodes, objects) =
-            tokio::try_join!(ledger.reservations(), ledger.nodes(), ledger.list("nodes"),)?;
+        let (nodes, memory_held, held) = look(&*keeper.glance(ledger).await?);
         // Last, so that a machine with a new owner is not without the job that brought it there.
         let jobs = ledger.jobs_open().await?;
         let rows = rows.into_iter().map(|row| (row.uid.clone(), row)).collect();
-        let floor = Floor::new(nodes, &objects, reservations, (&rows, &instances));
         Ok(Self {
             machines: machines
                 .into_iter()
@@ -68,8 +71,10 @@ impl World {
             fences,
             rows,
             migrating: jobs.iter().map(|job| job.machine.clone()).collect(),
+            stale: stale(&held, &jobs).cloned().collect(),
             jobs,
-            floor,
+            nodes,
+            memory_held,
             eviction_strategy: eviction_strategy(&clusters),
         })
     }
@@ -81,7 +86,7 @@ impl World {
 
     /// The node of that name.
     pub(crate) fn node(&self, name: &NodeName) -> Option<&NodeRow> {
-        self.floor.nodes.iter().find(|node| node.name == *name)
+        self.nodes.get(name)
     }
 
     /// The instance that has the name of `machine`, whoever owns it.
@@ -89,11 +94,24 @@ impl World {
         let at = *self.names.get(&instance_key(machine))?;
         self.instances.get(at)
     }
+}
 
-    /// Room that is held for migrations that are over.
-    pub(crate) fn stale_reservations(&self) -> impl Iterator<Item = &ReservationRow> {
-        stale(&self.floor.reservations, &self.jobs)
+/// The nodes, the memory that is held on each, and what is held for migrations.
+fn look(
+    floor: &KeptFloor,
+) -> (
+    HashMap<NodeName, NodeRow>,
+    HashMap<NodeName, u64>,
+    Vec<ReservationRow>,
+) {
+    let nodes = floor.nodes();
+    let nodes = nodes.map(|node| (node.name.clone(), node.clone()));
+    let mut memory_held = HashMap::new();
+    for row in floor.reservations() {
+        *memory_held.entry(row.node.clone()).or_default() += row.memory_bytes.0;
     }
+    let held = floor.reservations().filter(|row| row.job.is_some());
+    (nodes.collect(), memory_held, held.cloned().collect())
 }
 
 /// Key of the instance of the virtual machine `machine`.
@@ -106,10 +124,11 @@ pub(crate) fn stale<'a>(
     reservations: &'a [ReservationRow],
     jobs: &'a [JobRow],
 ) -> impl Iterator<Item = &'a ReservationRow> {
-    let is_over = |id: &JobId| !jobs.iter().any(|job| job.id == *id);
+    let open: HashSet<&JobId> = jobs.iter().map(|job| &job.id).collect();
+    let is_over = move |id: &JobId| !open.contains(id);
     reservations
         .iter()
-        .filter(move |row| row.job.as_ref().is_some_and(is_over))
+        .filter(move |row| row.job.as_ref().is_some_and(&is_over))
 }
 
 fn eviction_strategy(clusters: &[Object]) -> Option<String> {

@@ -506,7 +506,7 @@ pub(super) async fn reserve(
         inbound_max: 2,
         ..Default::default()
     };
-    crate::place::reserve(&machines.ledger, (machine, job), request)
+    crate::place::reserve((&machines.ledger, &machines.floor), (machine, job), request)
         .await
         .map(|answer| answer.node)
 }
@@ -523,6 +523,7 @@ async fn copy(url: &str, config: Config, shutdown: CancellationToken) -> Arc<Mac
     Arc::new(Machines {
         inventory: Arc::new(Inventory::new(config.node_silence())),
         config,
+        floor: Arc::default(),
         ledger: connect(url).await,
         agents: Arc::new(Agents::new(None)),
         telemetry: Telemetry::default(),

@@ -1,0 +1,295 @@
+//! The floor in memory: read whole once, and from then on only what changed of it.
+//!
+//! It never runs ahead of the ledger: what a transaction writes is taken in when it is read back,
+//! after the commit. So one that rolls back leaves nothing behind, and several services may keep a
+//! floor each. The ledger's constraints have the last word.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use godwit_model::machine::MachineSpec;
+use godwit_model::placement::Fleet;
+use godwit_model::vmi::VmiSpec;
+use godwit_model::{MachineId, NodeName};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+use uuid::Uuid;
+
+use crate::convert::{self, At, bigint};
+use crate::floor::{NODES, candidate, facts, labels_of, placed_by};
+use crate::tx::Statement;
+use crate::{Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx, node, object, reservation};
+
+/// Changes read at a time.
+const CHANGES_BATCH: i64 = 1000;
+
+const NEWEST: &str = "SELECT seq, changed_at FROM floor_change ORDER BY seq DESC LIMIT 1";
+const HORIZON: &str = "SELECT seq FROM floor_horizon";
+const NODE_ROWS: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
+    facts, heartbeat_at FROM node WHERE name = ANY($1)";
+const NODE_OBJECTS: &str = "SELECT uid, resource, namespace, name, metadata, body, status, \
+    revision FROM object WHERE resource = 'nodes' AND namespace = '' AND name = ANY($1)";
+const HOLDERS: &str = "SELECT reservation.machine, reservation.node, job, memory_bytes, cpu_milli, \
+    instance.machine AS spec, metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
+    FROM reservation JOIN instance ON instance.uid = reservation.machine \
+    LEFT JOIN object ON object.uid = reservation.machine";
+const HOLDERS_OF: &str = "SELECT reservation.machine, reservation.node, job, memory_bytes, \
+    cpu_milli, instance.machine AS spec, metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
+    FROM reservation JOIN instance ON instance.uid = reservation.machine \
+    LEFT JOIN object ON object.uid = reservation.machine \
+    WHERE reservation.machine = ANY($1)";
+
+/// Keeps the floor of one process.
+#[derive(Debug, Default)]
+pub struct FloorKeeper(Mutex<Option<KeptFloor>>);
+
+/// The nodes, what is held on them, and by whom, as of the last look.
+#[derive(Debug, Default)]
+pub struct KeptFloor {
+    nodes: BTreeMap<NodeName, NodeRow>,
+    held: HashMap<MachineId, Vec<ReservationRow>>,
+    fleet: Fleet,
+    /// The newest change that is in here, and when it was written; `None` where there was none.
+    seq: i64,
+    at: Option<Timestamp>,
+}
+
+/// The ledger, with or without its lock.
+enum Reader<'a> {
+    Ledger(&'a Ledger),
+    Tx(&'a mut Tx),
+}
+
+impl Reader<'_> {
+    async fn fetch_all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>, LedgerError> {
+        match self {
+            Self::Ledger(ledger) => ledger.fetch_all(statement).await,
+            Self::Tx(tx) => tx.fetch_all(statement).await,
+        }
+    }
+}
+
+impl FloorKeeper {
+    /// The floor as this transaction sees it, which has written nothing of it yet. Nobody else uses
+    /// it until the answer is dropped.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn current(
+        &self,
+        tx: &mut Tx,
+    ) -> Result<MappedMutexGuard<'_, KeptFloor>, LedgerError> {
+        self.follow(Reader::Tx(tx)).await
+    }
+
+    /// The floor without the ledger's lock: good enough to look, not to act on.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn glance(
+        &self,
+        ledger: &Ledger,
+    ) -> Result<MappedMutexGuard<'_, KeptFloor>, LedgerError> {
+        self.follow(Reader::Ledger(ledger)).await
+    }
+
+    async fn follow(
+        &self,
+        mut reader: Reader<'_>,
+    ) -> Result<MappedMutexGuard<'_, KeptFloor>, LedgerError> {
+        let mut guard = self.0.lock().await;
+        // Whoever is cut off in the middle leaves nothing, and the next reads all.
+        let kept = match guard.take() {
+            Some(mut kept) => kept.catch_up(&mut reader).await?.then_some(kept),
+            None => None,
+        };
+        let kept = match kept {
+            Some(kept) => kept,
+            None => KeptFloor::load(&mut reader).await?,
+        };
+        Ok(MutexGuard::map(guard, |place| place.insert(kept)))
+    }
+}
+
+impl KeptFloor {
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRow> {
+        self.nodes.values()
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &NodeName) -> Option<&NodeRow> {
+        self.nodes.get(name)
+    }
+
+    /// What a machine holds.
+    pub fn held_by(&self, machine: &MachineId) -> &[ReservationRow] {
+        self.held.get(machine).map_or(&[], Vec::as_slice)
+    }
+
+    /// All that is held.
+    pub fn reservations(&self) -> impl Iterator<Item = &ReservationRow> {
+        self.held.values().flatten()
+    }
+
+    /// All of it, for choices. Whoever changes it changes it back.
+    pub fn fleet(&mut self) -> &mut Fleet {
+        &mut self.fleet
+    }
+
+    async fn load(reader: &mut Reader<'_>) -> Result<Self, LedgerError> {
+        let mut kept = Self::default();
+        // First, so that whatever changes meanwhile is looked at again.
+        let newest = reader.fetch_all(sqlx::query(NEWEST)).await?;
+        match newest.first() {
+            Some(row) => kept.read_to(row)?,
+            None => {
+                let horizon = reader.fetch_all(sqlx::query(HORIZON)).await?;
+                let horizon = horizon.first().ok_or(sqlx::Error::RowNotFound)?;
+                kept.seq = horizon.try_get("seq")?;
+            }
+        }
+        let rows = reader.fetch_all(sqlx::query(node::LIST)).await?;
+        let objects = reader.fetch_all(object::list(NODES)).await?;
+        kept.set_nodes(&rows, &objects)?;
+        for row in reader.fetch_all(sqlx::query(HOLDERS)).await? {
+            kept.hold(&row)?;
+        }
+        Ok(kept)
+    }
+
+    fn read_to(&mut self, row: &PgRow) -> Result<(), LedgerError> {
+        self.seq = row.try_get("seq")?;
+        self.at = row.try_get::<Option<At>, _>("changed_at")?.map(|at| at.0);
+        Ok(())
+    }
+
+    /// Takes in what changed. Answers false when that isn't known, and all has to be read again.
+    async fn catch_up(&mut self, reader: &mut Reader<'_>) -> Result<bool, LedgerError> {
+        loop {
+            let statement = sqlx::query(include_str!("../queries/floor_changes.sql"))
+                .bind(self.seq)
+                .bind(self.at.map(At))
+                .bind(CHANGES_BATCH);
+            let rows = reader.fetch_all(statement).await?;
+            let (mut nodes, mut machines) = (HashSet::new(), HashSet::new());
+            for row in &rows {
+                if !row.try_get::<bool, _>("known")? {
+                    return Ok(false);
+                }
+                if row.try_get::<Option<i64>, _>("seq")?.is_some() {
+                    nodes.extend(row.try_get::<Option<String>, _>("node")?);
+                    machines.extend(row.try_get::<Option<Uuid>, _>("machine")?);
+                    self.read_to(row)?;
+                }
+            }
+            let nodes: Vec<String> = nodes.into_iter().collect();
+            if !nodes.is_empty() && !self.look_at_nodes(reader, &nodes).await? {
+                return Ok(false);
+            }
+            let machines: Vec<Uuid> = machines.into_iter().collect();
+            if !machines.is_empty() {
+                self.look_at_machines(reader, &machines).await?;
+            }
+            if rows.len() < usize::try_from(CHANGES_BATCH).unwrap_or(usize::MAX) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Answers false when a node is of another kind, which its machines are placed by.
+    async fn look_at_nodes(
+        &mut self,
+        reader: &mut Reader<'_>,
+        names: &[String],
+    ) -> Result<bool, LedgerError> {
+        let rows = reader.fetch_all(sqlx::query(NODE_ROWS).bind(names)).await?;
+        let statement = sqlx::query(NODE_OBJECTS).bind(names);
+        let objects = reader.fetch_all(statement).await?;
+        let accelerator =
+            |kept: &Self, name: &NodeName| kept.node(name).map(|node| facts(node).accelerator);
+        let names = names.iter().filter_map(|name| NodeName::parse(name).ok());
+        let before: Vec<(NodeName, Option<String>)> = names
+            .map(|name| (name.clone(), accelerator(self, &name)))
+            .collect();
+        for (name, _) in &before {
+            self.nodes.remove(name);
+        }
+        self.set_nodes(&rows, &objects)?;
+        let mut same = true;
+        for (name, old) in &before {
+            match accelerator(self, name) {
+                None => self.fleet.node_remove(name),
+                new => same &= old.is_none() || *old == new,
+            }
+        }
+        Ok(same)
+    }
+
+    fn set_nodes(&mut self, rows: &[PgRow], objects: &[PgRow]) -> Result<(), LedgerError> {
+        let mut known = HashMap::new();
+        for row in objects {
+            let object = Object::read(row)?;
+            known.insert(object.key.name.clone(), object);
+        }
+        for row in rows {
+            let node = node::read(row)?;
+            self.fleet
+                .node_set(candidate(&node, known.get(node.name.as_str())));
+            self.nodes.insert(node.name.clone(), node);
+        }
+        Ok(())
+    }
+
+    async fn look_at_machines(
+        &mut self,
+        reader: &mut Reader<'_>,
+        machines: &[Uuid],
+    ) -> Result<(), LedgerError> {
+        let rows = reader
+            .fetch_all(sqlx::query(HOLDERS_OF).bind(machines))
+            .await?;
+        for machine in machines {
+            let machine = MachineId::parse(machine.to_string());
+            let machine = machine.map_err(|error| convert::broken("machine", error))?;
+            for held in self.held.remove(&machine).unwrap_or_default() {
+                self.fleet.release(&machine, &held.node);
+            }
+        }
+        rows.iter().try_for_each(|row| self.hold(row))
+    }
+
+    fn hold(&mut self, row: &PgRow) -> Result<(), LedgerError> {
+        let held = reservation::read(row)?;
+        let spec: Option<Json<MachineSpec>> = row.try_get("spec")?;
+        let vmi: Option<Value> = row.try_get("vmi")?;
+        let labels: Option<Value> = row.try_get("labels")?;
+        let vmi = vmi.and_then(|vmi| VmiSpec::deserialize(&vmi).ok());
+        let vmi = vmi.map(|vmi| (vmi, labels_of(&labels.unwrap_or_default())));
+        let mut demand = placed_by(&held, spec.as_deref(), vmi);
+        let node = self.nodes.get(&held.node);
+        demand.needs.accelerator = node.map(|node| facts(node).accelerator);
+        self.fleet
+            .hold(&held.machine, &demand, &held.node, held.job.is_some());
+        self.held
+            .entry(held.machine.clone())
+            .or_default()
+            .push(held);
+        Ok(())
+    }
+}
+
+impl Ledger {
+    /// Forgets all but the newest `kept` changes of the floor. Who has not read them reads all anew.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn floor_changes_prune(&self, kept: u64) -> Result<(), LedgerError> {
+        let statement = sqlx::query("SELECT floor_changes_prune($1)").bind(bigint(kept));
+        self.fetch_one(statement).await.map(drop)
+    }
+}
