@@ -233,7 +233,7 @@ impl Driver<'_> {
 
 fn instance(number: usize) -> NewObject {
     NewObject {
-        key: ObjectKey::new(INSTANCES, NAMESPACE, &format!("vm{number:06}")),
+        key: ObjectKey::new(INSTANCES, NAMESPACE, format!("vm{number:06}")),
         uid: None,
         metadata: json!({"labels": {"app": format!("app{}", number % 500)}}),
         body: json!({"spec": {
@@ -259,7 +259,7 @@ fn instance(number: usize) -> NewObject {
 
 fn maintenance(node: &NodeName, wave: usize) -> NewObject {
     NewObject {
-        key: ObjectKey::new(MAINTENANCES, "", &format!("{node}-{wave}")),
+        key: ObjectKey::new(MAINTENANCES, "", format!("{node}-{wave}")),
         uid: None,
         metadata: json!({}),
         body: json!({"spec": {"nodeName": node, "reason": "the bench's turn"}}),

@@ -11,8 +11,11 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Links {
     capacity: u64,
-    ends: Mutex<HashMap<(NodeName, Way), Vec<Arc<Notify>>>>,
+    ends: Mutex<Ends>,
 }
+
+/// Who is to hear when another copy comes to an end of a link, or goes.
+type Ends = HashMap<(NodeName, Way), Vec<Arc<Notify>>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
@@ -54,7 +57,7 @@ impl Links {
         leg
     }
 
-    fn ends(&self) -> MutexGuard<'_, HashMap<(NodeName, Way), Vec<Arc<Notify>>>> {
+    fn ends(&self) -> MutexGuard<'_, Ends> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -217,7 +217,7 @@ impl Drop for Plane {
     fn drop(&mut self) {
         for Running { service, process } in &self.services {
             if let Err(error) = process.stop() {
-                eprintln!("{} does not end: {error:#}", service.name);
+                tracing::warn!(service = service.name, "does not end: {error:#}");
             }
         }
     }
