@@ -4,6 +4,7 @@
 
 mod api_audit;
 mod api_authn;
+mod api_certificates;
 mod api_drain;
 mod api_env;
 mod api_history;

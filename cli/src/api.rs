@@ -1,12 +1,12 @@
-//! One question to the API, as the user of a kubeconfig.
+//! One question to the API, as the user of a kubeconfig or of a pod.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use http::{Request, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -22,17 +22,89 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Largest answer that is read: one object.
 const BODY_MAX: usize = 4 << 20;
 
+/// What is asked for.
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    /// The body and its form; `None` when there is none.
+    body: Option<(&'a str, &'a Value)>,
+}
+
 /// Asks for `path`, such as `/version`. Answers the body, JSON.
 ///
 /// # Errors
 /// When the API can't be reached within 10 s, is not whom the authority vouches for, or refuses;
 /// then the text says why in its words.
 pub async fn get(access: &Access, path: &str) -> anyhow::Result<Bytes> {
-    let answer = tokio::time::timeout(ANSWER_MAX, ask(access, path)).await;
+    call(access, (Method::GET, path), None).await
+}
+
+/// As [`get`], and answers `None` when there is no such thing.
+///
+/// # Errors
+/// As [`get`].
+pub async fn find(access: &Access, path: &str) -> anyhow::Result<Option<Bytes>> {
+    let ask = Ask {
+        method: Method::GET,
+        path,
+        body: None,
+    };
+    match answer(access, ask).await? {
+        (StatusCode::NOT_FOUND, _) => Ok(None),
+        (status, body) => accepted(status, body).map(Some),
+    }
+}
+
+/// Makes an object of the collection at `path`. Answers it as it is stored.
+///
+/// # Errors
+/// As [`get`]. After a silence of 10 s it may have been made all the same.
+pub async fn create(access: &Access, path: &str, object: &Value) -> anyhow::Result<Bytes> {
+    let body = ("application/json", object);
+    call(access, (Method::POST, path), Some(body)).await
+}
+
+/// Makes the object at `path`, which has a query, or changes it: server-side apply.
+///
+/// # Errors
+/// As [`create`].
+pub async fn apply(access: &Access, path: &str, object: &Value) -> anyhow::Result<Bytes> {
+    // JSON is YAML.
+    let body = ("application/apply-patch+yaml", object);
+    call(access, (Method::PATCH, path), Some(body)).await
+}
+
+async fn call(
+    access: &Access,
+    (method, path): (Method, &str),
+    body: Option<(&str, &Value)>,
+) -> anyhow::Result<Bytes> {
+    let (status, body) = answer(access, Ask { method, path, body }).await?;
+    accepted(status, body)
+}
+
+fn accepted(status: StatusCode, body: Bytes) -> anyhow::Result<Bytes> {
+    if status.is_success() {
+        return Ok(body);
+    }
+    match message(&body) {
+        Some(message) => bail!("{message}"),
+        None => bail!("the server answers {status}"),
+    }
+}
+
+/// What a Status says.
+fn message(body: &Bytes) -> Option<String> {
+    let said: Value = serde_json::from_slice(body).ok()?;
+    said["message"].as_str().map(str::to_owned)
+}
+
+async fn answer(access: &Access, ask: Ask<'_>) -> anyhow::Result<(StatusCode, Bytes)> {
+    let answer = tokio::time::timeout(ANSWER_MAX, exchange(access, ask)).await;
     answer.context("no answer within 10 s")?
 }
 
-async fn ask(access: &Access, path: &str) -> anyhow::Result<Bytes> {
+async fn exchange(access: &Access, ask: Ask<'_>) -> anyhow::Result<(StatusCode, Bytes)> {
     let uri: Uri = access
         .server
         .parse()
@@ -53,27 +125,25 @@ async fn ask(access: &Access, path: &str) -> anyhow::Result<Bytes> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let mut request = Request::get(format!("{}{path}", uri.path().trim_end_matches('/')))
+    let path = format!("{}{}", uri.path().trim_end_matches('/'), ask.path);
+    let mut request = Request::builder()
+        .method(ask.method)
+        .uri(path)
         .header(header::HOST, format!("{host}:{port}"))
         .header(header::ACCEPT, "application/json");
+    if let Some((form, _)) = ask.body {
+        request = request.header(header::CONTENT_TYPE, form);
+    }
     if let Some(token) = &access.token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
-    let answer = sender
-        .send_request(request.body(Empty::<Bytes>::new())?)
-        .await?;
+    let body = ask.body.map(|(_, object)| object.to_string());
+    let body = Full::new(Bytes::from(body.unwrap_or_default()));
+    let answer = sender.send_request(request.body(body)?).await?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), BODY_MAX).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?;
-    let body = body.to_bytes();
-    if !status.is_success() {
-        let said: Value = serde_json::from_slice(&body).unwrap_or_default();
-        match said["message"].as_str() {
-            Some(message) => bail!("{message}"),
-            None => bail!("the server answers {status}"),
-        }
-    }
-    Ok(body)
+    Ok((status, body.to_bytes()))
 }
 
 fn tls(access: &Access) -> anyhow::Result<ClientConfig> {

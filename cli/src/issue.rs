@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::certificates::{Ca, Subject, write_private};
 
 /// Every service but the agents, by role.
-const SERVICES: [&str; 4] = [
+pub(crate) const SERVICES: [&str; 4] = [
     "api-gateway",
     "scheduler",
     "migration-coordinator",
@@ -20,7 +20,10 @@ const SERVICES: [&str; 4] = [
 /// The group that may do everything.
 const ADMINS: &str = "system:masters";
 /// The user that the kubeconfig is for.
-const ADMIN: &str = "admin";
+pub(crate) const ADMIN: &str = "admin";
+
+/// Longest `--secrets`: the names that are made of it must be names of Kubernetes.
+const SECRET_NAME_MAX: usize = 200;
 
 /// What to issue.
 #[derive(Debug, Args)]
@@ -37,6 +40,12 @@ pub struct Certificates {
     /// URL of the API in the administrator's kubeconfig.
     #[arg(long, value_name = "URL", default_value = "https://localhost:6443")]
     pub server: String,
+    /// In a pod: keep all in the Secrets NAME-authority, NAME-tls and NAME-node-tls as well.
+    ///
+    /// They are made in the pod's namespace, as its ServiceAccount. An authority that is there
+    /// already is used again.
+    #[arg(long, value_name = "NAME", value_parser = secret)]
+    pub secrets: Option<String>,
 }
 
 /// A name and the addresses that belong to it.
@@ -65,6 +74,15 @@ fn named(text: &str) -> Result<Named, String> {
         name: name.to_owned(),
         addresses,
     })
+}
+
+fn secret(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let ends = text.starts_with('-') || text.ends_with('-');
+    if text.is_empty() || text.len() > SECRET_NAME_MAX || ends || !text.bytes().all(plain) {
+        return Err(format!("{text:?} can't begin the name of a Secret"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Issues a certificate for each service, each node and the administrator.
@@ -168,6 +186,7 @@ mod tests {
             nodes: vec![named("worker1=10.0.0.11,agent1").unwrap()],
             services: vec![named("api-gateway=godwit.example.com").unwrap()],
             server: "https://godwit.example.com:6443".into(),
+            secrets: None,
         }
     }
 

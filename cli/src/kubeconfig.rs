@@ -83,6 +83,37 @@ pub struct Access {
     pub token: Option<String>,
 }
 
+/// Where a pod finds its ServiceAccount's token, the cluster's authority and its namespace.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+impl Access {
+    /// As the ServiceAccount of the pod that this runs in, with the pod's namespace.
+    ///
+    /// # Errors
+    /// When this runs in no pod, or in one without a token.
+    pub fn of_pod() -> anyhow::Result<(Self, String)> {
+        let address = |name: &str| std::env::var(name).with_context(|| format!("read {name}"));
+        let host = address("KUBERNETES_SERVICE_HOST").context("this is no pod of Kubernetes")?;
+        let port = address("KUBERNETES_SERVICE_PORT")?;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
+        let file = |name: &str| {
+            let path = Path::new(SERVICE_ACCOUNT).join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        };
+        let access = Self {
+            server: format!("https://{host}:{port}"),
+            authority: file("ca.crt")?.into_bytes(),
+            certificate: None,
+            token: Some(file("token")?.trim().to_owned()),
+        };
+        Ok((access, file("namespace")?.trim().to_owned()))
+    }
+}
+
 impl Kubeconfig {
     /// Reads `given`, or the first existing file of `KUBECONFIG`, or `~/.kube/config`.
     ///

@@ -6,6 +6,8 @@ pub mod certificates;
 pub mod history;
 pub mod issue;
 pub mod kubeconfig;
+pub mod migrate;
 pub mod output;
 pub mod project;
+pub mod secrets;
 pub mod version;

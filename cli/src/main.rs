@@ -9,10 +9,11 @@ use clap::{Args, Parser, Subcommand};
 use godwit_cli::audit::{Audit, Outcome, audit};
 use godwit_cli::history::{History, history};
 use godwit_cli::issue::{Certificates, issue};
-use godwit_cli::kubeconfig::Kubeconfig;
+use godwit_cli::kubeconfig::{Access, Kubeconfig};
+use godwit_cli::migrate::{Migrate, migrate};
 use godwit_cli::output::Output;
-use godwit_cli::project;
 use godwit_cli::version::{ServerVersion, of_server};
+use godwit_cli::{project, secrets};
 use godwit_runtime::build;
 use serde_json::json;
 
@@ -45,6 +46,11 @@ enum Command {
         --node worker1=10.0.0.11 --node worker2=10.0.0.12 \\\n      \
         --service api-gateway=godwit.example.com --server https://godwit.example.com:6443")]
     Certificates(Certificates),
+    /// Bring the ledger's schema up to this build, and end.
+    ///
+    /// Every service does that at its start, one at a time. This is for a database in which the
+    /// services may not change the schema. Ends well when nothing is missing.
+    Migrate(Migrate),
     /// Check that everything that must hold does hold; read only.
     ///
     /// Reads the ledger, asks every agent what is really on its host, and compares. Ends with 0
@@ -89,6 +95,9 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse_from(arguments()).command {
         Command::Version(wanted) => version(&wanted),
         Command::Certificates(wanted) => certificates(&wanted),
+        Command::Migrate(wanted) => runtime()
+            .and_then(|runtime| runtime.block_on(migrate(&wanted)))
+            .map(|()| print("the schema is up to date")),
         Command::Audit(wanted) => return check(&wanted),
         Command::History(wanted) => runtime()
             .and_then(|runtime| runtime.block_on(history(&wanted)))
@@ -173,7 +182,18 @@ fn server_version(wanted: &Version) -> anyhow::Result<ServerVersion> {
 }
 
 fn certificates(wanted: &Certificates) -> anyhow::Result<()> {
-    let files = issue(wanted)?;
+    let files = match &wanted.secrets {
+        None => issue(wanted)?,
+        Some(prefix) => {
+            let (access, namespace) = Access::of_pod()?;
+            let place = secrets::Place {
+                access: &access,
+                namespace: &namespace,
+                prefix,
+            };
+            runtime()?.block_on(secrets::issue_into(place, wanted))?
+        }
+    };
     print(&format!("{}: {}", wanted.dir.display(), files.join(", ")));
     Ok(())
 }
