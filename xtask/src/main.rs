@@ -1,6 +1,7 @@
-//! Automation: `cargo xtask lab, test, tidy, bench`.
+//! Automation: `cargo xtask lab, test, tidy, chart, bench`.
 
 mod bench;
+mod chart;
 mod fuzz;
 mod lab;
 mod mutants;
@@ -41,6 +42,9 @@ enum Command {
         #[arg(long, conflicts_with = "filter")]
         lab: bool,
     },
+    /// The Helm chart: lints it, renders it for each file of values in its folder `ci`, and checks
+    /// what comes out by schemas, security rules, the services' configuration, and golden files.
+    Chart(chart::Arguments),
     /// Takes one guard of the protocol away at a time: each has to make a check fail.
     Mutants,
     /// Who may import what, sizes, words.
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
             Some("fuzz") => fuzz::run(),
             filter => test::run(filter),
         },
+        Command::Chart(arguments) => chart::run(&arguments),
         Command::Mutants => mutants::run(),
         Command::Tidy => tidy::run(),
     };

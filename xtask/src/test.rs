@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use godwit_testkit::kubectl::{self, Release};
 
-use crate::{tidy, tools};
+use crate::{chart, tidy, tools};
 
 /// The suite that runs alone and last, with its output seen: it takes minutes, and the machine to
 /// itself. See `.config/nextest.toml` too.
@@ -32,6 +32,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     step("build", || {
         tools::cargo(&["build", "--workspace", "--all-targets"])
     })?;
+    if filter.is_none() {
+        step("chart", chart::check)?;
+    }
     step("tests", || tests(filter))?;
     if filter.is_none() {
         step("lab", lab_suite)?;

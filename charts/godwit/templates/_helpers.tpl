@@ -14,6 +14,14 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "godwit.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
+{{- define "godwit.serviceAccount" -}}
+{{- default (include "godwit.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
 {{/* A component's labels for selecting; takes (list root component). */}}
 {{- define "godwit.selectorLabels" -}}
 {{- $root := index . 0 -}}
@@ -39,7 +47,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- define "godwit.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $name := printf "%s/%s" $root.Values.image.registry $image.repository -}}
+{{- $registry := default $root.Values.image.registry $root.Values.global.imageRegistry -}}
+{{- $name := printf "%s/%s" $registry $image.repository -}}
 {{- if $image.digest -}}
 {{ $name }}@{{ $image.digest }}
 {{- else -}}
@@ -60,7 +69,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $name := printf "%s-scheduler" (include "godwit.fullname" .) -}}
 {{- $urls := list -}}
 {{- range $i := until (int .Values.scheduler.replicas) -}}
-{{- $urls = append $urls (printf "https://%s-%d.%s.%s.svc:7101" $name $i $name $.Release.Namespace) -}}
+{{- $urls = append $urls (printf "https://%s-%d.%s.%s.svc:7101" $name $i $name (include "godwit.namespace" $)) -}}
 {{- end -}}
 {{ toJson $urls }}
 {{- end -}}
@@ -70,10 +79,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $root := index . 0 -}}
 {{- $role := index . 1 -}}
 {{- $name := printf "%s-%s" (include "godwit.fullname" $root) $role -}}
-{{- $space := $root.Release.Namespace -}}
+{{- $space := include "godwit.namespace" $root -}}
 {{- $names := list $name (printf "%s.%s" $name $space) (printf "%s.%s.svc" $name $space) (printf "%s.%s.svc.cluster.local" $name $space) -}}
 {{- if eq $role "scheduler" -}}
-{{- $names = append $names (printf "*.%s.%s.svc" $name $space) -}}
+{{- $names = concat $names (list (printf "*.%s.%s.svc" $name $space)) $root.Values.scheduler.hostnames -}}
 {{- end -}}
 {{- if eq $role "api-gateway" -}}
 {{- $names = concat $names (list "localhost") $root.Values.gateway.hostnames -}}
@@ -81,18 +90,53 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ join "," $names }}
 {{- end -}}
 
-{{/* Whether the chart brings Postgres. */}}
-{{- define "godwit.ownPostgres" -}}
-{{- if and .Values.postgres.enabled (not .Values.database.existingSecret) (not .Values.database.url) -}}yes{{- end -}}
+{{/* Where the ledger is: secret, url, cloudNativePg, or own for the chart's Postgres. */}}
+{{- define "godwit.ledger" -}}
+{{- if .Values.database.existingSecret -}}secret
+{{- else if .Values.database.url -}}url
+{{- else if .Values.cloudNativePg.enabled -}}cloudNativePg
+{{- else if .Values.postgres.enabled -}}own
+{{- else -}}
+{{- fail "No Postgres: set database.existingSecret, database.url or cloudNativePg.enabled, or postgres.enabled for trying." -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "godwit.databaseSecret" -}}
-{{- if .Values.database.existingSecret -}}
+{{- $ledger := include "godwit.ledger" . -}}
+{{- if eq $ledger "secret" -}}
 {{ .Values.database.existingSecret }}
-{{- else if or .Values.database.url (include "godwit.ownPostgres" .) -}}
-{{ include "godwit.fullname" . }}-database
+{{- else if eq $ledger "cloudNativePg" -}}
+{{ include "godwit.fullname" . }}-ledger-app
 {{- else -}}
-{{- fail "No Postgres: set database.existingSecret or database.url, or postgres.enabled for trying." -}}
+{{ include "godwit.fullname" . }}-database
+{{- end -}}
+{{- end -}}
+
+{{/* Key of a service's Postgres URL; takes (list root role). */}}
+{{- define "godwit.databaseKey" -}}
+{{- $root := index . 0 -}}
+{{- $ledger := include "godwit.ledger" $root -}}
+{{- if eq $ledger "secret" -}}
+{{ index $root.Values.database.existingSecretKeys (index . 1) }}
+{{- else if eq $ledger "cloudNativePg" -}}uri
+{{- else -}}url
+{{- end -}}
+{{- end -}}
+
+{{/* Secrets with a file for each service, and for each host. */}}
+{{- define "godwit.tlsSecret" -}}
+{{- if eq .Values.tls.mode "selfMade" -}}
+{{ include "godwit.fullname" . }}-tls
+{{- else -}}
+{{ .Values.tls.existingSecret }}
+{{- end -}}
+{{- end -}}
+
+{{- define "godwit.agentTlsSecret" -}}
+{{- if eq .Values.tls.mode "selfMade" -}}
+{{ include "godwit.fullname" . }}-node-tls
+{{- else -}}
+{{ .Values.tls.existingAgentSecret }}
 {{- end -}}
 {{- end -}}
 
@@ -102,11 +146,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $role := index . 1 -}}
 - name: tls
   secret:
-    defaultMode: 0440
+    defaultMode: 288
     {{- if eq $root.Values.tls.mode "certManager" }}
     secretName: {{ include "godwit.fullname" $root }}-{{ $role }}-tls
     {{- else }}
-    secretName: {{ required "tls.existingSecret names the Secret with the certificates" $root.Values.tls.existingSecret }}
+    secretName: {{ include "godwit.tlsSecret" $root }}
     items:
       - {key: ca.crt, path: ca.crt}
       - {key: {{ $role }}.crt, path: tls.crt}
@@ -114,20 +158,23 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
     {{- end }}
 {{- end -}}
 
-{{/* What the Pod Security Standard "restricted" wants of a container. */}}
-{{- define "godwit.restricted" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{/* Annotations of a workload or Service: common ones and its own; takes (list root own). */}}
+{{- define "godwit.annotations" -}}
+{{- $all := merge (dict) (default (dict) (index . 1)) (index . 0).Values.commonAnnotations -}}
+{{- with $all -}}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
-{{/* What it wants of a pod. */}}
-{{- define "godwit.restrictedPod" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{/* Where a pod runs; takes its values. */}}
+{{- define "godwit.placement" -}}
+{{- $place := pick . "priorityClassName" "nodeSelector" "tolerations" "affinity" -}}
+{{- range $key, $value := $place -}}
+{{- if not $value -}}{{- $_ := unset $place $key -}}{{- end -}}
+{{- end -}}
+{{- with $place -}}
+{{ toYaml . }}
+{{- end -}}
 {{- end -}}
 
 {{/* Configuration that all services share, TOML; takes (list root adminPort). */}}
