@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # Images from one build: `services` with the control plane and the godwit command, `node-agent` with
-# QEMU, and `node-agent-lab` with the lab's guest as well. All are Debian 12, whose QEMU is 7.2.
+# QEMU, `node-agent-lab` with the lab's guest as well, and `demo`, which moves a machine of that lab.
+# All are Debian 12, whose QEMU is 7.2.
 #
 #   docker build --target services -t godwit/godwit .
 #   docker build --target node-agent -t godwit/godwit-node-agent .
@@ -27,6 +28,10 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo run --release --locked -p godwit-testkit --example lab_guest -- /guest
 
 FROM docker.io/library/debian:12-slim AS services
+# The api-gateway believes an OpenID issuer by the authorities of its host.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/godwit /out/godwit-api-gateway /out/godwit-scheduler \
     /out/godwit-migration-coordinator /out/godwit-maintenance-service /usr/local/bin/
 RUN ln -s godwit /usr/local/bin/kubectl-godwit
@@ -36,6 +41,14 @@ RUN install -d -o 65532 -g 65532 /tls
 ENV MALLOC_ARENA_MAX=2
 USER 65532:65532
 CMD ["godwit", "--help"]
+
+FROM docker.io/library/debian:12-slim AS demo
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends kubernetes-client \
+    && rm -rf /var/lib/apt/lists/*
+COPY --chmod=0755 examples/demo.sh /usr/local/bin/demo
+USER 65532:65532
+CMD ["demo", "https://api-gateway:6443"]
 
 FROM docker.io/library/debian:12-slim AS node-agent
 RUN apt-get update \
