@@ -51,8 +51,8 @@ const MUTANTS: [Mutant; 5] = [
     Mutant {
         guard: "the proof is sent only of a QEMU that completed",
         file: "crates/model/src/migration/source.rs",
-        from: "                self.deadline.get_or_insert(now + DEVICE_MAX);\n                vec![]",
-        to: "                self.deadline.get_or_insert(now + DEVICE_MAX);\n                vec![SourceEffect::SendProof]",
+        from: "                self.deadline.get_or_insert(due);\n                vec![]",
+        to: "                self.deadline.get_or_insert(due);\n                vec![SourceEffect::SendProof]",
         check: MODEL_CHECK,
     },
 ];

@@ -67,7 +67,7 @@ impl Server {
             .source(&job.machine, &job.job)
             .await
             .map_err(refused_half)?;
-        half.command(source::Order { event, copy: None })
+        half.command(source::Order::Event(event))
             .await
             .map_err(refused_half)
     }
@@ -247,10 +247,7 @@ impl Agent for Server {
         peer::require(&request, &[Role::MigrationCoordinator])?;
         let request = request.into_inner();
         let job = convert::job_ref(request.job.clone())?;
-        let order = source::Order {
-            event: SourceEvent::Start { epoch: job.epoch },
-            copy: Some(copy_order(request)?),
-        };
+        let order = source::Order::Start(job.epoch, copy_order(request)?);
         let half = self
             .host
             .source(&job.machine, &job.job)
@@ -271,6 +268,25 @@ impl Agent for Server {
             .source(&job, SourceEvent::Allow { epoch: job.epoch })
             .await?;
         Ok(source_response(&fact))
+    }
+
+    async fn raise_downtime_limit(
+        &self,
+        request: Request<wire::RaiseDowntimeLimitRequest>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        peer::require(&request, &[Role::MigrationCoordinator])?;
+        let request = request.into_inner();
+        let job = convert::job_ref(request.job)?;
+        let half = self
+            .host
+            .source(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
+        let limit = Duration::from_millis(request.downtime_limit_ms.into());
+        let order = source::Order::RaiseDowntime(job.epoch, limit);
+        Ok(source_response(
+            &half.command(order).await.map_err(refused_half)?,
+        ))
     }
 
     async fn cancel_copy(
@@ -345,6 +361,7 @@ fn copy_order(request: wire::StartCopyRequest) -> Result<CopyOrder, Status> {
             given => Duration::from_millis(given.into()),
         },
         auto_converge: limits.auto_converge,
+        at_once: false,
     })
 }
 

@@ -40,11 +40,14 @@ pub(crate) type Handle = Half<Order, SourceFact>;
 
 /// A command for a source half.
 #[derive(Debug)]
-pub(crate) struct Order {
-    /// What it is to the model.
-    pub(crate) event: SourceEvent,
-    /// Where to copy to; only with a start.
-    pub(crate) copy: Option<CopyOrder>,
+pub(crate) enum Order {
+    /// The copy shall begin.
+    Start(Epoch, CopyOrder),
+    /// Anything else that the model decides about.
+    Event(SourceEvent),
+    /// The blackout may take so long from this moment on. No matter of the model: it is no
+    /// permission.
+    RaiseDowntime(Epoch, Duration),
 }
 
 /// Where a copy goes and how.
@@ -62,14 +65,21 @@ pub(crate) struct CopyOrder {
     pub(crate) downtime: Duration,
     /// Whether QEMU may slow the guest down.
     pub(crate) auto_converge: bool,
+    /// Whether QEMU may plan for the longest stop from now on, rather than step by step.
+    #[serde(default)]
+    pub(crate) at_once: bool,
 }
 
 impl CopyOrder {
     /// What QEMU is told to keep to, when it has been resending for so long.
     fn limits(&self, resending: Duration) -> Limits {
+        let downtime = match self.at_once {
+            true => self.downtime,
+            false => planned_blackout(resending, self.downtime),
+        };
         Limits {
             bandwidth: BytesPerSecond(self.bandwidth),
-            downtime: planned_blackout(resending, self.downtime),
+            downtime,
             auto_converge: self.auto_converge,
         }
     }
@@ -217,12 +227,15 @@ impl Owner {
     }
 
     async fn command(&mut self, command: Command<Order, SourceFact>) -> Result<(), HalfError> {
-        let Command {
-            what: Order { event, copy },
-            reply,
-        } = command;
-        self.prepare(copy).await;
-        let outcome = self.feed(event).await;
+        let Command { what, reply } = command;
+        let outcome = match what {
+            Order::Start(epoch, copy) => {
+                self.prepare(copy).await;
+                self.feed(SourceEvent::Start { epoch }).await
+            }
+            Order::Event(event) => self.feed(event).await,
+            Order::RaiseDowntime(epoch, limit) => self.raise_downtime(epoch, limit).await,
+        };
         if self.line.half.state() == SourceState::Absent {
             // Refused before it began: the machine is nobody's.
             self.let_go().await;
@@ -243,8 +256,7 @@ impl Owner {
 
     /// Takes hold of the machine before the model is told to start a copy of it. What is in the way
     /// becomes the reason of a copy that ended, durably, rather than an answer that can be lost.
-    async fn prepare(&mut self, copy: Option<CopyOrder>) {
-        let Some(copy) = copy else { return };
+    async fn prepare(&mut self, copy: CopyOrder) {
         if self.line.half.state() != SourceState::Absent {
             return;
         }

@@ -359,6 +359,57 @@ async fn a_cancelled_copy_leaves_the_guest_running_at_home() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_never_ends_by_itself_ends_when_its_guest_may_stand_still() {
+    let lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    // What the guest writes each second takes longer than that to send.
+    lab.copy_stopping(&prepared, 8 << 20, 1).await;
+    lab.source.client().allow_switchover(job(1)).await.unwrap();
+    let raise = async |epoch: u64, downtime_limit_ms: u32| {
+        let request = RaiseDowntimeLimitRequest {
+            job: Some(job(epoch)),
+            downtime_limit_ms,
+        };
+        lab.source.client().raise_downtime_limit(request).await
+    };
+    let stale = raise(0, 2_000_000).await.unwrap_err();
+    assert_eq!(stale.code(), Code::Aborted);
+    // Lower than it is: nothing changes.
+    raise(1, 1).await.unwrap();
+    let copying = |fact: SourceFact| {
+        let passes = fact.progress.unwrap_or_default().passes;
+        (fact.state() == SourceState::Copying && passes > 2).then_some(())
+    };
+    eventually("passes without an end", async || {
+        lab.source_fact().await.and_then(copying)
+    })
+    .await;
+    for _ in 0..2 {
+        raise(1, 2_000_000).await.unwrap();
+    }
+    lab.target_running().await;
+    let source = lab.source_in(SourceState::Completed).await;
+    assert!(source.allowed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_longer_blackout_is_no_permission() {
+    let lab = Lab::running().await;
+    let prepared = lab.prepare().await.unwrap();
+    lab.copy_stopping(&prepared, 8 << 20, 1).await;
+    let request = RaiseDowntimeLimitRequest {
+        job: Some(job(1)),
+        downtime_limit_ms: 2_000_000,
+    };
+    let mut agent = lab.source.client();
+    agent.raise_downtime_limit(request).await.unwrap();
+    let source = lab.source_in(SourceState::Resumed).await;
+    assert!(source.reason.contains("no permission"), "{}", source.reason);
+    let target = lab.target_fact().await.unwrap();
+    assert_ne!(target.state(), TargetState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_permission_the_guest_never_leaves() {
     let lab = Lab::running().await;
     let prepared = lab.prepare().await.unwrap();

@@ -18,7 +18,8 @@ use std::time::Duration;
 /// QEMU has no timer of its own here and would keep the guest stopped for ever.
 pub const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Longest stop while the last pages and the devices travel before the copy is cancelled.
+/// Longest stop while the last pages and the devices travel before the copy is cancelled; more is
+/// given to a guest that was allowed a long blackout, see [`Source::bear`].
 ///
 /// QEMU waits without end for a silent target; a cancelled source resumes and can never complete.
 pub const DEVICE_MAX: Duration = Duration::from_secs(10);
@@ -146,6 +147,9 @@ pub struct Source {
     cancelling: bool,
     proof_taken: bool,
     reason: String,
+    /// What is added to [`DEVICE_MAX`].
+    #[serde(default)]
+    borne: Duration,
     /// Monotonic time at which a stop without end is cancelled.
     #[serde(skip)]
     deadline: Option<Duration>,
@@ -160,6 +164,7 @@ impl Default for Source {
             cancelling: false,
             proof_taken: false,
             reason: String::new(),
+            borne: Duration::ZERO,
             deadline: None,
         }
     }
@@ -194,6 +199,16 @@ impl Source {
     /// Monotonic time of the next [`SourceEvent::Tick`]; `None` when none is needed.
     pub const fn next_deadline(&self) -> Option<Duration> {
         self.deadline
+    }
+
+    /// Gives the last pages so much more time: what they are expected to need on their link. A
+    /// switchover that has begun keeps its deadline.
+    pub const fn bear(&mut self, blackout: Duration) {
+        self.borne = blackout;
+    }
+
+    const fn device_max(&self) -> Duration {
+        DEVICE_MAX.saturating_add(self.borne)
     }
 
     /// Takes one event at monotonic time `now`.
@@ -266,7 +281,7 @@ impl Source {
             }
             SourceState::Switching => {
                 self.allowed = true;
-                self.deadline = Some(now + DEVICE_MAX);
+                self.deadline = Some(now + self.device_max());
                 Ok(vec![
                     SourceEffect::Journal,
                     SourceEffect::ContinueSwitchover,
@@ -345,7 +360,8 @@ impl Source {
             CopyStatus::PreSwitchover => self.pre_switchover(now),
             CopyStatus::Device => {
                 self.state = SourceState::Switching;
-                self.deadline.get_or_insert(now + DEVICE_MAX);
+                let due = now + self.device_max();
+                self.deadline.get_or_insert(due);
                 vec![]
             }
             CopyStatus::Completed => self.completed(),
@@ -367,7 +383,7 @@ impl Source {
             return vec![SourceEffect::CancelCopy];
         }
         if self.allowed && first {
-            self.deadline = Some(now + DEVICE_MAX);
+            self.deadline = Some(now + self.device_max());
             return vec![SourceEffect::ContinueSwitchover];
         }
         if first {
@@ -460,7 +476,7 @@ impl Source {
         self.reason = if self.allowed {
             format!(
                 "the target did not confirm within {} s",
-                DEVICE_MAX.as_secs()
+                self.device_max().as_secs()
             )
         } else {
             format!(
@@ -535,6 +551,20 @@ mod tests {
         after(&mut half, SourceEvent::Copy(CopyStatus::Cancelled));
         assert_eq!(half.state(), SourceState::Resumed);
         assert!(half.reason().contains("no permission"));
+    }
+
+    #[test]
+    fn a_guest_that_may_stand_still_for_long_gets_the_time_that_its_last_pages_need() {
+        let mut half = copying();
+        let expected = Duration::from_secs(60);
+        half.bear(expected);
+        after(&mut half, SourceEvent::Allow { epoch: E1 });
+        after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover));
+        after(&mut half, SourceEvent::Copy(CopyStatus::Device));
+        let due = NOW + DEVICE_MAX + expected;
+        assert_eq!(half.next_deadline(), Some(due));
+        let effects = half.handle(SourceEvent::Tick, due).expect("a tick");
+        assert_eq!(effects, [Do::Journal, Do::CancelCopy]);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
+use godwit_model::Epoch;
+use godwit_model::migration::fact::Progress;
+use godwit_model::migration::grant::Refusal;
 use godwit_model::migration::source::{CopyStatus, SourceEvent, SourceState};
 use godwit_qemu::qmp::{MigrationInfo, MigrationStatus, RunState};
 use godwit_qemu::{Event, Qmp, QmpError, Stamped, migrate};
@@ -30,6 +33,9 @@ impl Owner {
                 let completed = *status == MigrationStatus::Completed;
                 if completed {
                     self.line.completed_at_us = Some(half::micros(&stamped));
+                }
+                if *status == MigrationStatus::PreSwitchover {
+                    self.bear_last_pages();
                 }
                 let status = self.status(*status).await;
                 self.feed(SourceEvent::Copy(status)).await?;
@@ -113,6 +119,46 @@ impl Owner {
                 warn!(%job, %error, "the copy goes on with a shorter blackout than allowed");
             }
         });
+    }
+
+    /// Lets QEMU plan for a blackout of `limit` at once. Under the epoch of an owner that was
+    /// replaced, or where nothing is copied, nothing changes.
+    pub(super) async fn raise_downtime(
+        &mut self,
+        epoch: Epoch,
+        limit: Duration,
+    ) -> Result<(), HalfError> {
+        let seen = self.line.half.epoch();
+        if epoch < seen {
+            return Err(Refusal::Fenced { mine: epoch, seen }.into());
+        }
+        let copying = self.line.half.state() == SourceState::Copying;
+        let Some(copy) = self.line.copy.as_mut().filter(|_| copying) else {
+            return Ok(());
+        };
+        let had = copy.limits(Duration::ZERO);
+        copy.downtime = limit.max(copy.downtime);
+        copy.at_once = true;
+        // A restarted agent goes on with it.
+        self.log.append(&self.line).await?;
+        self.resending = Some((Instant::now(), had));
+        self.plan_blackout();
+        Ok(())
+    }
+
+    /// Gives the last pages the time that they need by what was sent and is left, with a wide
+    /// margin, but no more than the guest may stand still.
+    fn bear_last_pages(&mut self) {
+        const MARGIN: u64 = 3;
+        let Some(copy) = &self.line.copy else { return };
+        let Progress {
+            remaining,
+            throughput,
+            ..
+        } = self.line.progress;
+        let needed = remaining.0.saturating_mul(MARGIN).checked_div(throughput);
+        let needed = needed.map_or(copy.downtime, Duration::from_secs);
+        self.line.half.bear(needed.min(copy.downtime));
     }
 
     /// Asks QEMU in a task of its own: it may be slow exactly when an event matters.

@@ -193,6 +193,13 @@ impl Agent for Door {
         never()
     }
 
+    async fn raise_downtime_limit(
+        &self,
+        _: Request<wire::RaiseDowntimeLimitRequest>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        never()
+    }
+
     async fn cancel_copy(
         &self,
         _: Request<wire::JobRef>,
