@@ -127,7 +127,7 @@ async fn a_good_end_is_read_once_with_its_numbers() {
 async fn an_end_that_commits_late_is_not_skipped() {
     let world = World::new().await;
     let ledger = &world.setup.ledger;
-    let mut experience = Experience::default();
+    let experience = Experience::default();
     assert_eq!(experience.follow(ledger).await.unwrap(), 0);
     let (early, late) = (
         world.nearly_over("early").await,
@@ -155,7 +155,7 @@ async fn an_end_that_commits_late_is_not_skipped() {
 async fn forecasts_follow_what_other_processes_recorded() {
     let world = World::new().await;
     let ledger = &world.setup.ledger;
-    let mut experience = Experience::default();
+    let experience = Experience::default();
     let mut history = slow_copy();
     history["forecastMs"] = Value::Null;
     let (_, machine) = world.end("vm1", history).await;

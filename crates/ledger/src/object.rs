@@ -214,6 +214,28 @@ impl Ledger {
         let row = self.fetch_optional(get(key)).await?;
         row.as_ref().map(Object::read).transpose()
     }
+
+    /// Two objects that are no events.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn get_two(&self, keys: [&ObjectKey; 2]) -> Result<[Option<Object>; 2], LedgerError> {
+        two(keys, &self.fetch_all(get_two(keys)).await?)
+    }
+}
+
+fn get_two<'q>(keys: [&'q ObjectKey; 2]) -> Statement<'q> {
+    keys.iter().fold(sqlx::query(GET_TWO), |statement, key| {
+        statement
+            .bind(&key.resource)
+            .bind(&key.namespace)
+            .bind(&key.name)
+    })
+}
+
+fn two(keys: [&ObjectKey; 2], rows: &[PgRow]) -> Result<[Option<Object>; 2], LedgerError> {
+    let found: Vec<Object> = rows.iter().map(Object::read).collect::<Result<_, _>>()?;
+    Ok(keys.map(|key| found.iter().find(|object| object.key == *key).cloned()))
 }
 
 impl Tx {
@@ -234,15 +256,7 @@ impl Tx {
         &mut self,
         keys: [&ObjectKey; 2],
     ) -> Result<[Option<Object>; 2], LedgerError> {
-        let statement = keys.iter().fold(sqlx::query(GET_TWO), |statement, key| {
-            statement
-                .bind(&key.resource)
-                .bind(&key.namespace)
-                .bind(&key.name)
-        });
-        let rows = self.fetch_all(statement).await?;
-        let found: Vec<Object> = rows.iter().map(Object::read).collect::<Result<_, _>>()?;
-        Ok(keys.map(|key| found.iter().find(|object| object.key == *key).cloned()))
+        two(keys, &self.fetch_all(get_two(keys)).await?)
     }
 
     /// All objects of a resource, by namespace and name, as this transaction sees them.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How many of the newest ends are read first: more would be forgotten again.
@@ -171,10 +172,18 @@ fn read(row: &PgRow) -> Result<PassageRow, LedgerError> {
     })
 }
 
-/// What earlier migrations taught, kept up to date by whoever asks it for forecasts.
+/// What earlier migrations taught, kept up to date by whoever needs forecasts. One of these is
+/// shared by all tasks of a process, and one of them follows.
 #[derive(Debug, Default)]
 pub struct Experience {
-    forecaster: Forecaster,
+    /// Locked for the time of one forecast, or of one batch.
+    forecaster: Mutex<Forecaster>,
+    reader: Mutex<Reader>,
+}
+
+/// How far it has read.
+#[derive(Debug, Clone, Default)]
+struct Reader {
     /// `None` before anything was read.
     mark: Option<PassageMark>,
     /// Learned since machines were forgotten.
@@ -183,43 +192,55 @@ pub struct Experience {
 
 impl Experience {
     /// Reads the ends that came since the last call, and the newest of the last days at first.
-    /// Answers how many there were.
+    /// Answers how many there were. For one task alone.
     ///
     /// # Errors
     /// `Unavailable`; what was read before stays learned, and the next call goes on from there.
-    pub async fn follow(&mut self, ledger: &Ledger) -> Result<usize, LedgerError> {
+    pub async fn follow(&self, ledger: &Ledger) -> Result<usize, LedgerError> {
         let mut count = 0;
         for _ in 0..BATCHES_MAX {
-            let (rows, most) = match &self.mark {
+            let mark = locked(&self.reader).mark.clone();
+            let (rows, most) = match &mark {
                 Some(mark) => (ledger.passages_after(mark, BATCH).await?, BATCH),
                 None => (
                     ledger.passages_newest(FIRST_AGE_MAX, FIRST_MAX).await?,
                     FIRST_MAX,
                 ),
             };
-            for row in &rows {
-                self.forecaster.learn(row.passage());
-            }
+            let full = rows.len() >= most as usize;
             count += rows.len();
-            let full = u32::try_from(rows.len()).is_ok_and(|len| len >= most);
-            if let Some(last) = rows.into_iter().next_back() {
-                self.mark = Some(last.mark);
-            }
+            self.learn(rows);
             if !full {
                 break;
             }
         }
-        self.learned += count;
-        if self.learned >= FORGET_AFTER {
+        if locked(&self.reader).learned >= FORGET_AFTER {
             let machines = ledger.machine_ids().await?;
-            self.forecaster.retain(|machine| machines.contains(machine));
-            self.learned = 0;
+            self.forecaster()
+                .retain(|machine| machines.contains(machine));
+            locked(&self.reader).learned = 0;
         }
         Ok(count)
     }
 
-    /// Makes forecasts from what was learned.
-    pub fn forecaster(&self) -> &Forecaster {
-        &self.forecaster
+    fn learn(&self, rows: Vec<PassageRow>) {
+        let mut forecaster = self.forecaster();
+        for row in &rows {
+            forecaster.learn(row.passage());
+        }
+        let mut reader = locked(&self.reader);
+        reader.learned += rows.len();
+        if let Some(last) = rows.into_iter().next_back() {
+            reader.mark = Some(last.mark);
+        }
     }
+
+    /// Makes forecasts from what was learned. Don't hold it over an await.
+    pub fn forecaster(&self) -> MutexGuard<'_, Forecaster> {
+        locked(&self.forecaster)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

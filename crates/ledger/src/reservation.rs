@@ -1,10 +1,11 @@
 //! Room held on nodes: by a job for its target, or, without a job, by the machine that is there.
 
-use crate::convert::{self, bigint, job_uuid, machine_uuid};
+use crate::convert::{self, bigint, interval, job_uuid, machine_uuid};
 use crate::{Ledger, LedgerError, Tx};
 use godwit_model::{Bytes, JobId, MachineId, NodeName};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use std::time::Duration;
 
 /// Room to be held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +103,29 @@ impl Tx {
             memory_free: Bytes(convert::count(&row, "memory_free")?),
             cpu_milli_free: convert::count(&row, "cpu_milli_free")?,
         })
+    }
+
+    /// Where migrations of `machine` failed that ended in the last `age`, each once. One that
+    /// somebody cancelled says nothing of its target.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn failed_targets(
+        &mut self,
+        machine: &MachineId,
+        age: Duration,
+    ) -> Result<Vec<NodeName>, LedgerError> {
+        let statement = sqlx::query(
+            "SELECT DISTINCT target FROM migration \
+             WHERE machine = $1 AND state = 'Failed' AND finished_at > clock_timestamp() - $2 \
+             AND target IS NOT NULL AND cancel IS NULL ORDER BY target",
+        )
+        .bind(machine_uuid(machine))
+        .bind(interval(age));
+        let rows = self.fetch_all(statement).await?;
+        rows.iter()
+            .map(|row| convert::name(row, "target"))
+            .collect()
     }
 
     /// Gives the room back. Answers whether some was held.

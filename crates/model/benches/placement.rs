@@ -12,7 +12,7 @@ use godwit_model::affinity::{
     Crowd, LabelSelector, Labels, NodeSelector, NodeTerm, Operator, PreferredNode, Requirement,
 };
 use godwit_model::placement::{
-    Ask, Candidate, Demand, Fleet, HostFacts, Near, Needs, Spread, Taint,
+    Ask, Candidate, Demand, Fleet, HostFacts, Leaning, Near, Needs, Spread, Taint,
 };
 use godwit_model::plan::{Rules, evacuate, waves};
 use godwit_model::vmi::Toleration;
@@ -87,6 +87,7 @@ impl Made {
                 source: None,
                 home: None,
                 inbound_max: 2,
+                leaning: Leaning::default(),
             };
             *place = self.fleet.choose(ask);
             if let Some(node) = place {

@@ -27,6 +27,38 @@ pub struct MigrationLimits {
     pub max_downtime_ms: u32,
     /// Whether the guest may be slowed so that the copy converges.
     pub allow_auto_converge: bool,
+    /// Whether a copy that reached its time limit is completed with its guest paused, rather than
+    /// given up.
+    pub allow_workload_disruption: bool,
+}
+
+/// QEMU's own maximum of the downtime limit; see qapi/migration.json, downtime-limit.
+pub const DOWNTIME_MAX_MS: u32 = 2_000_000;
+
+/// Annotation of a node: what its link may carry for migrations each way, a quantity of bytes a
+/// second.
+pub const LINK_BUDGET: &str = "godwit.io/migration-bandwidth";
+
+/// One end of a copy: its node's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Bytes a second for migrations that way; 0 is no limit.
+    pub budget: BytesPerSecond,
+    /// Migrations that may share it.
+    pub parallel: u32,
+}
+
+/// What one copy gets: no more than its own `limit`, and than its share of both links. 0 is no
+/// limit.
+pub fn bandwidth(limit: BytesPerSecond, links: [Link; 2]) -> BytesPerSecond {
+    let share = |link: Link| match link.budget.0 {
+        0 => None,
+        // A budget that is smaller than the number of copies is still one.
+        budget => Some((budget / u64::from(link.parallel.max(1))).max(1)),
+    };
+    let own = Some(limit.0).filter(|limit| *limit > 0);
+    let least = links.into_iter().filter_map(share).chain(own).min();
+    BytesPerSecond(least.unwrap_or(0))
 }
 
 impl Default for MigrationLimits {
@@ -41,6 +73,7 @@ impl Default for MigrationLimits {
             progress_timeout: 150,
             max_downtime_ms: 100,
             allow_auto_converge: false,
+            allow_workload_disruption: false,
         }
     }
 }
@@ -66,6 +99,8 @@ pub struct MigrationSettings {
     pub max_downtime_ms: Option<Setting>,
     /// See [`MigrationLimits::allow_auto_converge`].
     pub allow_auto_converge: Option<Setting>,
+    /// See [`MigrationLimits::allow_workload_disruption`].
+    pub allow_workload_disruption: Option<Setting>,
 }
 
 /// One value as users write it.
@@ -171,6 +206,15 @@ impl MigrationLimits {
                 Setting::boolean,
                 (defaults.allow_auto_converge, last.allow_auto_converge),
             ),
+            allow_workload_disruption: pick.value(
+                ("allowWorkloadDisruption", "true or false"),
+                |s| s.allow_workload_disruption.as_ref(),
+                Setting::boolean,
+                (
+                    defaults.allow_workload_disruption,
+                    last.allow_workload_disruption,
+                ),
+            ),
         };
         (limits, problems)
     }
@@ -232,8 +276,7 @@ impl Setting {
     }
 
     fn downtime(&self) -> Option<u32> {
-        // QEMU's own maximum; see qapi/migration.json, downtime-limit.
-        self.count().filter(|ms| *ms <= 2_000_000)
+        self.count().filter(|ms| *ms <= DOWNTIME_MAX_MS)
     }
 
     fn quantity(&self) -> Option<u64> {
@@ -309,5 +352,19 @@ mod tests {
             said.as_deref(),
             Some("parallelMigrationsPerCluster \"many\" is not a number of at least 1")
         );
+    }
+
+    #[test]
+    fn a_copy_gets_the_least_of_its_limit_and_its_shares_of_both_links() {
+        let link = |budget, parallel| Link {
+            budget: BytesPerSecond(budget),
+            parallel,
+        };
+        let gets = |limit, links| bandwidth(BytesPerSecond(limit), links).0;
+        assert_eq!(gets(0, [link(0, 2), link(0, 2)]), 0);
+        assert_eq!(gets(50, [link(0, 2), link(0, 2)]), 50);
+        assert_eq!(gets(50, [link(80, 2), link(90, 3)]), 30);
+        assert_eq!(gets(10, [link(80, 2), link(90, 3)]), 10);
+        assert_eq!(gets(0, [link(1, 2), link(0, 2)]), 1);
     }
 }

@@ -73,6 +73,9 @@ impl MigrationLimits {
         if set.allow_auto_converge.is_some() {
             limits.allow_auto_converge = asked.allow_auto_converge;
         }
+        if set.allow_workload_disruption.is_some() {
+            limits.allow_workload_disruption = asked.allow_workload_disruption;
+        }
         limits
     }
 }

@@ -9,6 +9,7 @@ use godwit_model::migration::view::{MigrationState, SideState, launcher_name};
 use serde_json::{Value, json};
 
 use crate::drive::{Drive, JobFacts};
+use crate::terms::Terms;
 
 /// One transition, with what the views need to know.
 #[derive(Debug, Clone)]
@@ -49,10 +50,14 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
             shown.end_timestamp = Some(now.clone());
             shown.target_node_domain_ready_timestamp = Some(now);
             shown.completed = true;
+            if drive.resorted || Terms::of(job).pauses() {
+                shown.mode = Some("Paused");
+            }
             shown.abort_status = job.cancel.as_ref().map(|_| "Failed");
             chapter.set.history = numbers(source, target);
             if let Some(blackout) = blackout(source, target) {
-                drive.shared.telemetry.blackout(blackout);
+                let forecast = Terms::of(job).forecast_blackout();
+                drive.shared.telemetry.blackout(blackout, forecast);
             }
         }
         JobState::Aborting => {
@@ -101,7 +106,7 @@ fn beginning(drive: &Drive) -> MigrationState {
         target_pod: target.as_ref().map(|side| side.pod.clone()),
         mode: Some("PreCopy"),
         migration_policy_name: drive.policy.as_ref().map(|policy| policy.name.clone()),
-        migration_configuration: Some(drive.limits().shown.clone()),
+        migration_configuration: Some(drive.limits().shown),
         source_state: source,
         target_state: target,
         migration_network_type: Some("Pod"),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{JobFences, Lease, LedgerError};
+use godwit_model::limits::MigrationLimits;
 use godwit_model::migration::convergence::{Convergence, Verdict};
 use godwit_model::migration::decide::{self, Action};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
@@ -11,6 +12,7 @@ use godwit_model::migration::job::JobState;
 use godwit_model::migration::source::SourceState;
 use godwit_model::policy::MigrationPolicy;
 use godwit_runtime::backoff::Backoff;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
@@ -18,6 +20,7 @@ use tracing::{debug, info, warn};
 use crate::hosts::{self, HostWatch};
 use crate::shared::{Limits, Shared};
 use crate::step::{self, Outcome};
+use crate::terms::Terms;
 
 /// How often a waiting job looks at the ledger although nobody poked it.
 const POLL: Duration = Duration::from_secs(1);
@@ -38,6 +41,10 @@ pub(crate) struct Drive {
     pub(crate) policy: Option<MigrationPolicy>,
     policy_read: bool,
     pub(crate) convergence: Convergence,
+    /// Whether the source was told that the guest may stand still until the rest is there.
+    pub(crate) resorted: bool,
+    /// When its target was known, if that was found by this process.
+    pub(crate) reserved_at: Option<Timestamp>,
     /// How long the host is silent that the job waits for.
     pub(crate) silence: Silence,
     /// What the migration's condition says that it waits for.
@@ -90,6 +97,8 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         policy: None,
         policy_read: false,
         convergence: Convergence::default(),
+        resorted: false,
+        reserved_at: None,
         silence: Silence::None,
         said: None,
         said_at: None,
@@ -162,6 +171,7 @@ impl Drive {
             self.fences = self.shared.ledger.job_fences(&self.lease.job.id).await?;
         }
         let action = self.decide(&facts);
+        step::last_resort(self, &facts).await?;
         if !matches!(action, Action::Wait(_)) {
             let (job, state) = (&self.lease.job.id, self.lease.job.state);
             debug!(%job, %state, ?action, "decided");
@@ -169,13 +179,20 @@ impl Drive {
         step::carry_out(self, action, &facts).await
     }
 
-    /// The limits of this job: those in force, under its policy.
-    pub(crate) fn limits(&self) -> Arc<Limits> {
-        let limits = self.shared.limits();
+    /// The limits that are set for this job: the cluster's, under its policy.
+    pub(crate) fn set_limits(&self) -> MigrationLimits {
+        let cluster = &self.shared.limits().cluster;
         match &self.policy {
-            Some(policy) => Arc::new(Limits::from(limits.cluster.under(policy))),
-            None => limits,
+            Some(policy) => cluster.under(policy),
+            None => cluster.clone(),
         }
+    }
+
+    /// The limits of this job: those that are set, under its terms.
+    pub(crate) fn limits(&self) -> Limits {
+        let mut limits = self.set_limits();
+        Terms::of(&self.lease.job).apply(&mut limits);
+        Limits::from(limits)
     }
 
     /// What the hosts said last.

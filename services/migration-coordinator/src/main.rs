@@ -10,6 +10,7 @@ mod shared;
 mod step;
 mod story;
 mod telemetry;
+mod terms;
 mod waiting;
 
 fn main() -> std::process::ExitCode {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_ledger::{Experience, Ledger, LedgerConfig};
 use godwit_model::JobId;
 use godwit_model::limits::MigrationLimits;
 use godwit_rpc::migration::v1::migration_server::{Migration, MigrationServer};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::claim::claim_all;
 use crate::config::Config;
 use crate::hosts::Hosts;
-use crate::shared::{Limits, Shared, follow_limits};
+use crate::shared::{Limits, Shared, follow_limits, follow_passages};
 use crate::telemetry::Telemetry;
 
 /// Pokes that may wait: more than one for each job that can be open says nothing new.
@@ -79,6 +79,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         limits: RwLock::new(Arc::new(Limits::from(MigrationLimits::default()))),
         policies: RwLock::default(),
+        experience: Experience::default(),
         config,
         ledger,
         scheduler,
@@ -93,7 +94,9 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
     };
     let limits = tokio::spawn(follow_limits(Arc::clone(&shared)));
+    let passages = tokio::spawn(follow_passages(Arc::clone(&shared)));
     let (served, ()) = tokio::join!(server::serve(parts), claim_all(shared, poked));
     limits.await?;
+    passages.await?;
     Ok(served?)
 }

@@ -1,10 +1,9 @@
 //! What all jobs of this process share: the ledger, the hosts, the limits in force.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use godwit_ledger::{JobRow, Ledger, LedgerError, Object, ObjectKey};
+use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey};
 use godwit_model::limits::{MigrationLimits, MigrationSettings};
 use godwit_model::migration::convergence::CopyLimits;
 use godwit_model::migration::queue::QueueLimits;
@@ -18,7 +17,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::hosts::Hosts;
@@ -31,6 +30,11 @@ const LIMITS_POLL: Duration = Duration::from_secs(5);
 
 /// Shortest time between two readings: every commit wakes us, and few change the limits.
 const LIMITS_PAUSE: Duration = Duration::from_millis(200);
+
+/// Shortest time between two readings of what migrations took.
+const PASSAGES_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is read although nobody woke us.
+const PASSAGES_POLL: Duration = Duration::from_secs(10);
 
 /// One value for the whole process.
 pub(crate) struct Shared {
@@ -46,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) shutdown: CancellationToken,
     pub(crate) limits: RwLock<Arc<Limits>>,
     pub(crate) policies: RwLock<Arc<Vec<MigrationPolicy>>>,
+    /// Makes forecasts.
+    pub(crate) experience: Experience,
 }
 
 /// The limits in force, in the forms that their users need.
@@ -112,20 +118,23 @@ impl Shared {
         let spec = spec.ok_or_else(|| Status::failed_precondition("the machine runs nowhere"))?;
         Ok(spec.into())
     }
+}
 
-    /// `spec.addedNodeSelector` of the migration; empty when there is none.
-    pub(crate) async fn added_node_selector(&self, job: &JobRow) -> HashMap<String, String> {
-        let object = match self.ledger.get(&job.key).await {
-            Ok(object) => object,
-            Err(error) => {
-                warn!(job = %job.id, %error, "the migration's selector could not be read");
-                None
-            }
-        };
-        let selector = object.and_then(|object| {
-            serde_json::from_value(object.spec().get("addedNodeSelector")?.clone()).ok()
-        });
-        selector.unwrap_or_default()
+/// Keeps what is forecast in line with the migrations that ended.
+pub(crate) async fn follow_passages(shared: Arc<Shared>) {
+    let mut wakeups = shared.ledger.wakeups();
+    loop {
+        if let Err(error) = shared.experience.follow(&shared.ledger).await {
+            debug!(%error, "what migrations took could not be read");
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = tokio::time::sleep(PASSAGES_PAUSE) => {} // debounce
+        }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            _ = wakeups.next(PASSAGES_POLL) => {}
+        }
     }
 }
 
@@ -243,6 +252,7 @@ impl From<MigrationLimits> for Limits {
             copy: CopyLimits {
                 completion_timeout_per_gib: limits.completion_timeout_per_gib,
                 progress_timeout: limits.progress_timeout,
+                may_pause: limits.allow_workload_disruption,
             },
             wire: wire::CopyLimits {
                 bandwidth: limits.bandwidth.0,
@@ -258,6 +268,7 @@ impl From<MigrationLimits> for Limits {
                 progress_timeout: limits.progress_timeout,
                 max_downtime_ms: limits.max_downtime_ms,
                 allow_auto_converge: limits.allow_auto_converge,
+                allow_workload_disruption: limits.allow_workload_disruption,
                 allow_post_copy: false,
             },
             cluster: limits,

@@ -3,23 +3,26 @@
 use std::time::Duration;
 
 use godwit_ledger::{JobRow, LedgerError, Recorded, Tx};
-use godwit_model::Epoch;
+use godwit_model::limits::DOWNTIME_MAX_MS;
 use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::queue::{self, Entry, Turn};
+use godwit_model::migration::source::SourceState;
+use godwit_model::{Bytes, Epoch};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
 use godwit_rpc::{Code, Request, Status};
 use godwit_runtime::failpoint;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
 use crate::drive::{Drive, JobFacts};
 use crate::hosts;
 use crate::story;
+use crate::terms::{self, Terms, Wishes};
 use crate::waiting::{say, wait};
 
 /// Longest wait for a host's or the scheduler's answer; preparing a target starts a QEMU.
@@ -95,8 +98,8 @@ async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
 
 /// Asks the scheduler for a target and records it.
 async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
-    let answer = ask_scheduler(drive).await;
-    let answer = match answer {
+    let wishes = Wishes::read(&drive.shared, &drive.lease.job).await;
+    let answer = match ask_scheduler(drive, &wishes).await {
         Ok(answer) => answer,
         Err(status) if status.code() == Code::FailedPrecondition => {
             let first = plain(JobState::Failed, status.message());
@@ -115,8 +118,10 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     };
     if let Ok(node) = godwit_model::NodeName::parse(answer.node) {
         let mut chapter = plain(JobState::Reserved, &format!("room is held on {node}"));
+        let memory = Bytes(answer.memory_bytes);
+        chapter.set.history = Some(terms::settle(drive, wishes.method, (&node, memory)).await?);
         chapter.set.target = Some(node);
-        chapter.set.history = Some(limits_in_force(drive));
+        drive.reserved_at = Some(Timestamp::now());
         return record(drive, chapter, &drive.facts()).await;
     }
     // By the clock that `state_since` is of: this host's may be hours away from it.
@@ -146,22 +151,13 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     Ok(Outcome::Wait)
 }
 
-/// What forecasts learn later: the limits that this copy ran under.
-fn limits_in_force(drive: &Drive) -> Value {
-    let limits = drive.limits();
-    json!({
-        "bandwidth": limits.wire.bandwidth,
-        "downtimeLimitMs": limits.wire.downtime_limit_ms,
-    })
-}
-
-async fn ask_scheduler(drive: &Drive) -> Result<ReserveResponse, Status> {
-    let selector = drive.shared.added_node_selector(&drive.lease.job).await;
+async fn ask_scheduler(drive: &Drive, wishes: &Wishes) -> Result<ReserveResponse, Status> {
     let mut request = Request::new(ReserveRequest {
         machine: drive.lease.job.machine.to_string(),
         job: drive.lease.job.id.to_string(),
         epoch: drive.lease.epoch.0,
-        added_node_selector: selector,
+        added_node_selector: wishes.selector.clone(),
+        preferred_node: wishes.target.clone(),
         inbound_max: drive.shared.limits().queue.inbound_per_node,
     });
     request.set_timeout(CALL_MAX);
@@ -208,11 +204,18 @@ async fn record_in(
         Err(error) => Err(error),
     };
     let moves = committed.inspect_err(|_| drive.lease.job = before)?;
+    let terms = Terms::of(&drive.lease.job);
     for Move { from, to, reason } in &moves {
         let job = &drive.lease.job.id;
         info!(%job, from = %from.0, to = %to.0, reason, "transition");
         let telemetry = &drive.shared.telemetry;
         telemetry.step(&drive.lease, *from, *to);
+        if to.0 == JobState::Succeeded
+            && let (Some(since), Some(forecast)) = (drive.reserved_at, terms.forecast())
+        {
+            let took = to.1.duration_since(since).unsigned_abs();
+            telemetry.forecast_took(took, forecast);
+        }
     }
     drive.said = None;
     if drive.lease.job.state.is_final() {
@@ -294,6 +297,11 @@ fn advance(job: &mut JobRow, chapter: Chapter) -> Move {
         .target_address
         .or_else(|| job.target_address.take());
     job.switch_allowed |= chapter.to == JobState::SwitchAllowed;
+    if let (Value::Object(known), Some(Value::Object(new))) =
+        (&mut job.history, chapter.set.history)
+    {
+        known.extend(new);
+    }
     Move {
         from,
         to: (chapter.to, now),
@@ -338,6 +346,39 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     warn!(%job, ?command, ?code, message = status.message(), "order not taken");
     tokio::time::sleep(ORDER_RETRY).await; // back-off
     Ok(Outcome::Wait)
+}
+
+/// Lets the guest of a copy that reached its time limit stand still until the rest is there, where
+/// that is allowed. The order is no step of the protocol: it only raises a limit.
+///
+/// # Errors
+/// The ledger's, when users could not be told.
+pub(crate) async fn last_resort(drive: &mut Drive, facts: &JobFacts) -> Result<(), LedgerError> {
+    let copying = facts.source.as_ref();
+    let copying = copying.is_some_and(|fact| fact.state == SourceState::Copying);
+    let (Some(why), Some(source)) = (drive.convergence.last_resort(), &drive.source) else {
+        return Ok(());
+    };
+    if drive.resorted || !copying {
+        return Ok(());
+    }
+    let job = &drive.lease.job;
+    let request = wire::RaiseDowntimeLimitRequest {
+        job: Some(hosts::job_ref(job, drive.lease.epoch)),
+        downtime_limit_ms: DOWNTIME_MAX_MS,
+    };
+    let raised = source.agent().raise_downtime_limit(timed(request)).await;
+    if let Err(status) = raised {
+        let id = &job.id;
+        warn!(job = %id, message = status.message(), "the blackout's limit could not be raised");
+        return Ok(());
+    }
+    let note = format!("{why}; the guest is paused until the rest is there");
+    let mut tx = drive.shared.ledger.begin().await?;
+    story::warn(&mut tx, job, "PausedToComplete", &note).await?;
+    tx.commit().await?;
+    drive.resorted = true;
+    Ok(())
 }
 
 async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {

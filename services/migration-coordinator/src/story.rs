@@ -8,6 +8,7 @@ use godwit_ledger::{
 };
 use godwit_model::NodeName;
 use godwit_model::migration::decide::TARGET_MAY_HAVE_RUN;
+use godwit_model::migration::fact::Progress;
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::{self, Announcement, MigrationState, Regarding};
 use serde_json::{Map, Value, json};
@@ -112,21 +113,35 @@ async fn change(
     Ok(())
 }
 
-/// Says on the migration what it waits for; `None` when it goes on.
+/// What a migration waits for.
+pub(crate) struct Waiting<'a> {
+    /// In one word.
+    pub(crate) reason: &'a str,
+    /// For people.
+    pub(crate) message: &'a str,
+    /// The numbers of its copy; `None` leaves the ones that were told last.
+    pub(crate) progress: Option<&'a Progress>,
+}
+
+/// Says on the migration what it waits for.
 ///
 /// # Errors
 /// The ledger's.
 pub(crate) async fn write_waiting(
     tx: &mut Tx,
     job: &JobRow,
-    waiting: Option<(&str, &str)>,
+    waiting: Waiting<'_>,
     now: &str,
 ) -> Result<(), LedgerError> {
     let Some(mut object) = tx.get(&job.key).await? else {
         return Ok(());
     };
     let mut status = take_map(object.status.take());
-    set_waiting(&mut status, waiting, now);
+    let condition = ("True", waiting.reason, waiting.message);
+    set_condition(&mut status, WAITING, condition, now);
+    if let Some(progress) = waiting.progress {
+        status.insert("progress".to_owned(), shown(progress));
+    }
     object.status = Some(Value::Object(status));
     tx.put(&object).await?;
     Ok(())
@@ -167,7 +182,10 @@ fn show_migration(
     if let Some(phase) = view::phase(chapter.to) {
         set_phase(&mut status, phase, now);
     }
-    set_waiting(&mut status, None, now);
+    remove_waiting(&mut status);
+    if !matches!(chapter.to, JobState::Copying | JobState::SwitchAllowed) {
+        status.remove("progress");
+    }
     if chapter.to.is_final() {
         if let Some(state) = instance.and_then(|instance| migration_state(instance, job)) {
             status.insert("migrationState".to_owned(), state.clone());
@@ -354,20 +372,25 @@ fn set_phase(status: &mut Map<String, Value>, phase: &str, now: &str) {
     }
 }
 
-fn set_waiting(status: &mut Map<String, Value>, waiting: Option<(&str, &str)>, now: &str) {
-    match waiting {
-        Some((reason, message)) => {
-            set_condition(status, WAITING, ("True", reason, message), now);
-        }
-        None => {
-            if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
-                conditions.retain(|condition| condition["type"] != WAITING);
-                if conditions.is_empty() {
-                    status.remove("conditions");
-                }
-            }
+fn remove_waiting(status: &mut Map<String, Value>) {
+    if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
+        conditions.retain(|condition| condition["type"] != WAITING);
+        if conditions.is_empty() {
+            status.remove("conditions");
         }
     }
+}
+
+/// The numbers of a copy under way, for programs.
+fn shown(progress: &Progress) -> Value {
+    json!({
+        "pass": progress.passes,
+        "totalBytes": progress.total,
+        "remainingBytes": progress.remaining,
+        "transferredBytes": progress.transferred,
+        "bytesPerSecond": progress.throughput,
+        "dirtyBytesPerSecond": progress.dirty_rate,
+    })
 }
 
 fn set_condition(

@@ -12,6 +12,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+/// Of what was and what was forecast: 1 is right, and both ways are told apart.
+const RATIOS: [f64; 15] = [
+    0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0,
+];
+
 /// Labels of a finished migration.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
@@ -30,6 +35,8 @@ pub(crate) struct Telemetry {
     ended: Family<Ended, Counter>,
     steps: Family<Step, Histogram>,
     blackout: Histogram,
+    forecast_took: Histogram,
+    forecast_blackout: Histogram,
 }
 
 impl Telemetry {
@@ -42,6 +49,8 @@ impl Telemetry {
                 Histogram::new(exponential_buckets(0.001, 2.0, 18))
             }),
             blackout: Histogram::new(exponential_buckets(0.001, 1.6, 20)),
+            forecast_took: Histogram::new(RATIOS),
+            forecast_blackout: Histogram::new(RATIOS),
         };
         metrics.registry(|registry| {
             registry.register(
@@ -58,6 +67,16 @@ impl Telemetry {
                 "godwit_migration_blackout_seconds",
                 "Time in which a guest's CPUs ran nowhere",
                 telemetry.blackout.clone(),
+            );
+            registry.register(
+                "godwit_forecast_duration_ratio",
+                "What migrations took, divided by what was forecast when the target was known",
+                telemetry.forecast_took.clone(),
+            );
+            registry.register(
+                "godwit_forecast_blackout_ratio",
+                "Blackouts, divided by what was forecast when the target was known",
+                telemetry.forecast_blackout.clone(),
             );
         });
         telemetry
@@ -113,7 +132,20 @@ impl Telemetry {
     }
 
     /// A guest's CPUs ran nowhere for `took`.
-    pub(crate) fn blackout(&self, took: Duration) {
+    pub(crate) fn blackout(&self, took: Duration, forecast: Option<Duration>) {
         self.blackout.observe(took.as_secs_f64());
+        if let Some(forecast) = forecast {
+            self.forecast_blackout.observe(ratio(took, forecast));
+        }
     }
+
+    /// A migration took `took` from the choice of its target on.
+    pub(crate) fn forecast_took(&self, took: Duration, forecast: Duration) {
+        self.forecast_took.observe(ratio(took, forecast));
+    }
+}
+
+fn ratio(was: Duration, forecast: Duration) -> f64 {
+    // A forecast of nothing is as wrong as one of a microsecond.
+    was.as_secs_f64() / forecast.as_secs_f64().max(1e-6)
 }

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use godwit_ledger::{JobRow, LedgerError};
 use godwit_model::NodeName;
 use godwit_model::migration::decide::WaitReason;
-use godwit_model::migration::fact::SourceFact;
+use godwit_model::migration::fact::{Progress, SourceFact};
 use jiff::Timestamp;
 
 use crate::drive::{Drive, Silence};
 use crate::step::Outcome;
-use crate::story;
+use crate::story::{self, Waiting};
 
 /// Shortest time between two texts of the same condition.
 const SAY_AGAIN_MIN: Duration = Duration::from_secs(1);
@@ -29,12 +29,14 @@ pub(crate) async fn wait(
     if since.unsigned_abs() < Duration::from_secs(1) {
         return Ok(Outcome::Wait);
     }
-    let message = match (reason, source) {
-        (WaitReason::CopyInProgress, Some(fact)) => progress_line(fact),
-        _ => silent_host(&drive.lease.job, reason)
+    let copying = source.filter(|_| reason == WaitReason::CopyInProgress);
+    let message = match copying {
+        Some(fact) => progress_line(fact),
+        None => silent_host(&drive.lease.job, reason)
             .map_or_else(|| reason.to_string(), |node| format!("{reason}: {node}")),
     };
-    say(drive, reason.as_str(), message).await?;
+    let progress = copying.map(|fact| &fact.progress);
+    say_with(drive, (reason.as_str(), message), progress).await?;
     Ok(Outcome::Wait)
 }
 
@@ -101,6 +103,15 @@ pub(crate) async fn say(
     reason: &str,
     message: String,
 ) -> Result<bool, LedgerError> {
+    say_with(drive, (reason, message), None).await
+}
+
+/// As [`say`], with the numbers of the copy beside the words.
+async fn say_with(
+    drive: &mut Drive,
+    (reason, message): (&str, String),
+    progress: Option<&Progress>,
+) -> Result<bool, LedgerError> {
     let said = (reason.to_owned(), message);
     let new_reason = drive.said.as_ref().is_none_or(|(old, _)| *old != said.0);
     let recent = drive.said_at.is_some_and(|at| at.elapsed() < SAY_AGAIN_MIN);
@@ -109,7 +120,12 @@ pub(crate) async fn say(
     }
     let now = drive.shared.now();
     let mut tx = drive.shared.ledger.begin().await?;
-    story::write_waiting(&mut tx, &drive.lease.job, Some((&said.0, &said.1)), &now).await?;
+    let waiting = Waiting {
+        reason: &said.0,
+        message: &said.1,
+        progress,
+    };
+    story::write_waiting(&mut tx, &drive.lease.job, waiting, &now).await?;
     tx.commit().await?;
     drive.said = Some(said);
     drive.said_at = Some(Instant::now());

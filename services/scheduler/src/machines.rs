@@ -16,7 +16,7 @@ use godwit_ledger::{
 use godwit_model::affinity::Labels;
 use godwit_model::instance::{HostDefaults, Identity, machine_spec};
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::Placement;
+use godwit_model::placement::{Leaning, Placement};
 use godwit_model::seed;
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{Epoch, MachineId};
@@ -412,5 +412,6 @@ fn wanted<'a>(
         job: None,
         added_selector: &NO_MORE,
         inbound_max: 0,
+        leaning: Leaning::default(),
     }
 }

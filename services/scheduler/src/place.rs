@@ -1,18 +1,23 @@
 //! Placing: looks at the nodes, asks the model, and holds the room, in one transaction.
 
+use std::time::Duration;
+
 use godwit_ledger::{
     FloorKeeper, InstanceRow, KeptFloor, Ledger, LedgerError, NewReservation, Object,
     ReservationRow, Reserved, Tx, facts, labels,
 };
 use godwit_model::affinity::Labels;
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::{self, Ask, Demand, Placement};
+use godwit_model::placement::{self, Ask, Demand, Leaning, Placement};
 use godwit_model::vmi::VmiSpec;
-use godwit_model::{Epoch, JobId, MachineId, NodeName};
+use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName};
 use godwit_rpc::Status;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse, Verdict};
 use godwit_runtime::failpoint;
 use serde_json::Value;
+
+/// For how long a node is avoided to which a migration of the machine failed.
+const AVOIDED_FOR: Duration = Duration::from_secs(600);
 
 /// What is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +33,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) job: Option<&'a JobId>,
     pub(crate) added_selector: &'a Labels,
     pub(crate) inbound_max: u32,
+    pub(crate) leaning: Leaning<'a>,
 }
 
 impl Wanted<'_> {
@@ -46,6 +52,7 @@ impl Wanted<'_> {
             source,
             home: self.home,
             inbound_max: self.inbound_max,
+            leaning: self.leaning,
         };
         let chosen = floor.fleet().choose(ask);
         let verdicts = match chosen {
@@ -158,6 +165,10 @@ pub(crate) async fn reserve(
     let vmi: VmiSpec = serde_json::from_value(object.spec().clone())
         .map_err(|error| Status::failed_precondition(error.to_string()))?;
     let added: Labels = request.added_node_selector.into_iter().collect();
+    let failed = tx.failed_targets(machine, AVOIDED_FOR).await;
+    let failed = failed.map_err(unavailable)?;
+    // A plan may name what is gone by now, or never was.
+    let preferred = NodeName::parse(request.preferred_node).ok();
     let wanted = Wanted {
         instance: &row,
         object: &object,
@@ -167,12 +178,35 @@ pub(crate) async fn reserve(
         job: Some(job),
         added_selector: &added,
         inbound_max: request.inbound_max,
+        leaning: Leaning {
+            preferred: preferred.as_ref(),
+            avoid: &failed,
+        },
     };
     let found = place(&mut tx, keeper, wanted).await.map_err(unavailable)?;
     failpoint!("ledger.reserve.before");
     tx.commit().await.map_err(unavailable)?;
     failpoint!("ledger.reserve.after");
-    Ok(response(found))
+    let mut response = response(found, spec.memory);
+    tell_of_failures(&mut response, &failed);
+    Ok(response)
+}
+
+/// Says of which nodes a failed migration is held against them.
+fn tell_of_failures(response: &mut ReserveResponse, failed: &[NodeName]) {
+    let minutes = AVOIDED_FOR.as_secs() / 60;
+    let reason = format!("a migration there failed in the last {minutes} min");
+    for node in failed {
+        let told = |verdict: &&mut Verdict| verdict.node == node.as_str();
+        match response.verdicts.iter_mut().find(told) {
+            Some(verdict) => verdict.reasons.push(reason.clone()),
+            None => response.verdicts.push(Verdict {
+                node: node.to_string(),
+                chosen: response.node == node.as_str(),
+                reasons: vec![reason.clone()],
+            }),
+        }
+    }
 }
 
 async fn check_job(
@@ -192,7 +226,7 @@ async fn check_job(
     }
 }
 
-fn response(found: Found) -> ReserveResponse {
+fn response(found: Found, memory: Bytes) -> ReserveResponse {
     let Found {
         placement,
         agent_address,
@@ -202,6 +236,7 @@ fn response(found: Found) -> ReserveResponse {
         node: chosen.map(ToString::to_string).unwrap_or_default(),
         agent_address,
         summary: placement.summary(),
+        memory_bytes: memory.0,
         verdicts: placement
             .verdicts
             .iter()

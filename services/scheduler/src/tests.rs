@@ -3,6 +3,7 @@
 
 mod fence;
 mod scene;
+mod targets;
 
 use std::time::Duration;
 

@@ -14,6 +14,8 @@ pub struct CopyLimits {
     pub completion_timeout_per_gib: u64,
     /// Seconds allowed without a new lowest count of remaining bytes; 0 means no limit.
     pub progress_timeout: u64,
+    /// Whether the guest may stand still until the rest is there, rather than the copy be given up.
+    pub may_pause: bool,
 }
 
 /// Blackout that QEMU may plan for at the beginning of a copy.
@@ -49,36 +51,75 @@ pub enum Verdict {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Convergence {
     lowest: Option<(Bytes, Duration)>,
+    /// When a limit was reached although the guest may be paused, and which.
+    resort: Option<(Duration, String)>,
+}
+
+/// A limit that a copy has reached.
+struct Reached {
+    /// Which, with the numbers.
+    why: String,
+    /// What was allowed: as much again is given to a copy that may pause its guest.
+    seconds: u64,
 }
 
 impl Convergence {
     /// Judges a copy that began `elapsed` ago and has made `progress`.
     pub fn judge(&mut self, limits: CopyLimits, progress: &Progress, elapsed: Duration) -> Verdict {
+        let Some(Reached { why, seconds }) = self.reached(limits, progress, elapsed) else {
+            return Verdict::GoOn;
+        };
+        if !limits.may_pause {
+            return Verdict::GiveUp(why);
+        }
+        let (since, _) = self.resort.get_or_insert_with(|| (elapsed, why.clone()));
+        match elapsed.saturating_sub(*since).as_secs() >= seconds {
+            true => Verdict::GiveUp(why),
+            false => Verdict::GoOn,
+        }
+    }
+
+    /// Why the guest is to be stopped until the rest is there; `None` while that is not needed or
+    /// not allowed.
+    pub fn last_resort(&self) -> Option<&str> {
+        self.resort.as_ref().map(|(_, why)| why.as_str())
+    }
+
+    fn reached(
+        &mut self,
+        limits: CopyLimits,
+        progress: &Progress,
+        elapsed: Duration,
+    ) -> Option<Reached> {
         let lowest = self.lowest.get_or_insert((progress.remaining, elapsed));
         if progress.remaining < lowest.0 {
             *lowest = (progress.remaining, elapsed);
         }
         let stuck = elapsed.saturating_sub(lowest.1).as_secs();
         if limits.progress_timeout > 0 && stuck >= limits.progress_timeout {
-            return Verdict::GiveUp(format!(
+            let why = format!(
                 "no progress for {stuck} s (progressTimeout {} s): {} remain, the guest dirties {}/s and {}/s are sent",
                 limits.progress_timeout,
                 progress.remaining,
                 Bytes(progress.dirty_rate),
                 Bytes(progress.throughput),
-            ));
+            );
+            let seconds = limits.progress_timeout;
+            return Some(Reached { why, seconds });
         }
         let allowed = deadline(limits, progress.total);
         if allowed > 0 && elapsed.as_secs() >= allowed {
-            return Verdict::GiveUp(format!(
+            let why = format!(
                 "not complete after {} s (completionTimeoutPerGiB {} s): {} of {} remain",
                 elapsed.as_secs(),
                 limits.completion_timeout_per_gib,
                 progress.remaining,
                 progress.total,
-            ));
+            );
+            let seconds = allowed;
+            return Some(Reached { why, seconds });
         }
-        Verdict::GoOn
+        None
     }
 }
 
@@ -93,6 +134,7 @@ mod tests {
     const LIMITS: CopyLimits = CopyLimits {
         completion_timeout_per_gib: 100,
         progress_timeout: 20,
+        may_pause: false,
     };
 
     fn left(remaining: u64) -> Progress {
@@ -155,7 +197,28 @@ mod tests {
         let none = CopyLimits {
             completion_timeout_per_gib: 0,
             progress_timeout: 0,
+            ..LIMITS
         };
         assert_eq!(copy.judge(none, &left(9), at(100_000)), Verdict::GoOn);
+    }
+
+    #[test]
+    fn a_copy_whose_guest_may_be_paused_gets_the_same_time_again() {
+        let mut copy = Convergence::default();
+        let limits = CopyLimits {
+            progress_timeout: 0,
+            may_pause: true,
+            ..LIMITS
+        };
+        assert_eq!(copy.judge(limits, &left(9), at(199)), Verdict::GoOn);
+        assert_eq!(copy.last_resort(), None);
+        assert_eq!(copy.judge(limits, &left(9), at(200)), Verdict::GoOn);
+        let why = copy.last_resort().unwrap_or_default();
+        assert!(why.contains("not complete after 200 s"), "{why}");
+        assert_eq!(copy.judge(limits, &left(9), at(399)), Verdict::GoOn);
+        assert!(matches!(
+            copy.judge(limits, &left(9), at(400)),
+            Verdict::GiveUp(_)
+        ));
     }
 }

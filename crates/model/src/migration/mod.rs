@@ -9,3 +9,4 @@ pub mod queue;
 pub mod source;
 pub mod target;
 pub mod view;
+pub mod wish;

@@ -139,6 +139,8 @@ pub struct MigrationConfiguration {
     pub max_downtime_ms: u32,
     /// Whether the guest may be slowed.
     pub allow_auto_converge: bool,
+    /// Whether the guest may be paused until the copy is complete, as a last resort.
+    pub allow_workload_disruption: bool,
     /// Whether the rest may be fetched after the switch.
     pub allow_post_copy: bool,
 }

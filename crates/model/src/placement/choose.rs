@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use crate::NodeName;
 
 use super::crowds::{NOWHERE, Tally};
-use super::demand::{Ask, Spread};
+use super::demand::{Ask, Leaning, Spread};
 use super::fleet::{Fleet, Wish};
 use super::mask;
 use super::{Obstacle, Placement, Verdict};
@@ -55,8 +55,9 @@ impl Fleet {
         let rules = self.rules(wish);
         let source = ask.source.and_then(|name| self.node(name));
         let home = ask.home.map(|name| self.node(name));
+        let rank = self.ranks(ask.leaning);
         let mask = &self.masks[wish.mask];
-        let mut best: Option<(usize, f64)> = None;
+        let mut best: Option<(usize, (u8, f64))> = None;
         for (at, (row, verdict)) in self.rows.iter().zip(&mask.verdicts).enumerate() {
             let fits = verdict.fits
                 && row.open
@@ -70,16 +71,28 @@ impl Fleet {
                 continue;
             }
             let points = row.points(wish.demand.room) + f64::from(verdict.points);
-            let points = points + rules.points(at);
+            let merit = (rank(at), points + rules.points(at));
             let better = best.is_none_or(|(other, most)| {
                 // Names make ties the same everywhere.
-                points > most || (points == most && self.nodes[at].name < self.nodes[other].name)
+                merit > most || (merit == most && self.nodes[at].name < self.nodes[other].name)
             });
             if better {
-                best = Some((at, points));
+                best = Some((at, merit));
             }
         }
         best.map(|(at, _)| at)
+    }
+
+    /// What goes before all points: 2 for the preferred node, 0 for one to be avoided, else 1.
+    fn ranks(&self, leaning: Leaning<'_>) -> impl Fn(usize) -> u8 {
+        let preferred = leaning.preferred.and_then(|name| self.node(name));
+        let avoid = leaning.avoid.iter().filter_map(|name| self.node(name));
+        let avoid: Vec<usize> = avoid.collect();
+        move |at| match (avoid.contains(&at), preferred == Some(at)) {
+            (true, _) => 0,
+            (false, true) => 2,
+            (false, false) => 1,
+        }
     }
 
     fn obstacles(

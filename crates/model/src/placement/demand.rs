@@ -87,6 +87,17 @@ pub struct Ask<'a> {
     pub home: Option<&'a NodeName>,
     /// Most migrations towards one node; 0 is no limit.
     pub inbound_max: u32,
+    /// What decides among the nodes that nothing speaks against.
+    pub leaning: Leaning<'a>,
+}
+
+/// Which of the nodes that will do is taken, before any points are counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Leaning<'a> {
+    /// A plan's node: taken unless it is to be avoided.
+    pub preferred: Option<&'a NodeName>,
+    /// Taken only when no other node will do.
+    pub avoid: &'a [NodeName],
 }
 
 impl Demand {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use demand::{Ask, Demand, Near, Needs, Spread};
+pub use demand::{Ask, Demand, Leaning, Near, Needs, Spread};
 pub use fleet::Fleet;
 
 /// Memory that QEMU needs beside the guest's, whatever its size.

@@ -67,6 +67,7 @@ fn ask<'a>(machine: &'a MachineId, demand: &'a Demand) -> Ask<'a> {
         source: None,
         home: None,
         inbound_max: 2,
+        leaning: Leaning::default(),
     }
 }
 
@@ -99,6 +100,38 @@ fn the_node_with_most_room_wins_and_the_source_never() {
         placement.summary(),
         "2/3 nodes are available: 1 node(s) were the migration's source."
     );
+}
+
+#[test]
+fn a_planned_node_is_taken_if_it_will_do_and_one_to_be_avoided_only_if_no_other_does() {
+    let nodes = ["worker1", "worker2", "worker3"].map(name);
+    let demand = demand(&[], json!({}));
+    let machine = id(1);
+    let choose = |full: &[usize], preferred: usize, avoid: &[usize]| {
+        let room = |at: usize| {
+            if full.contains(&at) {
+                10
+            } else {
+                (4 - at as u64) * GIB
+            }
+        };
+        let fleet = &mut fleet(&[0, 1, 2].map(|at| node(nodes[at].as_str(), room(at))));
+        let avoid: Vec<NodeName> = avoid.iter().map(|&at| nodes[at].clone()).collect();
+        let leaning = Leaning {
+            preferred: Some(&nodes[preferred]),
+            avoid: &avoid,
+        };
+        let ask = Ask {
+            leaning,
+            ..ask(&machine, &demand)
+        };
+        fleet.choose(ask).map(|node| node.to_string())
+    };
+    assert_eq!(choose(&[], 2, &[]).as_deref(), Some("worker3"));
+    assert_eq!(choose(&[2], 2, &[]).as_deref(), Some("worker1"));
+    assert_eq!(choose(&[], 2, &[2, 0]).as_deref(), Some("worker2"));
+    assert_eq!(choose(&[0, 1], 2, &[2]).as_deref(), Some("worker3"));
+    assert_eq!(choose(&[0, 1, 2], 2, &[]), None);
 }
 
 #[test]

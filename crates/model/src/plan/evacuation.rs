@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use crate::placement::{Ask, Fleet, Verdict};
+use crate::placement::{Ask, Fleet, Leaning, Verdict};
 use crate::{Bytes, MachineId, NodeName};
 
 /// Where machines go, in the order in which they are to go.
@@ -76,6 +76,7 @@ pub fn evacuate(
             home: None,
             // A plan is about where machines end up; the queue keeps links from being overrun.
             inbound_max: 0,
+            leaning: Leaning::default(),
         };
         match fleet.choose(ask) {
             Some(target) => {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::affinity::Labels;
-use crate::placement::{Candidate, Demand, Fleet, HostFacts, Near, Room};
+use crate::placement::{Candidate, Demand, Fleet, HostFacts, Leaning, Near, Room};
 use crate::{Bytes, MachineId, NodeName};
 use std::collections::BTreeMap;
 
@@ -131,6 +131,7 @@ fn made(seed: u64, nodes: usize, machines: u32) -> Account {
             source: None,
             home: None,
             inbound_max: 0,
+            leaning: Leaning::default(),
         };
         if let Some(node) = fleet.choose(ask) {
             fleet.hold(&machine, &demand, &node, false);

@@ -19,6 +19,7 @@ const SILENT: Time = 1_500 * MS;
 /// A copy that does not converge is given up after this.
 const COPY_LIMITS: CopyLimits = CopyLimits {
     completion_timeout_per_gib: 20,
+    may_pause: false,
     progress_timeout: 8,
 };
 

@@ -98,7 +98,7 @@ impl Copy {
             rate: leg.rate(self.order.bandwidth),
         };
         loop {
-            let fits = numbers.rate * self.order.downtime.as_secs_f64();
+            let fits = numbers.rate * self.downtime().as_secs_f64();
             let word = self.word();
             if word == Word::Cancelled {
                 return None;
@@ -118,6 +118,14 @@ impl Copy {
             numbers.rate = leg.rate(self.order.bandwidth);
             self.keep(&numbers, false);
         }
+    }
+
+    /// As it is by now: it may have been raised.
+    fn downtime(&self) -> Duration {
+        let state = self.host.state();
+        let half = state.sources.get(&self.job);
+        let order = half.and_then(|half| half.order.as_ref());
+        order.map_or(self.order.downtime, |order| order.downtime)
     }
 
     async fn may_go(&self) -> bool {

@@ -241,6 +241,18 @@ impl Agent for Door {
         self.source(request, |epoch| SourceEvent::Allow { epoch })
     }
 
+    async fn raise_downtime_limit(
+        &self,
+        request: Request<wire::RaiseDowntimeLimitRequest>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        let request = request.into_inner();
+        let job = convert::job_ref(request.job)?;
+        let limit = Duration::from_millis(request.downtime_limit_ms.into());
+        let fact = self.0.raise_downtime(&job, limit);
+        let fact: SourceFact = fact.map_err(|refusal| refused(&refusal))?;
+        Ok(Response::new((&fact).into()))
+    }
+
     async fn cancel_copy(
         &self,
         request: Request<wire::JobRef>,

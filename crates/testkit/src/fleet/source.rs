@@ -95,6 +95,33 @@ impl Host {
         Ok(half.fact())
     }
 
+    /// Lets the blackout of a copy take longer.
+    ///
+    /// # Errors
+    /// A refusal of an owner that was replaced.
+    pub(crate) fn raise_downtime(
+        &self,
+        job: &JobRef,
+        limit: Duration,
+    ) -> Result<SourceFact, Refusal> {
+        let mut state = self.state();
+        let Some(half) = state.sources.get_mut(&job.job) else {
+            return Ok(SourceFact::bare(SourceState::Absent, false));
+        };
+        let seen = half.half.epoch();
+        if job.epoch < seen {
+            return Err(Refusal::Fenced {
+                mine: job.epoch,
+                seen,
+            });
+        }
+        if let Some(order) = &mut half.order {
+            order.downtime = order.downtime.max(limit);
+            half.moved.notify_one();
+        }
+        Ok(half.fact())
+    }
+
     /// Takes what the copy says.
     pub(crate) fn copy_says(self: &Arc<Self>, job: &JobId, status: CopyStatus) {
         let mut state = self.state();

@@ -101,9 +101,8 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
 }
 
 /// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
-const WITHOUT_EFFECT: [&str; 6] = [
+const WITHOUT_EFFECT: [&str; 5] = [
     "allowPostCopy",
-    "allowWorkloadDisruption",
     "network",
     "nodeDrainTaintKey",
     "unsafeMigrationOverride",

@@ -9,6 +9,8 @@ use godwit_apimachinery::object::{label, namespace, uid};
 use godwit_apimachinery::{
     Admission, Cause, Column, ColumnType, Kind, RequestContext, Status, Stored,
 };
+use godwit_model::NodeName;
+use godwit_model::migration::wish::{self, Method};
 use serde_json::Value;
 
 use super::{
@@ -73,6 +75,7 @@ impl Admission for Rules {
         object: &mut Value,
     ) -> Result<Vec<String>, Status> {
         check_spec(object)?;
+        check_wishes(CREATE_WEBHOOK, object)?;
         let vmi = object["spec"]["vmiName"]
             .as_str()
             .unwrap_or_default()
@@ -94,6 +97,9 @@ impl Admission for Rules {
         new: &mut Value,
     ) -> Result<Vec<String>, Status> {
         check_update(old, new)?;
+        if old["metadata"]["annotations"] != new["metadata"]["annotations"] {
+            check_wishes(UPDATE_WEBHOOK, new)?;
+        }
         Ok(Vec::new())
     }
 }
@@ -116,6 +122,26 @@ fn check_spec(object: &Value) -> Result<(), Status> {
         return Err(denied_fields(CREATE_WEBHOOK, vec![cause]));
     }
     Ok(())
+}
+
+/// Refuses annotations that ask for what there is not.
+fn check_wishes(webhook: &str, object: &Value) -> Result<(), Status> {
+    let annotations = &object["metadata"]["annotations"];
+    let field = |key: &str| format!("metadata.annotations[{key}]");
+    let mut causes = Vec::new();
+    let method = &annotations[wish::METHOD];
+    if !method.is_null() && method.as_str().and_then(Method::from_name).is_none() {
+        let field = field(wish::METHOD);
+        causes.push(Cause::not_supported(&field, method, &Method::NAMES));
+    }
+    let target = &annotations[wish::TARGET_NODE];
+    if let Some(Err(error)) = target.as_str().map(NodeName::parse) {
+        causes.push(plain_cause(&field(wish::TARGET_NODE), error.to_string()));
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(denied_fields(webhook, causes)),
+    }
 }
 
 fn check_instance(space: &str, vmi: &str, instance: Option<&Value>) -> Result<(), Status> {
@@ -353,5 +379,33 @@ mod tests {
         let object = json!({"spec": {"vmiName": "a", "receive": {"migrationID": "x"}}});
         let status = check_decentralized(&object).unwrap_err();
         assert_eq!(status.causes()[0].field, "spec.receive");
+    }
+
+    #[test]
+    fn a_method_or_target_that_there_is_not_is_refused_by_field() {
+        let wish = |annotations: Value| {
+            check_wishes(
+                CREATE_WEBHOOK,
+                &json!({"metadata": {"annotations": annotations}}),
+            )
+        };
+        let good = json!({"godwit.io/method": "Pause", "godwit.io/target-node": "worker2"});
+        assert!(wish(good).is_ok());
+        assert!(wish(Value::Null).is_ok());
+        let bad = json!({"godwit.io/method": "Stop", "godwit.io/target-node": "Not A Node"});
+        let status = wish(bad).unwrap_err();
+        let fields: Vec<&str> = status
+            .causes()
+            .iter()
+            .map(|cause| cause.field.as_str())
+            .collect();
+        assert_eq!(
+            fields,
+            [
+                "metadata.annotations[godwit.io/method]",
+                "metadata.annotations[godwit.io/target-node]",
+            ]
+        );
+        assert!(status.message().contains("\"Live\", \"Pause\""));
     }
 }

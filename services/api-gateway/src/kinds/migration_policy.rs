@@ -12,7 +12,7 @@ use super::{denied_fields, plain_cause, schema};
 const GROUP: &str = "migrations.kubevirt.io";
 const WEBHOOK: &str = "migration-policy-validator.kubevirt.io";
 /// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
-const WITHOUT_EFFECT: [&str; 2] = ["allowPostCopy", "allowWorkloadDisruption"];
+const WITHOUT_EFFECT: [&str; 1] = ["allowPostCopy"];
 
 pub(crate) fn kind() -> Kind {
     Kind {

@@ -7,6 +7,8 @@ use godwit_apimachinery::object::name;
 use godwit_apimachinery::{
     Admission, Cause, Column, ColumnType, DeleteOptions, Kind, RequestContext, Status, Verb, View,
 };
+use godwit_model::limits::LINK_BUDGET;
+use godwit_model::quantity;
 use serde_json::{Value, json};
 
 use super::{condition, resource, schema};
@@ -176,10 +178,20 @@ fn check_update(subresource: &str, old: &Value, new: &mut Value) -> Result<(), S
             causes.push(Cause::not_supported(&field, &taint["effect"], &EFFECTS));
         }
     }
+    causes.extend(budget_cause(&new["metadata"]["annotations"][LINK_BUDGET]));
     match causes.is_empty() {
         true => Ok(()),
         false => Err(Status::invalid("", "Node", name(old), causes)),
     }
+}
+
+/// What is wrong with the budget of the node's link; an unlimited link has none.
+fn budget_cause(budget: &Value) -> Option<Cause> {
+    let text = budget.as_str()?;
+    let good = quantity::parse(text).is_ok_and(|bytes| bytes > 0);
+    let field = format!("metadata.annotations[{LINK_BUDGET}]");
+    let why = "must be a quantity of bytes a second, greater than 0";
+    (!good).then(|| Cause::invalid(&field, budget, why))
 }
 
 fn check_delete(node: &Value) -> Result<(), Status> {
@@ -238,6 +250,13 @@ mod tests {
             .map(|cause| cause.field.as_str())
             .collect();
         assert_eq!(fields, ["spec.podCIDR", "spec.taints[0].effect"]);
+        new = old.clone();
+        new["metadata"]["annotations"] = json!({LINK_BUDGET: "1G"});
+        assert!(check_update("", &old, &mut new).is_ok());
+        new["metadata"]["annotations"] = json!({LINK_BUDGET: "fast"});
+        let status = check_update("", &old, &mut new).unwrap_err();
+        let field = "metadata.annotations[godwit.io/migration-bandwidth]";
+        assert_eq!(status.causes()[0].field, field);
         assert_eq!(
             check_update("status", &old, &mut new).unwrap_err().code(),
             403

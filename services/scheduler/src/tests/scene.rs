@@ -311,6 +311,11 @@ impl Drop for Scene {
 impl Scene {
     /// Two nodes with room for so much memory.
     pub(super) async fn new(memory_mib: u64) -> Self {
+        Self::with(&["worker1", "worker2"], memory_mib).await
+    }
+
+    /// These nodes, each with room for so much memory.
+    pub(super) async fn with(nodes: &[&str], memory_mib: u64) -> Self {
         let postgres = Postgres::ephemeral().unwrap();
         let admin = postgres.create_database().unwrap();
         postgres.open_service_logins().unwrap();
@@ -318,7 +323,7 @@ impl Scene {
         let url = postgres.url_as(database, "godwit_scheduler");
         let shutdown = CancellationToken::new();
         let mut hosts = vec![];
-        for name in ["worker1", "worker2"] {
+        for name in nodes {
             hosts.push(Host::new(name, memory_mib, shutdown.clone()).await);
         }
         let scene = Self {
@@ -487,11 +492,16 @@ impl Scene {
 
     /// Ends a migration that has got nowhere.
     pub(super) async fn fail(&self, lease: &Lease) {
+        self.fail_with(lease, JobChange::default()).await;
+    }
+
+    /// Ends a migration of which so much is known.
+    pub(super) async fn fail_with(&self, lease: &Lease, set: JobChange) {
         let step = JobStep {
             from: JobState::Pending,
             to: JobState::Failed,
             reason: "no".into(),
-            set: JobChange::default(),
+            set,
         };
         self.write(async |tx| {
             assert_eq!(tx.job_record(lease, step).await?, Recorded::Now);
