@@ -3,9 +3,15 @@
 //! Called by `maintenance-service/src/plan.rs` with what the ledger says. Asked again it answers
 //! the same, so a drain that was interrupted goes on by itself.
 
+mod climb;
+mod ladder;
+
 use crate::NodeName;
 use crate::instance::{EvictionStrategy, NotMigratable};
 use std::time::Duration;
+
+pub use climb::{Climb, Open, Owner, Step, Why, climb};
+pub use ladder::{Ladder, LadderProblem, Method, Rung, spoken, unknown};
 
 /// Pause after the first failed evacuation of a machine: KubeVirt's.
 const BACK_OFF_MIN: Duration = Duration::from_secs(20);
@@ -40,17 +46,27 @@ pub struct Machine {
     pub strategy: EvictionStrategy,
     /// Why it can't move live; `None` when it can.
     pub not_migratable: Option<NotMigratable>,
-    /// Evacuations of it that failed during this maintenance.
+    /// Evacuations of it that failed during this maintenance, on the rung that it stands on.
     pub failures: u32,
     /// Time since the last of them; `None` when there was none.
     pub since_failure: Option<Duration>,
+    /// Where it stands on its ladder.
+    pub climb: Climb,
 }
 
 /// What is done about a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Ask for a migration.
+    /// Ask for a live migration.
     Migrate,
+    /// Ask for a migration in which the guest may stand still.
+    Pause,
+    /// Stop it, and have it started elsewhere.
+    Restart,
+    /// Stop it.
+    Shutdown,
+    /// Call its open migration off: another way is its turn.
+    CallOff,
     /// Nothing for the moment: it leaves, or will be looked at again.
     Wait(Wait),
     /// Nothing until a person does something.
@@ -101,14 +117,21 @@ pub enum Cause {
     NotMigratable,
     /// Its migration can't go on without a person.
     Fencing,
+    /// Its ladder ends.
+    Ladder,
 }
 
-/// What is to be done about `machine`, which is on `node`.
+/// What is to be done about `machine`, which is on `node` and stands on its rung: see [`climb`].
 pub fn decide(machine: &Machine, node: &NodeName) -> Decision {
     match machine.stage {
         Stage::Starting => Decision::Wait(Wait::Starting),
         Stage::Stopping => Decision::Wait(Wait::Stopping),
-        Stage::Migrating => Decision::Wait(Wait::Migrating),
+        Stage::Migrating => match machine.climb.open {
+            Some(open) if open.revocable && open.method != machine.climb.method() => {
+                Decision::CallOff
+            }
+            Some(_) | None => Decision::Wait(Wait::Migrating),
+        },
         Stage::Arriving => Decision::Wait(Wait::Arriving),
         Stage::Leaving => Decision::Wait(Wait::Leaving),
         Stage::NeedsFencing => Decision::Blocked(Blocker {
@@ -125,8 +148,8 @@ pub fn decide(machine: &Machine, node: &NodeName) -> Decision {
 }
 
 fn blocker(machine: &Machine, node: &NodeName) -> Option<Blocker> {
-    match (machine.strategy, &machine.not_migratable) {
-        (EvictionStrategy::None, _) => Some(Blocker {
+    match machine.strategy {
+        EvictionStrategy::None if !machine.climb.own => Some(Blocker {
             cause: Cause::Strategy,
             reason: "EvictionStrategyNone",
             message: format!(
@@ -136,7 +159,7 @@ fn blocker(machine: &Machine, node: &NodeName) -> Option<Blocker> {
             remedy: "set evictionStrategy: LiveMigrate on the virtual machine, migrate it by \
                      hand, or stop it",
         }),
-        (EvictionStrategy::External, _) => Some(Blocker {
+        EvictionStrategy::External if !machine.climb.own => Some(Blocker {
             cause: Cause::External,
             reason: "EvictionStrategyExternal",
             message: format!(
@@ -146,23 +169,58 @@ fn blocker(machine: &Machine, node: &NodeName) -> Option<Blocker> {
             remedy: "let its controller act on status.evacuationNodeName, or migrate or stop it \
                      by hand",
         }),
-        (EvictionStrategy::LiveMigrate | EvictionStrategy::LiveMigrateIfPossible, Some(why)) => {
-            Some(Blocker {
-                cause: Cause::NotMigratable,
-                reason: why.reason,
-                message: why.message.clone(),
-                remedy: "stop the machine, or give it disks that all hosts share",
-            })
-        }
-        (EvictionStrategy::LiveMigrate | EvictionStrategy::LiveMigrateIfPossible, None) => None,
+        EvictionStrategy::None
+        | EvictionStrategy::External
+        | EvictionStrategy::LiveMigrate
+        | EvictionStrategy::LiveMigrateIfPossible => stuck(machine, node),
     }
+}
+
+/// What keeps a machine that may leave from doing so on its rung.
+fn stuck(machine: &Machine, node: &NodeName) -> Option<Blocker> {
+    let method = machine.climb.method();
+    if method == Method::Block {
+        return Some(Blocker {
+            cause: Cause::Ladder,
+            reason: "LadderBlocks",
+            message: format!(
+                "its ladder {} ends: the machine stays on node {node}",
+                machine.climb.ladder
+            ),
+            remedy: "migrate or stop the machine by hand, or give it a longer ladder",
+        });
+    }
+    if climb::is_possible(machine, method) {
+        return None;
+    }
+    Some(match &machine.not_migratable {
+        Some(why) => Blocker {
+            cause: Cause::NotMigratable,
+            reason: why.reason,
+            message: why.message.clone(),
+            remedy: "stop the machine, or give it disks that all hosts share",
+        },
+        None => Blocker {
+            cause: Cause::Ladder,
+            reason: "NothingStartsItAgain",
+            message: "its ladder says Restart, and no virtual machine would start it again"
+                .to_owned(),
+            remedy: "stop the machine by hand, or set runStrategy: Always on its virtual machine",
+        },
+    })
 }
 
 fn due(machine: &Machine) -> Decision {
     let pause = back_off(machine.failures);
     match machine.since_failure {
         Some(since) if since < pause => Decision::Wait(Wait::BackOff { pause }),
-        Some(_) | None => Decision::Migrate,
+        Some(_) | None => match machine.climb.method() {
+            // A machine that its ladder blocks was told so before it came here.
+            Method::Live | Method::Block => Decision::Migrate,
+            Method::Pause => Decision::Pause,
+            Method::Restart => Decision::Restart,
+            Method::Shutdown => Decision::Shutdown,
+        },
     }
 }
 
@@ -211,17 +269,18 @@ mod tests {
         NodeName::parse("worker2").unwrap()
     }
 
-    fn machine() -> Machine {
+    pub(super) fn machine() -> Machine {
         Machine {
             stage: Stage::Running,
             strategy: EvictionStrategy::LiveMigrate,
             not_migratable: None,
             failures: 0,
             since_failure: None,
+            climb: Climb::default(),
         }
     }
 
-    fn local_disk() -> Option<NotMigratable> {
+    pub(super) fn local_disk() -> Option<NotMigratable> {
         Some(NotMigratable {
             reason: "DisksNotLiveMigratable",
             message: "cannot migrate VMI with non-shared HostDisk".to_owned(),
@@ -231,6 +290,10 @@ mod tests {
     fn reason(machine: &Machine) -> &'static str {
         match decide(machine, &node()) {
             Decision::Migrate => "",
+            Decision::Pause => "pauses",
+            Decision::Restart => "restarts",
+            Decision::Shutdown => "stops",
+            Decision::CallOff => "calls off",
             Decision::Wait(_) => "waits",
             Decision::Blocked(blocker) => blocker.reason,
         }
@@ -285,6 +348,66 @@ mod tests {
             ..machine()
         };
         assert_eq!(reason(&machine), "NeedsFencing");
+    }
+
+    fn on(ladder: &str, own: bool) -> Machine {
+        let climb = Climb {
+            ladder: Ladder::parse(ladder).unwrap(),
+            own,
+            owner: Owner::StartsAgain,
+            ..Climb::default()
+        };
+        Machine { climb, ..machine() }
+    }
+
+    #[test]
+    fn the_rung_says_how_a_machine_leaves() {
+        for (ladder, expected) in [
+            ("Live", ""),
+            ("Pause", "pauses"),
+            ("Restart", "restarts"),
+            ("Shutdown", "stops"),
+            ("Block", "LadderBlocks"),
+        ] {
+            for own in [false, true] {
+                assert_eq!(reason(&on(ladder, own)), expected, "{ladder}");
+            }
+            let none = Machine {
+                strategy: EvictionStrategy::None,
+                ..on(ladder, true)
+            };
+            assert_eq!(reason(&none), expected, "its own ladder says more");
+            let none = Machine {
+                strategy: EvictionStrategy::None,
+                ..on(ladder, false)
+            };
+            assert_eq!(reason(&none), "EvictionStrategyNone");
+        }
+        let bare = |ladder| {
+            let mut machine = on(ladder, true);
+            machine.climb.owner = Owner::Nobody;
+            reason(&machine)
+        };
+        assert_eq!((bare("Restart"), bare("Shutdown")), ("NothingStartsItAgain", "stops"));
+        let stuck = Machine {
+            not_migratable: local_disk(),
+            ..on("Restart", true)
+        };
+        assert_eq!(reason(&stuck), "DisksNotLiveMigratable");
+    }
+
+    #[test]
+    fn a_migration_of_another_rung_is_called_off_while_that_does_no_harm() {
+        for (method, revocable, expected) in [
+            (Method::Live, true, "calls off"),
+            (Method::Live, false, "waits"),
+            (Method::Pause, true, "waits"),
+        ] {
+            let mut machine = on("Pause", true);
+            machine.stage = Stage::Migrating;
+            machine.climb.open = Some(Open { method, revocable });
+            assert_eq!(reason(&machine), expected, "{method} {revocable}");
+        }
     }
 
     #[test]
