@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::future::join_all;
-use godwit_ledger::{Audit, Ledger, LedgerError, NodeRow, Object};
-use godwit_model::limits::{MigrationLimits, MigrationSettings};
+use godwit_ledger::{Audit, Ledger, LedgerError, NodeRow, Object, SettingsFound};
+use godwit_model::limits::MigrationLimits;
 use godwit_model::migration::queue::QueueLimits;
 use godwit_model::{JobId, NodeName};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{HostInspection, InspectHostRequest};
 use godwit_rpc::client;
 use godwit_runtime::Identity;
-use serde_json::Value;
 
 use super::finding::Finding;
 use super::judge::{judge, judge_history};
@@ -30,7 +29,6 @@ const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 const MIGRATIONS: &str = "virtualmachineinstancemigrations.kubevirt.io";
 const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 const CONFIG_MAPS: &str = "configmaps";
-const CONFIG: &str = "kubevirt-config";
 
 /// What one look found, and how much it looked at.
 #[derive(Debug)]
@@ -139,28 +137,12 @@ fn by_uid(objects: Vec<Object>) -> BTreeMap<String, Object> {
 /// The limits that both places ask for. Where one makes no sense, the coordinator keeps to the last
 /// good ones, which only it knows.
 fn limits(kubevirts: &[Object], config_maps: &[Object]) -> Result<QueueLimits, String> {
-    let resource = kubevirts.first();
-    let resource = resource.and_then(|object| object.spec().pointer("/configuration/migrations"));
-    let config = config_maps.iter().find(|object| object.key.name == CONFIG);
-    let config = config.and_then(|object| object.body.pointer("/data/migrations")?.as_str());
-    let config = config.map(serde_yaml_ng::from_str::<Value>).transpose();
-    let config = config.map_err(|error| format!("{CONFIG}: {error}"))?;
-    let settings = |place: &str, value: Option<Value>| -> Result<MigrationSettings, String> {
-        let settings = value.map(serde_json::from_value).transpose();
-        Ok(settings
-            .map_err(|error| format!("{place}: {error}"))?
-            .unwrap_or_default())
-    };
-    let resource = settings("KubeVirt", resource.cloned())?;
-    let config = settings(CONFIG, config)?;
+    let found = SettingsFound::new(kubevirts, config_maps);
+    let (resource, config) = (found.kubevirt?, found.config_map?);
     let last = MigrationLimits::default();
     let (limits, problems) = MigrationLimits::resolve(&last, &resource, &config);
     if let Some(problem) = problems.first() {
         return Err(problem.to_string());
     }
-    Ok(QueueLimits {
-        per_cluster: limits.parallel_per_cluster,
-        outbound_per_node: limits.parallel_outbound_per_node,
-        inbound_per_node: limits.parallel_inbound_per_node,
-    })
+    Ok(limits.queue())
 }

@@ -4,6 +4,7 @@
 //! A value that can't be used keeps the last good one, and says so.
 
 use crate::BytesPerSecond;
+use crate::migration::queue::QueueLimits;
 use crate::quantity;
 use serde::Deserialize;
 use std::fmt;
@@ -135,6 +136,15 @@ impl fmt::Display for Problem {
 }
 
 impl MigrationLimits {
+    /// How many migrations run at once.
+    pub fn queue(&self) -> QueueLimits {
+        QueueLimits {
+            per_cluster: self.parallel_per_cluster,
+            outbound_per_node: self.parallel_outbound_per_node,
+            inbound_per_node: self.parallel_inbound_per_node,
+        }
+    }
+
     /// The limits that `resource` and `config_map` ask for; `last` stands in for bad values.
     pub fn resolve(
         last: &Self,

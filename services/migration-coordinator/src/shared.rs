@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey};
+use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey, SettingsFound};
 use godwit_model::limits::{MigrationLimits, MigrationSettings};
 use godwit_model::migration::convergence::CopyLimits;
 use godwit_model::migration::queue::QueueLimits;
@@ -14,7 +14,6 @@ use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
 use godwit_rpc::{Channel, Status};
 use jiff::Timestamp;
-use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -180,46 +179,15 @@ async fn read_settings(
 ) -> Result<(Vec<MigrationPolicy>, MigrationSettings, MigrationSettings), LedgerError> {
     let policies = ledger.list(POLICIES).await?;
     let policies = policies.iter().filter_map(policy).collect();
-    let resources = ledger.list("kubevirts.kubevirt.io").await?;
-    let resource = resources.first().and_then(|object| {
-        let migrations = object.spec().pointer("/configuration/migrations")?;
-        read("KubeVirt", migrations.clone())
-    });
-    let config_maps = ledger.list("configmaps").await?;
-    let config_map = config_maps
-        .iter()
-        .find(|object| is_kubevirt_config(&object.key));
-    let config_map = config_map.and_then(migrations_of_config_map);
-    Ok((
-        policies,
-        resource.unwrap_or_default(),
-        config_map.unwrap_or_default(),
-    ))
+    let found = SettingsFound::read(ledger).await?;
+    Ok((policies, usable(found.kubevirt), usable(found.config_map)))
 }
 
-fn is_kubevirt_config(key: &ObjectKey) -> bool {
-    key.name == "kubevirt-config"
-}
-
-fn migrations_of_config_map(object: &Object) -> Option<MigrationSettings> {
-    let text = object.body.pointer("/data/migrations")?.as_str()?;
-    match serde_yaml_ng::from_str::<Value>(text) {
-        Ok(value) => read("kubevirt-config", value),
-        Err(error) => {
-            warn!(%error, "the migrations of kubevirt-config are not YAML");
-            None
-        }
-    }
-}
-
-fn read(place: &str, value: Value) -> Option<MigrationSettings> {
-    match serde_json::from_value(value) {
-        Ok(settings) => Some(settings),
-        Err(error) => {
-            warn!(place, %error, "the migration limits make no sense");
-            None
-        }
-    }
+fn usable(found: Result<MigrationSettings, String>) -> MigrationSettings {
+    found.unwrap_or_else(|problem| {
+        warn!(%problem, "the migration limits make no sense");
+        MigrationSettings::default()
+    })
 }
 
 /// Labels of an object; one that is gone has none.
@@ -237,18 +205,16 @@ fn policy(object: &Object) -> Option<MigrationPolicy> {
     Some(MigrationPolicy {
         name: object.key.name.clone(),
         selectors: selectors.and_then(|set| serde_json::from_value(set.clone()).ok()),
-        settings: read("MigrationPolicy", spec.clone())?,
+        settings: serde_json::from_value(spec.clone())
+            .inspect_err(|error| warn!(%error, "a MigrationPolicy makes no sense"))
+            .ok()?,
     })
 }
 
 impl From<MigrationLimits> for Limits {
     fn from(limits: MigrationLimits) -> Self {
         Self {
-            queue: QueueLimits {
-                per_cluster: limits.parallel_per_cluster,
-                outbound_per_node: limits.parallel_outbound_per_node,
-                inbound_per_node: limits.parallel_inbound_per_node,
-            },
+            queue: limits.queue(),
             copy: CopyLimits {
                 completion_timeout_per_gib: limits.completion_timeout_per_gib,
                 progress_timeout: limits.progress_timeout,
