@@ -11,13 +11,13 @@ use anyhow::{Result, anyhow};
 use crate::lab_down::Footprint;
 use crate::lab_env::Env;
 use crate::{
-    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_policy, lab_restart, lab_seed,
+    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_restart, lab_seed,
     lab_virtctl, lab_walkthrough,
 };
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 13] = [
+const SECTIONS: [(&str, Section); 14] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -27,6 +27,7 @@ const SECTIONS: [(&str, Section); 13] = [
     ("opposite directions", lab_drain::opposite_directions),
     ("drain of ten", lab_drain::ten_leave),
     ("drain blocked", lab_drain::some_stay),
+    ("drain as planned", lab_plan::as_planned),
     ("drain by kubectl", lab_drain::by_kubectl),
     ("switched by hand", lab_virtctl::by_hand),
     ("policy", lab_policy::under_a_policy),

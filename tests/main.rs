@@ -40,6 +40,7 @@ mod lab_continuity;
 mod lab_down;
 mod lab_drain;
 mod lab_env;
+mod lab_plan;
 mod lab_policy;
 mod lab_restart;
 mod lab_seed;

@@ -64,6 +64,14 @@ impl InstanceState {
         }
     }
 
+    /// Whether the machine is on a node, or on its way there.
+    pub const fn is_alive(self) -> bool {
+        match self {
+            Self::Starting | Self::Running | Self::Stopping => true,
+            Self::Unplaced | Self::Stopped | Self::Failed => false,
+        }
+    }
+
     fn from_name(name: &str) -> Option<Self> {
         [
             Self::Unplaced,

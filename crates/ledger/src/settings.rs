@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn both_places_are_read_and_nonsense_in_one_spoils_not_the_other() {
-        let kubevirt = json!({ "spec": { "configuration": { "migrations": [] } } });
+        let kubevirt = json!({ "spec": { "configuration": { "migrations": "fast" } } });
         let map = json!({ "data": { "migrations": "bandwidthPerMigration: 64Mi" } });
         let found = SettingsFound::new(
             &[object(KUBEVIRTS, "kubevirt", kubevirt)],

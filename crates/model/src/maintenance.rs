@@ -73,6 +73,16 @@ pub enum Decision {
     Blocked(Blocker),
 }
 
+impl Decision {
+    /// Whether something is done about the machine at this moment.
+    pub const fn acts(&self) -> bool {
+        match self {
+            Self::Migrate | Self::Pause | Self::Restart | Self::Shutdown | Self::CallOff => true,
+            Self::Wait(_) | Self::Blocked(_) => false,
+        }
+    }
+}
+
 /// What a machine waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
@@ -388,7 +398,10 @@ mod tests {
             machine.climb.owner = Owner::Nobody;
             reason(&machine)
         };
-        assert_eq!((bare("Restart"), bare("Shutdown")), ("NothingStartsItAgain", "stops"));
+        assert_eq!(
+            (bare("Restart"), bare("Shutdown")),
+            ("NothingStartsItAgain", "stops")
+        );
         let stuck = Machine {
             not_migratable: local_disk(),
             ..on("Restart", true)

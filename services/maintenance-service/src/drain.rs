@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_ledger::{
-    EventKind, EventRecord, Ledger, LedgerError, MigrationRequest, NewObject, ObjectKey,
+    EventKind, EventRecord, Experience, Ledger, LedgerError, MigrationRequest, NewObject, ObjectKey,
     TraceContext, Tx,
 };
+use godwit_model::maintenance::Method;
 use godwit_runtime::failpoint;
 use godwit_runtime::telemetry::trace_context;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span, warn};
@@ -22,10 +23,10 @@ use uuid::Uuid;
 
 use crate::json::reference;
 use crate::look::{
-    Account, INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, MIGRATIONS, NODE_ANNOTATION,
-    Reader, Situation, look,
+    Account, INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, METHOD_ANNOTATION, MIGRATIONS,
+    NODE_ANNOTATION, Reader, Situation, TARGET_ANNOTATION, look,
 };
-use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Plan, plan};
+use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Lease, Plan, plan};
 use crate::telemetry::Telemetry;
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
@@ -48,6 +49,8 @@ pub(crate) struct Drains {
     pub(crate) requested: Arc<Notify>,
     pub(crate) telemetry: Telemetry,
     pub(crate) shutdown: CancellationToken,
+    /// What forecasts are made from.
+    pub(crate) experience: Mutex<Experience>,
 }
 
 /// Runs rounds until shutdown.
@@ -81,6 +84,9 @@ impl Drains {
     pub(crate) async fn round(&self) -> Result<(), LedgerError> {
         let maintenances = self.ledger.list(MAINTENANCES).await?;
         self.telemetry.keep(&maintenances);
+        if !maintenances.is_empty() {
+            self.experience.lock().await.follow(&self.ledger).await?;
+        }
         for maintenance in maintenances {
             let span = info_span!("maintenance", name = %maintenance.key.name);
             if let Err(error) = self.reconcile(&maintenance.key).await {
@@ -94,7 +100,9 @@ impl Drains {
         let Some(situation) = look(&mut Reader::Ledger(&self.ledger), key).await? else {
             return Ok(());
         };
-        let first = plan(&situation);
+        let experience = self.experience.lock().await;
+        let forecaster = experience.forecaster();
+        let first = plan(&situation, forecaster);
         self.telemetry.stands(&situation.node_name, first.standing);
         if first.is_empty() {
             return Ok(());
@@ -103,7 +111,7 @@ impl Drains {
         let Some(situation) = look(&mut Reader::Tx(&mut tx), key).await? else {
             return Ok(());
         };
-        let plan = plan(&situation);
+        let plan = plan(&situation, forecaster);
         let requested = write(&mut tx, &situation, &plan).await?;
         failpoint!("ledger.drain.before");
         tx.commit().await?;
@@ -139,11 +147,14 @@ async fn write(
     situation: &Situation,
     plan: &Plan,
 ) -> Result<Vec<String>, LedgerError> {
-    if let Some(node) = &plan.node {
-        tx.put(node).await?;
+    match &plan.lease {
+        Some(Lease::Create(lease)) => drop(tx.create((**lease).clone()).await?),
+        Some(Lease::Put(lease)) => drop(tx.put(lease).await?),
+        Some(Lease::Remove(key)) => tx.remove(key).await?,
+        None => {}
     }
-    for instance in &plan.instances {
-        tx.put(instance).await?;
+    for object in plan.node.iter().chain(&plan.instances).chain(&plan.machines) {
+        tx.put(object).await?;
     }
     for event in &plan.events {
         tx.event(event.clone()).await?;
@@ -152,12 +163,8 @@ async fn write(
     for evacuation in &plan.requests {
         requested.extend(request(tx, situation.account(), evacuation).await?);
     }
-    for job in &plan.cancels {
-        let why = format!(
-            "the maintenance of node {} was removed",
-            situation.node_name
-        );
-        tx.job_cancel(job, &why).await?;
+    for (job, why) in &plan.cancels {
+        tx.job_cancel(job, why).await?;
     }
     if let Some(maintenance) = &plan.maintenance {
         tx.put(maintenance).await?;
@@ -185,6 +192,12 @@ pub(crate) async fn request(
     let mut annotations = json!({ NODE_ANNOTATION: account.node });
     if let Some(maintenance) = account.maintenance {
         annotations[MAINTENANCE_ANNOTATION] = json!(maintenance.uid);
+    }
+    if let Some(target) = &evacuation.target {
+        annotations[TARGET_ANNOTATION] = json!(target);
+    }
+    if evacuation.method != Method::Live {
+        annotations[METHOD_ANNOTATION] = json!(evacuation.method.as_str());
     }
     let made = tx
         .migration_request(MigrationRequest {

@@ -1,16 +1,20 @@
-//! Machines that were told to leave their node one by one: by evictions, without a maintenance.
+//! Machines that were told to leave their node without a maintenance: one by one by evictions, or
+//! all of a node by its taint.
 //!
-//! The mark on the instance is all there is to it. It is set by the API, and taken back by the
-//! coordinator when the machine arrives elsewhere. What is decided and how a migration is asked for
-//! is the same as in a drain; on a node under maintenance the drain does it.
+//! The mark on the instance, or the taint of its node, is all there is to it. A mark is set by the
+//! API, and taken back by the coordinator when the machine arrives elsewhere. What is decided and how
+//! a migration is asked for is the same as in a drain; on a node under maintenance the drain does it.
 
-use godwit_ledger::{LedgerError, ObjectKey};
-use godwit_model::maintenance::{Decision, decide};
+use std::collections::HashSet;
+
+use godwit_ledger::{InstanceRow, LedgerError, ObjectKey};
+use godwit_model::maintenance::{Decision, Method, decide};
 use godwit_runtime::failpoint;
 use tracing::{info, warn};
 
 use crate::drain::{Drains, request};
-use crate::look::{Account, EVACUATION, INSTANCES, Marked, Reader, marked};
+use crate::look::{Account, EVACUATION, INSTANCES, Marked, Reader, drain_taint, marked};
+use crate::node;
 use crate::plan::Evacuation;
 
 impl Drains {
@@ -19,16 +23,39 @@ impl Drains {
     /// # Errors
     /// The ledger's, when the marks can't be read; a machine that fails doesn't stop others.
     pub(crate) async fn evictions(&self) -> Result<(), LedgerError> {
+        let tainted = self.tainted().await?;
+        let mut asked: Vec<ObjectKey> = vec![];
         for instance in self.ledger.list_told(INSTANCES, EVACUATION).await? {
-            if let Err(error) = self.evict(&instance.key).await {
-                warn!(%error, vmi = %instance.key.name, "an eviction's step failed");
+            asked.push(instance.key);
+        }
+        if !tainted.is_empty() {
+            let here = |row: &InstanceRow| {
+                row.node.as_ref().is_some_and(|node| tainted.contains(node.as_str()))
+            };
+            let rows = self.ledger.instances().await?;
+            asked.extend(rows.into_iter().filter(here).map(|row| row.key));
+        }
+        asked.sort();
+        asked.dedup();
+        for key in asked {
+            if let Err(error) = self.evict(&key, &tainted).await {
+                warn!(%error, vmi = %key.name, "an eviction's step failed");
             }
         }
         Ok(())
     }
 
-    async fn evict(&self, key: &ObjectKey) -> Result<(), LedgerError> {
-        if due(marked(&mut Reader::Ledger(&self.ledger), key).await?).is_none() {
+    /// Nodes with the taint that asks all machines to leave.
+    async fn tainted(&self) -> Result<HashSet<String>, LedgerError> {
+        let key = drain_taint(&mut Reader::Ledger(&self.ledger)).await?;
+        let nodes = self.ledger.list("nodes").await?.into_iter();
+        let tainted = nodes.filter(|node| node::has_taint(node, &key));
+        Ok(tainted.map(|node| node.key.name).collect())
+    }
+
+    async fn evict(&self, key: &ObjectKey, tainted: &HashSet<String>) -> Result<(), LedgerError> {
+        let mut reader = Reader::Ledger(&self.ledger);
+        if due(marked(&mut reader, key, tainted).await?).is_none() {
             return Ok(());
         }
         let mut tx = self.ledger.begin().await?;
@@ -36,7 +63,7 @@ impl Drains {
             instance,
             node,
             guest,
-        }) = due(marked(&mut Reader::Tx(&mut tx), key).await?)
+        }) = due(marked(&mut Reader::Tx(&mut tx), key, tainted).await?)
         else {
             return Ok(());
         };
@@ -47,6 +74,8 @@ impl Drains {
         let evacuation = Evacuation {
             machine: guest.uid,
             instance,
+            method: Method::Live,
+            target: None,
         };
         let Some(migration) = request(&mut tx, account, &evacuation).await? else {
             return Ok(());

@@ -53,9 +53,21 @@ pub(crate) fn condition<'a>(object: &'a Object, kind: &str) -> Option<&'a Value>
 pub(crate) fn set_condition(
     status: &mut Map<String, Value>,
     kind: &str,
+    words: (&str, &str),
+    now: Timestamp,
+) {
+    put_condition(status, (kind, true), words, now);
+}
+
+/// Makes a condition `True` or `False`, with a reason and a message; its time changes only with its
+/// status.
+pub(crate) fn put_condition(
+    status: &mut Map<String, Value>,
+    (kind, holds): (&str, bool),
     (reason, message): (&str, &str),
     now: Timestamp,
 ) {
+    let holds = if holds { "True" } else { "False" };
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
     let Value::Array(conditions) = conditions else {
         return;
@@ -64,12 +76,12 @@ pub(crate) fn set_condition(
         .iter_mut()
         .find(|condition| condition["type"] == kind);
     let since = match &found {
-        Some(old) if old["status"] == "True" => old["lastTransitionTime"].clone(),
+        Some(old) if old["status"] == holds => old["lastTransitionTime"].clone(),
         Some(_) | None => json!(seconds(now)),
     };
     let condition = json!({
         "type": kind,
-        "status": "True",
+        "status": holds,
         "reason": reason,
         "message": message,
         "lastProbeTime": null,
@@ -102,5 +114,29 @@ pub(crate) fn reference(object: &Object, api_version: &str, kind: &str) -> Objec
         namespace: object.key.namespace.clone(),
         name: object.key.name.clone(),
         uid: object.uid.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_turns() {
+        let mut status = Map::new();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        put_condition(&mut status, ("Stale", false), ("AsPlanned", ""), at(0));
+        put_condition(
+            &mut status,
+            ("Stale", false),
+            ("AsPlanned", "still"),
+            at(60),
+        );
+        let since =
+            |status: &Map<String, Value>| status["conditions"][0]["lastTransitionTime"].clone();
+        assert_eq!(since(&status), "1970-01-01T00:00:00Z");
+        set_condition(&mut status, "Stale", ("InventoryChanged", ""), at(60));
+        assert_eq!(since(&status), "1970-01-01T00:01:00Z");
+        assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
     }
 }

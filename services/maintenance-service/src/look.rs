@@ -1,24 +1,25 @@
 //! What the ledger says about one maintenance. Reads only; what follows from it is in `plan.rs`.
 
-use std::time::Duration;
-
-use godwit_ledger::{
-    InstanceRow, InstanceState, JobRow, Ledger, LedgerError, Object, ObjectKey, Tx,
-};
-use godwit_model::instance::{EvictionStrategy, NotMigratable, live_migratable};
-use godwit_model::maintenance::{Machine, Stage};
-use godwit_model::migration::job::JobState;
-use godwit_model::migration::view::launcher_name;
-use godwit_model::vmi::VmiSpec;
-use godwit_model::{JobId, MachineId, NodeName};
+use godwit_ledger::{InstanceRow, JobRow, Ledger, LedgerError, Object, ObjectKey, Tx};
+use godwit_model::maintenance::{Machine, Method, Stage, Step, decide};
+use godwit_model::plan::Pace;
+use godwit_model::{Bytes, JobId, MachineId, NodeName};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::json::{condition, told};
+use crate::deadline::Deadline;
+use crate::json::told;
+use crate::ladder;
+use crate::machines::{Fate, fate_of};
+use crate::outlook::pace;
+use crate::routes::{Routes, routes, wants_one};
 
 mod marked;
+mod rows;
 
 pub(crate) use marked::{Marked, marked};
+use rows::Rows;
+pub(crate) use rows::since;
 
 /// Resource of maintenances, whatever group they are shown in.
 pub(crate) const MAINTENANCES: &str = "nodemaintenances";
@@ -33,6 +34,16 @@ pub(crate) const INSTANCE_LABEL: &str = "kubevirt.io/vmi-name";
 pub(crate) const NODE_ANNOTATION: &str = "kubevirt.io/evacuationMigration";
 /// Field of an instance that names the node it shall leave.
 pub(crate) const EVACUATION: &str = "evacuationNodeName";
+/// Annotation of a migration that names the node where a plan sends the machine.
+pub(crate) const TARGET_ANNOTATION: &str = "godwit.io/target-node";
+/// Annotation of a migration that says how it moves the machine; absent: live.
+pub(crate) const METHOD_ANNOTATION: &str = "godwit.io/method";
+/// Key of the taint of nodes that are drained, where nothing else was set: KubeVirt's.
+const DRAIN_TAINT: &str = "kubevirt.io/drain";
+/// Where medik8s' operators keep the leases of nodes.
+const LEASE_NAMESPACE: &str = "medik8s-leases";
+/// Resource of leases.
+const LEASES: &str = "leases.coordination.k8s.io";
 /// Annotation of an evacuation that names the maintenance it is for, by UID.
 pub(crate) const MAINTENANCE_ANNOTATION: &str = "godwit.io/maintenance";
 
@@ -52,7 +63,7 @@ impl Reader<'_> {
         }
     }
 
-    async fn list(&mut self, resource: &str) -> Result<Vec<Object>, LedgerError> {
+    pub(crate) async fn list(&mut self, resource: &str) -> Result<Vec<Object>, LedgerError> {
         match self {
             Self::Ledger(ledger) => ledger.list(resource).await,
             Self::Tx(tx) => tx.list(resource).await,
@@ -102,6 +113,20 @@ pub(crate) struct Situation {
     pub(crate) instances: Vec<Object>,
     /// Open evacuations of this maintenance that have not begun to copy.
     pub(crate) cancellable: Vec<JobId>,
+    /// All open migrations, in the order of the queue, with what each carries.
+    pub(crate) traffic: Vec<(Way, Bytes)>,
+    /// Machines that were told of before and are not on the node, by UID.
+    pub(crate) departed: Vec<(String, Fate)>,
+    /// Where machines go that are to leave.
+    pub(crate) routes: Routes,
+    /// What migrations keep to.
+    pub(crate) pace: Pace,
+    /// When the node is to be empty; `None` when nothing was said.
+    pub(crate) deadline: Option<Deadline>,
+    /// The lease of the node; `None` when there is none.
+    pub(crate) lease: Option<Object>,
+    /// Key of the taint that says that a node is drained.
+    pub(crate) drain_taint: String,
     /// By the database's clock.
     pub(crate) now: Timestamp,
 }
@@ -127,6 +152,49 @@ pub(crate) struct Guest {
     pub(crate) failed: Option<Failed>,
     /// Why no node takes it; `None` when one does or none was asked for.
     pub(crate) no_room: Option<String>,
+    /// What a migration has to carry.
+    pub(crate) memory: Bytes,
+    /// Its open migration; `None` when there is none.
+    pub(crate) way: Option<Way>,
+    /// Its virtual machine; `None` when it has none, or neither runs nor moves.
+    pub(crate) owner: Option<Object>,
+    /// Since when it stands on its rung.
+    pub(crate) stand: Stand,
+    /// The step that took it there, if it takes it at this moment.
+    pub(crate) step: Option<Step>,
+}
+
+/// An open migration.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub(crate) job: JobRow,
+    /// Whether it was asked for on the same account.
+    pub(crate) ours: bool,
+    pub(crate) method: Method,
+    /// The node where a plan sends the machine; `None` where no plan does.
+    pub(crate) planned: Option<String>,
+    /// How far the copy is; null before it has begun.
+    pub(crate) progress: Value,
+}
+
+/// Since when a machine stands on its rung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stand {
+    /// Since then it stands there.
+    pub(crate) since: Timestamp,
+    /// From then the rung's time counts; `None` while the machine waits for its turn in the queue,
+    /// since others' turns are no fault of this one.
+    pub(crate) timed_from: Option<Timestamp>,
+}
+
+impl Stand {
+    /// A machine that has just come there.
+    pub(crate) fn new(now: Timestamp) -> Self {
+        Self {
+            since: now,
+            timed_from: None,
+        }
+    }
 }
 
 /// An evacuation that failed.
@@ -134,16 +202,6 @@ pub(crate) struct Guest {
 pub(crate) struct Failed {
     pub(crate) at: Timestamp,
     pub(crate) message: String,
-}
-
-/// Everything that was read, before it is sorted out.
-struct Rows {
-    instances: Vec<InstanceRow>,
-    jobs: Vec<JobRow>,
-    objects: Vec<Object>,
-    migrations: Vec<Object>,
-    /// The cluster's eviction strategy.
-    strategy: Option<String>,
 }
 
 /// What is true about the maintenance `key`; `None` when there is none.
@@ -175,27 +233,58 @@ pub(crate) async fn look(
         objects: reader.list(INSTANCES).await?,
         migrations: reader.list(MIGRATIONS).await?,
     };
+    let now = reader.now().await?;
+    let (pace, drain_taint) = settings(reader).await?;
     let mut situation = Situation {
-        now: reader.now().await?,
         cancellable: rows.cancellable(&maintenance),
+        traffic: rows.traffic(&node_name, &maintenance),
         instances: vec![],
         guests: vec![],
+        departed: vec![],
+        routes: Routes::default(),
+        pace,
+        deadline: Deadline::of(&maintenance, now),
+        lease: reader.get(&lease_key(&node_name)).await?,
+        drain_taint,
+        now,
         maintenance,
         node_name,
         node,
     };
     if let Some((node, _)) = &situation.node {
-        situation.guests = rows.guests(&situation, node);
+        situation.guests = rows.guests((situation.account(), now), node);
     }
-    for guest in &mut situation.guests {
-        ask_owner(reader, guest, &rows).await?;
-    }
+    situation.ask_owners(reader, &rows).await?;
+    situation.departed = situation.fates(&rows);
     situation.instances = rows
         .objects
         .into_iter()
         .filter(|object| situation.concerns(object))
         .collect();
+    if situation.wants_routes() {
+        situation.routes = routes(reader, &situation).await?;
+    }
     Ok(Some(situation))
+}
+
+/// What migrations keep to, and the key of the taint that says that a node is drained.
+async fn settings(reader: &mut Reader<'_>) -> Result<(Pace, String), LedgerError> {
+    Ok((pace(reader).await?, drain_taint(reader).await?))
+}
+
+/// Key of the taint that says that a node is drained: KubeVirt's setting.
+pub(crate) async fn drain_taint(reader: &mut Reader<'_>) -> Result<String, LedgerError> {
+    let clusters = reader.list(KUBEVIRTS).await?;
+    let key = clusters.first().and_then(|cluster| {
+        let migrations = cluster.spec().pointer("/configuration/migrations")?;
+        migrations["nodeDrainTaintKey"].as_str()
+    });
+    Ok(key.filter(|key| !key.is_empty()).unwrap_or(DRAIN_TAINT).to_owned())
+}
+
+/// The lease that says who maintains a node.
+pub(crate) fn lease_key(node: &str) -> ObjectKey {
+    ObjectKey::new(LEASES, LEASE_NAMESPACE, format!("node-{node}"))
 }
 
 async fn cluster_strategy(reader: &mut Reader<'_>) -> Result<Option<String>, LedgerError> {
@@ -212,25 +301,38 @@ async fn ask_owner(
     guest: &mut Guest,
     rows: &Rows,
 ) -> Result<(), LedgerError> {
-    if guest.machine.strategy.moves() || guest.machine.stage != Stage::Running {
-        return Ok(());
+    match guest.machine.stage {
+        Stage::Running | Stage::Migrating => {}
+        Stage::Starting
+        | Stage::Stopping
+        | Stage::NeedsFencing
+        | Stage::Arriving
+        | Stage::Leaving => return Ok(()),
     }
-    let owned = rows.object(&guest.uid).is_some_and(|object| {
-        let owners = object.metadata["ownerReferences"].as_array();
-        let mut owners = owners.into_iter().flatten();
-        owners.any(|owner| owner["kind"] == "VirtualMachine")
-    });
-    if !owned {
+    let Some(named) = rows.object(&guest.uid).and_then(machine_of) else {
         return Ok(());
-    }
+    };
     let key = ObjectKey::new(MACHINES, &guest.key.namespace, &guest.key.name);
     let owner = reader.get(&key).await?;
+    // A namesake that was made later says nothing about this instance.
+    let owner = owner.filter(|owner| named.is_none_or(|uid| uid == owner.uid));
     let newer = owner.as_ref().and_then(|owner| {
         let newer = owner.spec().pointer("/template/spec/evictionStrategy")?;
         newer.as_str()
     });
-    guest.machine.strategy = guest.machine.strategy.or_newer(newer);
+    if guest.machine.stage == Stage::Running {
+        guest.machine.strategy = guest.machine.strategy.or_newer(newer);
+    }
+    guest.owner = owner;
     Ok(())
+}
+
+/// The UID of an instance's virtual machine, where its reference has one; `None` when it has none.
+fn machine_of(instance: &Object) -> Option<Option<&str>> {
+    let owners = instance.metadata["ownerReferences"].as_array();
+    let mut owners = owners.into_iter().flatten();
+    let owner = owners.find(|owner| owner["kind"] == "VirtualMachine")?;
+    Some(owner["uid"].as_str())
 }
 
 impl Situation {
@@ -242,16 +344,57 @@ impl Situation {
         }
     }
 
+    /// Looks at each machine's owner, and puts it on the rung of its ladder.
+    async fn ask_owners(
+        &mut self,
+        reader: &mut Reader<'_>,
+        rows: &Rows,
+    ) -> Result<(), LedgerError> {
+        let mut guests = std::mem::take(&mut self.guests);
+        for guest in &mut guests {
+            ask_owner(reader, guest, rows).await?;
+            if let Some(instance) = rows.object(&guest.uid) {
+                let key = guest.key.clone();
+                let failures = |method| rows.failures(&key, self.account(), method);
+                ladder::ascend(guest, (self, instance), &failures);
+            }
+        }
+        self.guests = guests;
+        Ok(())
+    }
+
+    /// What became of machines that were told of before and are not on the node.
+    fn fates(&self, rows: &Rows) -> Vec<(String, Fate)> {
+        let entries = told(&self.maintenance, "machines").as_array();
+        let entries = entries.into_iter().flatten();
+        let gone = entries.filter(|entry| {
+            let uid = entry["uid"].as_str().unwrap_or_default();
+            !self.guests.iter().any(|guest| guest.uid.as_str() == uid)
+        });
+        gone.map(|entry| fate_of(entry, &rows.instances)).collect()
+    }
+
+    /// Whether some machine needs to know where it goes.
+    fn wants_routes(&self) -> bool {
+        let Some((node, _)) = &self.node else {
+            return false;
+        };
+        !self.maintenance.deleting()
+            && self.guests.iter().any(|guest| {
+                let decision = decide(&guest.machine, node);
+                let known = ladder::entry(&self.maintenance, &guest.uid);
+                wants_one(&decision) && (decision.acts() || known["targetNode"].is_null())
+            })
+    }
+
     fn concerns(&self, object: &Object) -> bool {
-        let blockers = told(&self.maintenance, "blockers").as_array();
+        let listed = |field| told(&self.maintenance, field).as_array();
+        let told_of = listed("blockers").into_iter().chain(listed("machines"));
         self.guests
             .iter()
             .any(|guest| guest.uid.as_str() == object.uid)
             || *told(object, EVACUATION) == self.node_name
-            || blockers
-                .into_iter()
-                .flatten()
-                .any(|blocker| is_about(blocker, &object.key))
+            || told_of.flatten().any(|entry| is_about(entry, &object.key))
     }
 }
 
@@ -260,212 +403,3 @@ pub(crate) fn is_about(entry: &Value, key: &ObjectKey) -> bool {
     entry["namespace"] == key.namespace && entry["name"] == key.name
 }
 
-impl Rows {
-    fn object(&self, uid: &MachineId) -> Option<&Object> {
-        self.objects
-            .iter()
-            .find(|object| object.uid == uid.as_str())
-    }
-
-    fn row(&self, uid: &MachineId) -> Option<&InstanceRow> {
-        self.instances.iter().find(|row| row.uid == *uid)
-    }
-
-    fn cancellable(&self, maintenance: &Object) -> Vec<JobId> {
-        let ours = |job: &&JobRow| {
-            let object = self
-                .migrations
-                .iter()
-                .find(|object| object.uid == job.id.as_str());
-            object.is_some_and(|object| is_of(object, maintenance))
-        };
-        self.jobs
-            .iter()
-            .filter(|job| job.cancel.is_none() && !copying(job.state))
-            .filter(ours)
-            .map(|job| job.id.clone())
-            .collect()
-    }
-
-    fn guests(&self, situation: &Situation, node: &NodeName) -> Vec<Guest> {
-        let asked = (situation.account(), situation.now);
-        let mut guests: Vec<Guest> = self
-            .instances
-            .iter()
-            .filter(|row| row.node.as_ref() == Some(node))
-            .filter_map(|row| Some(self.guest(row, self.stage(row)?, asked)))
-            .collect();
-        for job in &self.jobs {
-            if self.row(&job.machine).and_then(|row| row.node.as_ref()) == Some(node) {
-                continue;
-            }
-            guests.extend(self.passing(job, node));
-        }
-        guests.sort_by(|a, b| a.key.cmp(&b.key));
-        guests
-    }
-
-    /// What a machine on the node is doing; `None` for one that has ended.
-    fn stage(&self, row: &InstanceRow) -> Option<Stage> {
-        let job = self.jobs.iter().find(|job| job.machine == row.uid);
-        let there = self
-            .object(&row.uid)
-            .is_some_and(|object| !object.deleting());
-        match (row.state, job) {
-            (InstanceState::Unplaced | InstanceState::Stopped | InstanceState::Failed, _) => None,
-            (_, Some(job)) if job.state == JobState::NeedsFencing => Some(Stage::NeedsFencing),
-            (_, Some(_)) => Some(Stage::Migrating),
-            (InstanceState::Starting, None) => Some(Stage::Starting),
-            (InstanceState::Running, None) if there => Some(Stage::Running),
-            (InstanceState::Running | InstanceState::Stopping, None) => Some(Stage::Stopping),
-        }
-    }
-
-    fn guest(
-        &self,
-        row: &InstanceRow,
-        stage: Stage,
-        (account, now): (Account<'_>, Timestamp),
-    ) -> Guest {
-        let object = self.object(&row.uid);
-        let own = object.and_then(|object| object.spec()["evictionStrategy"].as_str());
-        let (failures, failed) = self.failures(&row.key, account);
-        let since_failure = failed
-            .as_ref()
-            .map(|failed| Duration::try_from(now.duration_since(failed.at)));
-        Guest {
-            uid: row.uid.clone(),
-            pod: launcher(row, object, account.node),
-            machine: Machine {
-                stage,
-                strategy: EvictionStrategy::effective(own, self.strategy.as_deref()),
-                not_migratable: object.and_then(not_migratable),
-                failures,
-                // The clocks of two hosts may differ: an end in the future is one of this moment.
-                since_failure: since_failure.map(Result::unwrap_or_default),
-            },
-            key: row.key.clone(),
-            failed,
-            no_room: self.no_room(&row.uid),
-        }
-    }
-
-    /// A machine that is elsewhere and has a part on the node: one that comes, or one that left.
-    fn passing(&self, job: &JobRow, node: &NodeName) -> Option<Guest> {
-        let object = self.object(&job.machine);
-        let (stage, pod) = if job.target.as_ref() == Some(node) {
-            let pod = launcher_name(&job.vmi.name, job.id.as_str());
-            (Stage::Arriving, pod)
-        } else if job.source.as_ref() == Some(node) && job.state == JobState::HandedOver {
-            let pod =
-                object.and_then(|object| told(object, "migrationState")["sourcePod"].as_str());
-            (Stage::Leaving, pod.unwrap_or_default().to_owned())
-        } else {
-            return None;
-        };
-        Some(Guest {
-            uid: job.machine.clone(),
-            key: job.vmi.clone(),
-            pod,
-            machine: Machine {
-                stage,
-                strategy: EvictionStrategy::None,
-                not_migratable: None,
-                failures: 0,
-                since_failure: None,
-            },
-            failed: None,
-            no_room: None,
-        })
-    }
-
-    /// How many evacuations of `instance` failed on this account, and the last of them.
-    fn failures(&self, instance: &ObjectKey, account: Account<'_>) -> (u32, Option<Failed>) {
-        let failed = self.migrations.iter().filter(|object| {
-            object.key.namespace == instance.namespace
-                && object.label(INSTANCE_LABEL) == Some(&instance.name)
-                && is_ours(object, account)
-        });
-        let failed: Vec<Failed> = failed.filter_map(failure).collect();
-        let count = u32::try_from(failed.len()).unwrap_or(u32::MAX);
-        (count, failed.into_iter().max_by_key(|failed| failed.at))
-    }
-
-    fn no_room(&self, machine: &MachineId) -> Option<String> {
-        let job = self.jobs.iter().find(|job| job.machine == *machine)?;
-        let object = self
-            .migrations
-            .iter()
-            .find(|object| object.uid == job.id.as_str())?;
-        let waiting = condition(object, "migrationWaiting")?;
-        let unschedulable = waiting["reason"] == "Unschedulable";
-        unschedulable.then(|| text(&waiting["message"]))
-    }
-}
-
-/// Whether a migration was asked for on this account.
-fn is_ours(migration: &Object, account: Account<'_>) -> bool {
-    match account.maintenance {
-        Some(maintenance) => is_of(migration, maintenance),
-        None => {
-            migration.annotation(MAINTENANCE_ANNOTATION).is_none()
-                && migration.annotation(NODE_ANNOTATION) == Some(account.node)
-        }
-    }
-}
-
-fn is_of(migration: &Object, maintenance: &Object) -> bool {
-    migration.annotation(MAINTENANCE_ANNOTATION) == Some(&maintenance.uid)
-}
-
-/// Whether the copy may have begun: such a job is left to its end.
-const fn copying(state: JobState) -> bool {
-    match state {
-        JobState::Pending
-        | JobState::Placing
-        | JobState::Reserved
-        | JobState::Preparing
-        | JobState::Prepared => false,
-        JobState::Copying
-        | JobState::SwitchAllowed
-        | JobState::HandedOver
-        | JobState::Aborting
-        | JobState::NeedsFencing
-        | JobState::Succeeded
-        | JobState::Failed => true,
-    }
-}
-
-/// When and why a migration failed; `None` when it didn't.
-fn failure(migration: &Object) -> Option<Failed> {
-    if *told(migration, "phase") != "Failed" {
-        return None;
-    }
-    let times = told(migration, "phaseTransitionTimestamps").as_array()?;
-    let failed = times.iter().find(|time| time["phase"] == "Failed")?;
-    let at = failed["phaseTransitionTimestamp"].as_str()?.parse().ok()?;
-    let message = condition(migration, "migrationFailed").map(|c| text(&c["message"]));
-    Some(Failed {
-        at,
-        message: message.unwrap_or_default(),
-    })
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-fn not_migratable(instance: &Object) -> Option<NotMigratable> {
-    let spec: VmiSpec = serde_json::from_value(instance.spec().clone()).ok()?;
-    live_migratable(&spec).err()
-}
-
-/// Name of the launcher of a machine on `node`.
-fn launcher(row: &InstanceRow, object: Option<&Object>, node: &str) -> String {
-    let pods = object.and_then(|object| told(object, "activePods").as_object());
-    let seed = pods.and_then(|pods| {
-        let here = pods.iter().find(|(_, place)| **place == node);
-        here.map(|(seed, _)| seed.as_str())
-    });
-    launcher_name(&row.key.name, seed.unwrap_or(row.uid.as_str()))
-}

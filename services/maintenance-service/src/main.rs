@@ -1,13 +1,20 @@
 //! Closes nodes for maintenance and empties them. Any number of copies may run.
 
 mod config;
+mod deadline;
 mod drain;
 mod evict;
 mod json;
+mod ladder;
+mod lease;
 mod look;
+mod machines;
 mod node;
+mod outlook;
 mod plan;
+mod routes;
 mod server;
+mod stop;
 mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -2,24 +2,38 @@
 //!
 //! Nothing is planned where nothing changes. Carried out by `drain.rs`.
 
-use godwit_ledger::{EventKind, EventRecord, Object, ObjectKey};
-use godwit_model::maintenance::{Blocker, Cause, Decision, Progress, Wait, decide};
+use godwit_ledger::{EventKind, EventRecord, NewObject, Object, ObjectKey};
+use godwit_model::forecast::Forecaster;
+use godwit_model::maintenance::{Method, Progress};
 use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::{Map, Value, json};
 
-use crate::json::{clear_condition, reference, seconds, set, set_condition, status_of, told};
-use crate::look::{EVACUATION, Guest, Situation};
+use crate::json::{clear_condition, reference, seconds, status_of, told};
+use crate::lease;
+use crate::look::{EVACUATION, Situation};
 use crate::node::{self, Cordon};
-use crate::words::{back_off, last_error};
+
+mod emptying;
+mod telling;
+
+use emptying::Drain;
 
 /// Keeps a maintenance until its node is open again.
 const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
 /// Condition of an instance that can't leave.
 const EVICTION_BLOCKED: &str = "EvictionBlocked";
+/// Condition of an instance that climbed its ladder.
+const LADDER: &str = "EvacuationLadder";
 /// Who tells of maintenances: the name of medik8s' operator.
 const OPERATOR: &str = "NodeMaintenance";
 /// Who tells of evacuations: KubeVirt's name.
 pub(crate) const EVACUATION_CONTROLLER: &str = "evacuation-controller";
+/// The event of a maintenance that can't be ended.
+const FAILED: (EventKind, &str, &str) = (
+    EventKind::Warning,
+    "FailedMaintenance",
+    "Failed a node maintenance",
+);
 /// Evacuations asked for in one transaction: others wait for it.
 const REQUESTS_MAX: usize = 32;
 
@@ -29,7 +43,11 @@ pub(crate) struct Plan {
     pub(crate) node: Option<Object>,
     pub(crate) instances: Vec<Object>,
     pub(crate) requests: Vec<Evacuation>,
-    pub(crate) cancels: Vec<JobId>,
+    /// Migrations that are cancelled, and why.
+    pub(crate) cancels: Vec<(JobId, String)>,
+    /// Virtual machines that are told to stop their instances.
+    pub(crate) machines: Vec<Object>,
+    pub(crate) lease: Option<Lease>,
     pub(crate) events: Vec<EventRecord>,
     /// Written last: at its end it takes the maintenance away.
     pub(crate) maintenance: Option<Object>,
@@ -44,6 +62,21 @@ pub(crate) struct Plan {
 pub(crate) struct Evacuation {
     pub(crate) machine: MachineId,
     pub(crate) instance: Object,
+    /// `Live` or `Pause`.
+    pub(crate) method: Method,
+    /// Where a plan sends it; `None` leaves that to the scheduler.
+    pub(crate) target: Option<NodeName>,
+}
+
+/// What becomes of a node's lease.
+#[derive(Debug)]
+pub(crate) enum Lease {
+    /// There was none.
+    Create(Box<NewObject>),
+    /// It is taken, or held for longer.
+    Put(Box<Object>),
+    /// It is given back.
+    Remove(ObjectKey),
 }
 
 /// How far a drain is.
@@ -60,16 +93,18 @@ impl Plan {
             && self.instances.is_empty()
             && self.requests.is_empty()
             && self.cancels.is_empty()
+            && self.machines.is_empty()
+            && self.lease.is_none()
             && self.events.is_empty()
             && self.maintenance.is_none()
     }
 }
 
-/// What follows from `situation`.
-pub(crate) fn plan(situation: &Situation) -> Plan {
+/// What follows from `situation`, with forecasts by what was learned.
+pub(crate) fn plan(situation: &Situation, forecaster: &Forecaster) -> Plan {
     match &situation.node {
         _ if situation.maintenance.deleting() => end(situation),
-        Some((name, node)) => Drain::new(situation, name).plan(node),
+        Some((name, node)) => Drain::new(situation, name, forecaster).plan(node),
         None => vanished(situation),
     }
 }
@@ -81,24 +116,10 @@ fn end(situation: &Situation) -> Plan {
     if !maintenance.finalizers().any(|name| name == FINALIZER) {
         return plan;
     }
-    if let Some((_, node)) = &situation.node {
-        let mut opened = node.clone();
-        node::open(&mut opened, &cordon(&maintenance));
-        plan.events.push(event(
-            reference(node, "v1", "Node"),
-            (EventKind::Normal, "UncordonNode", "Uncordon a node"),
-        ));
-        plan.node = changed(opened, node);
-    }
-    for instance in &situation.instances {
-        let mut status = status_of(instance);
-        clear_condition(&mut status, EVICTION_BLOCKED);
-        if status.get(EVACUATION) == Some(&json!(situation.node_name)) {
-            status.remove(EVACUATION);
-        }
-        plan.instances.extend(with_status(instance, status));
-    }
-    plan.cancels.clone_from(&situation.cancellable);
+    let why = format!("the maintenance of node {} was removed", situation.node_name);
+    release(&mut plan, situation, &why);
+    let held = situation.lease.as_ref().filter(|held| lease::is_ours(held));
+    plan.lease = held.map(|held| Lease::Remove(held.key.clone()));
     plan.events.push(about(
         &maintenance,
         (
@@ -112,6 +133,41 @@ fn end(situation: &Situation) -> Plan {
     }
     plan.maintenance = Some(maintenance);
     plan
+}
+
+/// Opens the node again, and leaves its machines where they are. What a ladder stopped stays as it
+/// is.
+fn release(plan: &mut Plan, situation: &Situation, why: &str) {
+    if let Some((_, node)) = &situation.node {
+        let mut opened = node.clone();
+        node::open(&mut opened, &cordon(&situation.maintenance));
+        plan.events.push(event(
+            reference(node, "v1", "Node"),
+            (EventKind::Normal, "UncordonNode", "Uncordon a node"),
+        ));
+        plan.node = changed(opened, node);
+    }
+    for instance in &situation.instances {
+        let mut status = status_of(instance);
+        unmark(&mut status, situation);
+        plan.instances.extend(with_status(instance, status));
+    }
+    plan.cancels = cancels(situation, why);
+}
+
+/// Takes away what says that an instance shall leave.
+fn unmark(status: &mut Map<String, Value>, situation: &Situation) {
+    clear_condition(status, EVICTION_BLOCKED);
+    clear_condition(status, LADDER);
+    if status.get(EVACUATION) == Some(&json!(situation.node_name)) {
+        status.remove(EVACUATION);
+    }
+}
+
+/// Every evacuation that has not begun to copy is cancelled.
+fn cancels(situation: &Situation, why: &str) -> Vec<(JobId, String)> {
+    let jobs = situation.cancellable.iter();
+    jobs.map(|job| (job.clone(), why.to_owned())).collect()
 }
 
 /// There is no node to empty.
@@ -130,269 +186,9 @@ fn vanished(situation: &Situation) -> Plan {
         ..Plan::default()
     };
     if news {
-        plan.events.push(about(
-            maintenance,
-            (
-                EventKind::Warning,
-                "FailedMaintenance",
-                "Failed a node maintenance",
-            ),
-        ));
+        plan.events.push(about(maintenance, FAILED));
     }
     plan
-}
-
-/// The emptying of a node that is there.
-struct Drain<'a> {
-    situation: &'a Situation,
-    node: &'a NodeName,
-    decided: Vec<(&'a Guest, Decision)>,
-    plan: Plan,
-}
-
-impl<'a> Drain<'a> {
-    fn new(situation: &'a Situation, node: &'a NodeName) -> Self {
-        let guests = situation.guests.iter();
-        Self {
-            decided: guests
-                .map(|guest| (guest, decide(&guest.machine, node)))
-                .collect(),
-            situation,
-            node,
-            plan: Plan::default(),
-        }
-    }
-
-    fn plan(mut self, node: &Object) -> Plan {
-        let maintenance = &self.situation.maintenance;
-        if told(maintenance, "phase").is_null() {
-            let begin = (
-                EventKind::Normal,
-                "BeginMaintenance",
-                "Begin a node maintenance",
-            );
-            self.plan.events.push(about(maintenance, begin));
-        }
-        let mut done = cordon(maintenance);
-        let mut closed = node.clone();
-        node::close(&mut closed, &mut done);
-        self.plan.node = changed(closed, node);
-        self.evacuate();
-        let blockers = self.blockers();
-        let waiting = self.waiting();
-        self.tell_instances();
-        self.tell(&done, (blockers, waiting));
-        self.plan
-    }
-
-    fn evacuate(&mut self) {
-        for (guest, decision) in &self.decided {
-            let Some(instance) = self.instance(guest) else {
-                continue;
-            };
-            if *decision != Decision::Migrate {
-                continue;
-            }
-            if self.plan.requests.len() == REQUESTS_MAX {
-                self.plan.more = true;
-                return;
-            }
-            self.plan.requests.push(Evacuation {
-                machine: guest.uid.clone(),
-                instance: instance.clone(),
-            });
-        }
-    }
-
-    fn instance(&self, guest: &Guest) -> Option<&'a Object> {
-        let mut all = self.situation.instances.iter();
-        all.find(|object| object.uid == guest.uid.as_str())
-    }
-
-    fn blocker(&self, instance: &Object) -> Option<&Blocker> {
-        self.decided.iter().find_map(|(guest, decision)| {
-            let Decision::Blocked(blocker) = decision else {
-                return None;
-            };
-            (guest.uid.as_str() == instance.uid).then_some(blocker)
-        })
-    }
-
-    /// The blockers as the status lists them; a new one is an event.
-    fn blockers(&mut self) -> Vec<Value> {
-        let mut blockers = vec![];
-        let mut events = vec![];
-        for (guest, decision) in &self.decided {
-            let Decision::Blocked(blocker) = decision else {
-                continue;
-            };
-            let entry = json!({
-                "namespace": guest.key.namespace,
-                "name": guest.key.name,
-                "reason": blocker.reason,
-                "message": blocker.message,
-                "remedy": blocker.remedy,
-            });
-            if !self.listed("blockers", &entry) {
-                let note = format!(
-                    "{}: {}; {}",
-                    name(&guest.key),
-                    blocker.message,
-                    blocker.remedy
-                );
-                let maintenance = &self.situation.maintenance;
-                let blocked = (EventKind::Warning, EVICTION_BLOCKED, note.as_str());
-                events.push(about(maintenance, blocked));
-                if let Some(instance) = self.instance(guest) {
-                    events.push(self.blocked(instance, blocker));
-                }
-            }
-            blockers.push(entry);
-        }
-        self.plan.events.extend(events);
-        blockers
-    }
-
-    /// The event on an instance that can't leave.
-    fn blocked(&self, instance: &Object, blocker: &Blocker) -> EventRecord {
-        let regarding = reference(instance, "kubevirt.io/v1", "VirtualMachineInstance");
-        let (reason, note, component, host) = match blocker.cause {
-            Cause::NotMigratable => (
-                "Migrated",
-                format!(
-                    "EvictionStrategy is set but vmi is not migratable; {}",
-                    blocker.message
-                ),
-                "virt-handler",
-                self.node.to_string(),
-            ),
-            Cause::Strategy | Cause::External | Cause::Fencing => (
-                EVICTION_BLOCKED,
-                blocker.message.clone(),
-                EVACUATION_CONTROLLER,
-                String::new(),
-            ),
-        };
-        EventRecord {
-            component: component.to_owned(),
-            host,
-            ..event(regarding, (EventKind::Warning, reason, &note))
-        }
-    }
-
-    /// Machines that leave later, where a person may want to know why; a new pause is an event.
-    fn waiting(&mut self) -> Vec<Value> {
-        let mut waiting = vec![];
-        let mut events = vec![];
-        for (guest, decision) in &self.decided {
-            let (reason, message) = match decision {
-                Decision::Wait(Wait::BackOff { pause }) => {
-                    ("MigrationBackoff", back_off(guest, *pause))
-                }
-                Decision::Wait(Wait::Migrating) if guest.no_room.is_some() => {
-                    ("Unschedulable", guest.no_room.clone().unwrap_or_default())
-                }
-                Decision::Wait(_) | Decision::Migrate | Decision::Blocked(_) => continue,
-            };
-            let entry = json!({
-                "namespace": guest.key.namespace,
-                "name": guest.key.name,
-                "reason": reason,
-                "message": message,
-            });
-            let pauses = matches!(decision, Decision::Wait(Wait::BackOff { .. }));
-            if pauses && !self.listed("waiting", &entry) {
-                events.extend(self.instance(guest).map(backs_off));
-            }
-            waiting.push(entry);
-        }
-        self.plan.events.extend(events);
-        waiting
-    }
-
-    fn listed(&self, field: &str, entry: &Value) -> bool {
-        let list = told(&self.situation.maintenance, field).as_array();
-        list.is_some_and(|list| list.contains(entry))
-    }
-
-    /// Marks the instances that shall leave and those that can't, and no others.
-    fn tell_instances(&mut self) {
-        let situation = self.situation;
-        for instance in &situation.instances {
-            let mut status = status_of(instance);
-            let blocker = self.blocker(instance);
-            match blocker {
-                Some(blocker) => {
-                    let message = format!("{}; {}", blocker.message, blocker.remedy);
-                    let words = (blocker.reason, message.as_str());
-                    set_condition(&mut status, EVICTION_BLOCKED, words, situation.now);
-                }
-                None => clear_condition(&mut status, EVICTION_BLOCKED),
-            }
-            // Its own controller looks for this mark, as KubeVirt's evacuations do.
-            let external = blocker.is_some_and(|blocker| blocker.cause == Cause::External);
-            let requested = self
-                .plan
-                .requests
-                .iter()
-                .any(|request| request.instance.uid == instance.uid);
-            if external || requested {
-                status.insert(EVACUATION.to_owned(), json!(self.node));
-            }
-            self.plan.instances.extend(with_status(instance, status));
-        }
-    }
-
-    /// Writes the status of the maintenance.
-    fn tell(&mut self, done: &Cordon, (blockers, waiting): (Vec<Value>, Vec<Value>)) {
-        let maintenance = &self.situation.maintenance;
-        let known = told(maintenance, "evictionPods").as_u64().unwrap_or(0);
-        let known = usize::try_from(known).unwrap_or(usize::MAX);
-        let progress = Progress::new(known, self.decided.len());
-        let emptied = progress.pending == 0;
-        let mut status = status_of(maintenance);
-        if emptied && status.get("phase") != Some(&json!("Succeeded")) {
-            let success = (
-                EventKind::Normal,
-                "SucceedMaintenance",
-                "Node maintenance was succeeded",
-            );
-            self.plan.events.push(about(maintenance, success));
-        }
-        self.plan.standing = Some(Standing {
-            progress,
-            blocked: blockers.len(),
-        });
-        let (pods, refs) = self.pending();
-        let phase = if emptied { "Succeeded" } else { "Running" };
-        for (key, value) in [
-            ("phase", json!(phase)),
-            ("pendingPods", json!(pods)),
-            ("pendingPodsRefs", json!(refs)),
-            ("totalpods", json!(progress.machines)),
-            ("evictionPods", json!(progress.machines)),
-            ("drainProgress", json!(progress.percent())),
-            ("lastError", json!(last_error(&blockers, &waiting))),
-            ("blockers", json!(blockers)),
-            ("waiting", json!(waiting)),
-            ("cordon", json!(done)),
-        ] {
-            set(&mut status, key, value);
-        }
-        let told = stamped(self.situation, status);
-        self.plan.maintenance = finalized(told.as_ref().unwrap_or(maintenance)).or(told);
-    }
-
-    /// What is still there: names, and names with namespaces.
-    fn pending(&self) -> (Vec<&'a str>, Vec<Value>) {
-        let guests = self.decided.iter().map(|(guest, _)| guest);
-        guests
-            .map(|guest| {
-                let place = json!({ "namespace": guest.key.namespace, "name": guest.pod });
-                (guest.pod.as_str(), place)
-            })
-            .unzip()
-    }
 }
 
 fn backs_off(instance: &Object) -> EventRecord {

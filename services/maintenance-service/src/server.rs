@@ -12,7 +12,7 @@ use godwit_rpc::peer::{self, Role};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Channel, Request, Response, Routes, Status, client};
 use godwit_runtime::Context;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -83,6 +83,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         requested,
         telemetry: Telemetry::new(&metrics),
         shutdown,
+        experience: Mutex::default(),
     });
     let (served, (), ()) = tokio::join!(server::serve(parts), pokes, rounds);
     Ok(served?)

@@ -14,7 +14,7 @@ use godwit_model::{Bytes, Epoch, MachineId, NodeName};
 use godwit_testkit::postgres::Postgres;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::drain::Drains;
@@ -23,6 +23,8 @@ use crate::look::{MAINTENANCES, MIGRATIONS};
 use crate::telemetry::Telemetry;
 
 mod evictions;
+mod ladders;
+mod told;
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 const MACHINES: &str = "virtualmachines.kubevirt.io";
@@ -269,6 +271,7 @@ async fn drains(url: &str) -> Drains {
         requested: Arc::new(Notify::new()),
         telemetry: Telemetry::default(),
         shutdown: CancellationToken::new(),
+        experience: Mutex::default(),
     }
 }
 

@@ -26,6 +26,14 @@ pub(crate) fn back_off(guest: &Guest, pause: Duration) -> String {
     )
 }
 
+/// A count of machines with its verb.
+pub(crate) fn machines(count: usize) -> String {
+    match count {
+        1 => "1 machine is".to_owned(),
+        count => format!("{count} machines are"),
+    }
+}
+
 /// What stands in the way, in one line; empty when nothing does.
 pub(crate) fn last_error(blockers: &[Value], waiting: &[Value]) -> String {
     let all: Vec<String> = blockers

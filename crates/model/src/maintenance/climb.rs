@@ -68,6 +68,8 @@ pub struct Open {
 /// A step up the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
+    /// The rung that it stood on, from 0.
+    pub from: usize,
     /// The rung that the machine stands on from now, from 0.
     pub rung: usize,
     /// Why it left the one before; of several that it passed over, the first.
@@ -123,7 +125,7 @@ pub fn climb(machine: &Machine) -> Option<Step> {
     {
         rung += 1;
     }
-    Some(Step { rung, why })
+    Some(Step { from, rung, why })
 }
 
 /// Why `machine` leaves the rung `at`, on which it stands; `None` when it doesn't.
@@ -189,7 +191,10 @@ mod tests {
             (step.rung, step.why),
             (1, Why::TimeOver(Duration::from_secs(600)))
         );
-        assert_eq!(climb(&stands(on(ladder, 1), 60)).map(|step| step.rung), Some(2));
+        assert_eq!(
+            climb(&stands(on(ladder, 1), 60)).map(|step| step.rung),
+            Some(2)
+        );
         assert_eq!(climb(&stands(on(ladder, 2), 999_999)), None);
         assert_eq!(climb(&stands(on(ladder, 9), 999_999)), None);
     }
@@ -200,6 +205,7 @@ mod tests {
         assert_eq!(climb(&machine), None);
         machine.failures = 1;
         let step = Step {
+            from: 0,
             rung: 1,
             why: Why::Failed,
         };
@@ -216,6 +222,7 @@ mod tests {
             ..on("Live=10m,Pause,Restart,Shutdown", 0)
         };
         let step = Step {
+            from: 0,
             rung: 3,
             why: Why::Impossible,
         };
@@ -230,6 +237,7 @@ mod tests {
         let mut machine = on("Live=10m,Pause=10m,Restart", 0);
         machine.climb.driven = true;
         let step = Step {
+            from: 0,
             rung: 1,
             why: Why::Deadline,
         };

@@ -183,6 +183,13 @@ impl Ladder {
         self.0[at.min(self.last())]
     }
 
+    /// The rung of a machine that was to leave by `method`, also where the ladder was another then:
+    /// the first that is no gentler.
+    pub fn from_method(&self, method: Method) -> usize {
+        let found = self.0.iter().position(|rung| rung.method >= method);
+        found.unwrap_or(self.last())
+    }
+
     /// The number of the last rung, from 0.
     pub fn last(&self) -> usize {
         self.0.len() - 1
@@ -260,6 +267,10 @@ mod tests {
         assert_eq!(ladder.rung(0).lasts, Some(Duration::from_secs(600)));
         assert_eq!(ladder.rung(9).method, Method::Shutdown);
         assert_eq!(Ladder::default().to_string(), "Live");
+        assert_eq!(ladder.from_method(Method::Pause), 1);
+        let shorter = Ladder::parse("Live,Shutdown").expect("a ladder");
+        assert_eq!(shorter.from_method(Method::Pause), 1, "never back");
+        assert_eq!(shorter.from_method(Method::Block), 1);
     }
 
     #[test]

@@ -107,6 +107,34 @@ pub fn evacuate(
     found
 }
 
+/// Puts a machine to where an earlier plan sent it, if nothing speaks against that; `None` when
+/// something does. A plan that was shown is kept so, although another node may have become better.
+pub fn keep(
+    fleet: &mut Fleet,
+    machine: &MachineId,
+    (source, target): (&NodeName, &NodeName),
+) -> Option<Move> {
+    let demand = fleet.demand(machine).cloned()?;
+    let ask = Ask {
+        machine,
+        demand: &demand,
+        source: Some(source),
+        home: None,
+        inbound_max: 0,
+    };
+    let verdicts = fleet.explain(ask);
+    let free = |verdict: &&Verdict| verdict.node == *target && verdict.obstacles.is_empty();
+    verdicts.iter().find(free)?;
+    let inbound = carry(fleet, machine, (source, target), false);
+    Some(Move {
+        inbound,
+        memory: demand.room.memory,
+        machine: machine.clone(),
+        source: source.clone(),
+        target: target.clone(),
+    })
+}
+
 /// Those that are hardest to place first: who has rules, then who is large. Names make it the same
 /// each time.
 fn order(

@@ -6,8 +6,12 @@ mod evacuation;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod timetable;
+mod underway;
 mod waves;
 
-pub use evacuation::{Evacuation, Move, Stuck, evacuate};
+pub use evacuation::{Evacuation, Move, Stuck, evacuate, keep};
 pub use schedule::{Leg, Slot, schedule, whole};
+pub use timetable::{Pace, Span, Timetable, timetable};
+pub use underway::{Copied, rest};
 pub use waves::{Rules, Wave, Waves, Why, waves};

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    add_finalizer, denied_fields, keep_finalizer, kubevirt_views, plain_cause, restore_status,
-    schema, set_label,
+    add_finalizer, denied_fields, keep_finalizer, kubevirt_views, ladder, plain_cause,
+    restore_status, schema, set_label,
 };
 use crate::facts::Facts;
 use crate::honour;
@@ -186,6 +186,7 @@ pub(super) fn spec_causes(path: &str, metadata: &Value, spec: &Value) -> Vec<Cau
     let mut causes: Vec<Cause> = eviction_cause(path, &spec["evictionStrategy"])
         .into_iter()
         .collect();
+    causes.extend(ladder::annotation_cause(path, metadata));
     causes.extend(honour::problems(path, metadata, spec));
     causes.extend(base64_causes(path, spec));
     causes
@@ -242,6 +243,12 @@ fn check_update(old: &Value, new: &mut Value) -> Result<(), Status> {
             "modification of the following reserved kubevirt.io/ labels on a VMI object is \
              prohibited",
         );
+    }
+    let annotated = |object: &Value| object["metadata"]["annotations"].clone();
+    if annotated(old) != annotated(new)
+        && let Some(cause) = ladder::annotation_cause("spec", &new["metadata"])
+    {
+        return Err(denied_fields(UPDATE_WEBHOOK, vec![cause]));
     }
     keep_finalizer(old, new, (KIND, FINALIZER))
 }

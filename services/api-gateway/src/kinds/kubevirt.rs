@@ -104,7 +104,6 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
 const WITHOUT_EFFECT: [&str; 5] = [
     "allowPostCopy",
     "network",
-    "nodeDrainTaintKey",
     "unsafeMigrationOverride",
     "utilityVolumesTimeout",
 ];

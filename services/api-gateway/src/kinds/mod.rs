@@ -8,6 +8,7 @@ mod empty;
 mod event;
 mod instance;
 mod kubevirt;
+mod ladder;
 mod lease;
 mod machine;
 mod migration;

@@ -13,7 +13,14 @@ use super::{resource, schema, set_label};
 use crate::facts::Facts;
 
 /// Namespaces that exist from the first start and can't be deleted.
-pub(crate) const PREDEFINED: [&str; 4] = ["default", "kube-system", "kube-node-lease", "kubevirt"];
+pub(crate) const PREDEFINED: [&str; 5] = [
+    "default",
+    "kube-system",
+    "kube-node-lease",
+    "kubevirt",
+    // Where the leases of nodes under maintenance are.
+    "medik8s-leases",
+];
 
 pub(crate) fn kind() -> Kind {
     let phase = Column::path(

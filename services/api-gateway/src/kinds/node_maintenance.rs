@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use godwit_apimachinery::{Admission, Kind, RequestContext, Status, Stored, View};
+use godwit_apimachinery::object::name;
+use godwit_apimachinery::{Admission, Cause, Kind, RequestContext, Status, Stored, View};
 use serde_json::Value;
 
-use super::{KUBEVIRT, add_finalizer, keep_finalizer, resource, schema};
+use super::{KUBEVIRT, add_finalizer, keep_finalizer, ladder, resource, schema};
 use crate::facts::Facts;
 
 const KIND: &str = "NodeMaintenance";
@@ -37,10 +38,13 @@ pub(crate) fn medik8s(facts: &Facts) -> Kind {
 }
 
 fn declare(facts: &Facts, views: Vec<View>) -> Kind {
+    let mut schema = schema::parse(include_str!("schema/node_maintenance.yaml"));
+    schema["properties"]["status"]["properties"]["conditions"] =
+        schema::parse(include_str!("schema/conditions.yaml"));
     Kind {
         resource: resource::NODE_MAINTENANCES.to_owned(),
         namespaced: false,
-        schema: schema::parse(include_str!("schema/node_maintenance.yaml")),
+        schema,
         selectable_fields: vec!["spec.nodeName", "status.phase"],
         admission: Arc::new(Rules {
             facts: facts.clone(),
@@ -66,6 +70,7 @@ impl Admission for Rules {
             self.facts.node(&node).is_some(),
             &self.facts.maintenances(),
         )?;
+        check_spec(object)?;
         add_finalizer(object, FINALIZER);
         Ok(Vec::new())
     }
@@ -104,7 +109,29 @@ fn check_update(old: &Value, new: &mut Value) -> Result<(), Status> {
     if node_name(old) != node_name(new) {
         return Err(denied("updating spec.NodeName isn't allowed"));
     }
+    if old["spec"] != new["spec"] {
+        check_spec(new)?;
+    }
     keep_finalizer(old, new, (KIND, FINALIZER))
+}
+
+/// Refuses a ladder or a deadline that makes no sense, by field.
+fn check_spec(object: &Value) -> Result<(), Status> {
+    let spec = &object["spec"];
+    let mut causes: Vec<Cause> = ladder::list_cause(&spec["ladder"]).into_iter().collect();
+    let deadline = &spec["deadlineSeconds"];
+    if deadline.as_i64().is_some_and(|seconds| seconds < 1) {
+        let why = "must be greater than or equal to 1";
+        causes.push(Cause::invalid("spec.deadlineSeconds", deadline, why));
+    }
+    if !spec["onDeadline"].is_null() && deadline.is_null() {
+        let why = "there is no deadline: set spec.deadlineSeconds, too";
+        causes.push(Cause::invalid("spec.onDeadline", &spec["onDeadline"], why));
+    }
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(Status::invalid(KUBEVIRT, KIND, name(object), causes)),
+    }
 }
 
 fn node_name(object: &Value) -> &str {
@@ -149,6 +176,21 @@ mod tests {
             format!("{PREFIX}invalid nodeName, a NodeMaintenance for node worker2 already exists")
         );
         assert!(check_create("worker1", true, &[maintenance("worker2")]).is_ok());
+    }
+
+    #[test]
+    fn a_deadline_or_a_ladder_that_makes_no_sense_is_refused_by_field() {
+        let fields = |spec: Value| -> Vec<String> {
+            let object = json!({"metadata": {"name": "m"}, "spec": spec});
+            let refused = check_spec(&object).err();
+            let causes = refused.iter().flat_map(|status| status.causes());
+            causes.map(|cause| cause.field.clone()).collect()
+        };
+        let good = json!({"deadlineSeconds": 600, "onDeadline": "Escalate"});
+        assert!(fields(good).is_empty() && fields(json!({})).is_empty());
+        let bad = json!({"deadlineSeconds": 0, "ladder": [{"method": "Jump"}]});
+        assert_eq!(fields(bad), ["spec.ladder[0].method", "spec.deadlineSeconds"]);
+        assert_eq!(fields(json!({"onDeadline": "Abort"})), ["spec.onDeadline"]);
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! What the ledger says about one machine that was marked by an eviction.
+//! What the ledger says about one machine that was marked by an eviction, or whose node is tainted.
+
+use std::collections::HashSet;
 
 use godwit_ledger::{LedgerError, Object, ObjectKey};
 use godwit_model::{MachineId, NodeName};
@@ -16,25 +18,28 @@ pub(crate) struct Marked {
     pub(crate) guest: Guest,
 }
 
-/// What is true about the instance `key` that carries a mark to leave its node; `None` when it is
-/// not there any more, or a maintenance takes care of it.
+/// What is true about the instance `key` that carries a mark to leave its node, or is on one of the
+/// nodes `tainted`; `None` when it is not there any more, or a maintenance takes care of it.
 ///
 /// # Errors
 /// The ledger's.
 pub(crate) async fn marked(
     reader: &mut Reader<'_>,
     key: &ObjectKey,
+    tainted: &HashSet<String>,
 ) -> Result<Option<Marked>, LedgerError> {
     let Some(instance) = reader.get(key).await? else {
         return Ok(None);
     };
-    let node = told(&instance, EVACUATION).as_str().unwrap_or_default();
-    let ids = (NodeName::parse(node), MachineId::parse(&instance.uid));
-    let (Ok(node), Ok(uid)) = ids else {
+    let Ok(uid) = MachineId::parse(&instance.uid) else {
         return Ok(None);
     };
-    let row = reader.instance(&uid).await?;
-    let Some(row) = row.filter(|row| row.node.as_ref() == Some(&node)) else {
+    let marked = told(&instance, EVACUATION).as_str().unwrap_or_default();
+    let leaves = |node: &NodeName| node.as_str() == marked || tainted.contains(node.as_str());
+    let Some(row) = reader.instance(&uid).await? else {
+        return Ok(None);
+    };
+    let Some(node) = row.node.clone().filter(leaves) else {
         return Ok(None);
     };
     let maintenances = reader.list(MAINTENANCES).await?;
