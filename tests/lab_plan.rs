@@ -46,7 +46,10 @@ pub(crate) fn as_planned(env: &Env) -> Result<()> {
     measure(env)?;
     for (name, node) in &planned {
         let there = env.node_of(name)?;
-        ensure!(there == *node, "{name} was to go to {node} and is on {there}");
+        ensure!(
+            there == *node,
+            "{name} was to go to {node} and is on {there}"
+        );
     }
     let remedy = r#"{"spec":{"template":{"spec":{"evictionStrategy":"LiveMigrate"}}}}"#;
     env.kubectl(&format!("patch vm/stays --type=merge -p '{remedy}'"))?;
@@ -55,14 +58,19 @@ pub(crate) fn as_planned(env: &Env) -> Result<()> {
         Ok(done.then_some(()))
     })?;
     let told = env.json(MAINTENANCE)?;
-    let machines = told["status"]["machines"].as_array().context("no machines")?;
+    let machines = told["status"]["machines"]
+        .as_array()
+        .context("no machines")?;
     ensure!(
         machines.len() == 8 && machines.iter().all(|one| one["state"] == "Moved"),
         "{told:#}"
     );
     ensure!(boots(env, 170..=177)? == before, "a guest booted again");
     let node = env.json("node/worker1")?;
-    ensure!(holds(&node, "Drained") && !holds(&node, "DrainInProgress"), "{node:#}");
+    ensure!(
+        holds(&node, "Drained") && !holds(&node, "DrainInProgress"),
+        "{node:#}"
+    );
     env.kubectl(&format!("delete {MAINTENANCE} --timeout=60s"))?;
     let node = env.json("node/worker1")?;
     ensure!(!holds(&node, "Drained"), "{node:#}");
@@ -121,7 +129,9 @@ fn planned(env: &Env) -> Result<Option<BTreeMap<String, String>>> {
 /// The machine that may not move is named, with what would help.
 fn blocked(env: &Env) -> Result<()> {
     let told = env.json(MAINTENANCE)?;
-    let blockers = told["status"]["blockers"].as_array().context("no blockers")?;
+    let blockers = told["status"]["blockers"]
+        .as_array()
+        .context("no blockers")?;
     let [blocker] = &blockers[..] else {
         anyhow::bail!("{blockers:#?}");
     };

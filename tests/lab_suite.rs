@@ -11,8 +11,8 @@ use anyhow::{Result, anyhow};
 use crate::lab_down::Footprint;
 use crate::lab_env::Env;
 use crate::{
-    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_restart, lab_seed,
-    lab_virtctl, lab_walkthrough,
+    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_restart,
+    lab_seed, lab_virtctl, lab_walkthrough,
 };
 
 type Section = fn(&Env) -> Result<()>;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_ledger::{
-    EventKind, EventRecord, Experience, Ledger, LedgerError, MigrationRequest, NewObject, ObjectKey,
-    TraceContext, Tx,
+    EventKind, EventRecord, Experience, Ledger, LedgerError, MigrationRequest, NewObject,
+    ObjectKey, TraceContext, Tx,
 };
 use godwit_model::maintenance::Method;
 use godwit_runtime::failpoint;
@@ -153,7 +153,12 @@ async fn write(
         Some(Lease::Remove(key)) => tx.remove(key).await?,
         None => {}
     }
-    for object in plan.node.iter().chain(&plan.instances).chain(&plan.machines) {
+    for object in plan
+        .node
+        .iter()
+        .chain(&plan.instances)
+        .chain(&plan.machines)
+    {
         tx.put(object).await?;
     }
     for event in &plan.events {

@@ -30,7 +30,9 @@ impl Drains {
         }
         if !tainted.is_empty() {
             let here = |row: &InstanceRow| {
-                row.node.as_ref().is_some_and(|node| tainted.contains(node.as_str()))
+                row.node
+                    .as_ref()
+                    .is_some_and(|node| tainted.contains(node.as_str()))
             };
             let rows = self.ledger.instances().await?;
             asked.extend(rows.into_iter().filter(here).map(|row| row.key));

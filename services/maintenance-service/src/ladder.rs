@@ -55,7 +55,10 @@ pub(crate) fn ascend(
         ladder,
         own,
         rung,
-        stands: guest.stand.timed_from.map_or(Duration::ZERO, |from| since(from, now)),
+        stands: guest
+            .stand
+            .timed_from
+            .map_or(Duration::ZERO, |from| since(from, now)),
         driven: escalates,
         owner: owner(guest.owner.as_ref()),
         open: guest.way.as_ref().filter(|way| way.ours).map(open),
@@ -147,7 +150,10 @@ fn count_failures(
 fn counts(guest: &Guest) -> bool {
     match &guest.way {
         _ if !guest.machine.climb.method().moves() => true,
-        Some(way) => way.job.state != JobState::Pending,
+        // One of an earlier rung is about to be called off.
+        Some(way) => {
+            way.method == guest.machine.climb.method() && way.job.state != JobState::Pending
+        }
         None => guest.machine.failures > 0,
     }
 }

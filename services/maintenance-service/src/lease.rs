@@ -134,7 +134,10 @@ mod tests {
         assert_eq!(renewed.spec()["leaseTransitions"], 0);
         assert_eq!(hold(Some(&renewed), &node, at(3600)), Hold::Ours);
         lease.body["spec"]["holderIdentity"] = json!("healthcheck");
-        assert_eq!(hold(Some(&lease), &node, at(3599)), Hold::Theirs("healthcheck".to_owned()));
+        assert_eq!(
+            hold(Some(&lease), &node, at(3599)),
+            Hold::Theirs("healthcheck".to_owned())
+        );
         let Hold::Take(taken) = hold(Some(&lease), &node, at(3601)) else {
             panic!("it has run out");
         };

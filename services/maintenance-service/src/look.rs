@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::deadline::Deadline;
 use crate::json::told;
 use crate::ladder;
-use crate::machines::{Fate, fate_of};
+use crate::machines::{self, Fate, fate_of};
 use crate::outlook::pace;
 use crate::routes::{Routes, routes, wants_one};
 
@@ -279,7 +279,10 @@ pub(crate) async fn drain_taint(reader: &mut Reader<'_>) -> Result<String, Ledge
         let migrations = cluster.spec().pointer("/configuration/migrations")?;
         migrations["nodeDrainTaintKey"].as_str()
     });
-    Ok(key.filter(|key| !key.is_empty()).unwrap_or(DRAIN_TAINT).to_owned())
+    Ok(key
+        .filter(|key| !key.is_empty())
+        .unwrap_or(DRAIN_TAINT)
+        .to_owned())
 }
 
 /// The lease that says who maintains a node.
@@ -388,13 +391,20 @@ impl Situation {
     }
 
     fn concerns(&self, object: &Object) -> bool {
-        let listed = |field| told(&self.maintenance, field).as_array();
-        let told_of = listed("blockers").into_iter().chain(listed("machines"));
+        let listed = |field| {
+            told(&self.maintenance, field)
+                .as_array()
+                .into_iter()
+                .flatten()
+        };
+        // Who has left for good is another maintenance's, if anybody's.
+        let here = listed("machines").filter(|entry| !machines::is_over(entry));
+        let mut told_of = listed("blockers").chain(here);
         self.guests
             .iter()
             .any(|guest| guest.uid.as_str() == object.uid)
             || *told(object, EVACUATION) == self.node_name
-            || told_of.flatten().any(|entry| is_about(entry, &object.key))
+            || told_of.any(|entry| is_about(entry, &object.key))
     }
 }
 
@@ -402,4 +412,3 @@ impl Situation {
 pub(crate) fn is_about(entry: &Value, key: &ObjectKey) -> bool {
     entry["namespace"] == key.namespace && entry["name"] == key.name
 }
-

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use godwit_ledger::{InstanceRow, Object};
+use godwit_ledger::InstanceRow;
 use godwit_model::forecast::{Forecast, Forecaster, Voyage};
 use godwit_model::maintenance::{Decision, Method, Wait};
 use godwit_model::migration::job::JobState;
@@ -19,13 +19,13 @@ use crate::ladder::entry;
 use crate::look::{Guest, Situation, Way, since};
 use crate::words;
 
+mod steady;
+
+pub(crate) use steady::only_progress;
+use steady::{settled, steady};
+
 /// Machines that a status lists; an object has a megabyte. Those that left are dropped first.
 const LISTED_MAX: usize = 1000;
-/// A time that moved by less is not told anew.
-const TIME_STEP: SignedDuration = SignedDuration::from_secs(2);
-/// Nor is one that moved by less than one part in so many of what is left, or a count of bytes that
-/// changed by less than that of the whole.
-const PARTS: i32 = 20;
 
 /// What became of a machine that is not on the node any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,12 @@ pub(crate) fn fate_of(entry: &Value, rows: &[InstanceRow]) -> (String, Fate) {
         Some(row) => (uid, Fate::Restarted(node(row))),
         None => (uid, Fate::Gone),
     }
+}
+
+/// Whether the machine of an entry of the status has left for good.
+pub(crate) fn is_over(entry: &Value) -> bool {
+    let state = entry["state"].as_str().unwrap_or_default();
+    ["Moved", "Restarted", "ShutDown", "Gone"].contains(&state)
 }
 
 /// What is told of all machines.
@@ -106,7 +112,11 @@ pub(crate) fn tell(
     });
     let fresh = forecast(situation, &machines, span);
     Told {
-        forecast: steady(told(&situation.maintenance, "forecast"), fresh, situation.now),
+        forecast: steady(
+            told(&situation.maintenance, "forecast"),
+            fresh,
+            situation.now,
+        ),
         machines,
     }
 }
@@ -186,9 +196,17 @@ fn open_trip<'a>(
     forecaster: &Forecaster,
 ) -> Option<Trip<'a>> {
     let source = way.job.source.clone()?;
-    let planned = way.planned.clone().and_then(|name| NodeName::parse(name).ok());
+    let planned = way
+        .planned
+        .clone()
+        .and_then(|name| NodeName::parse(name).ok());
     // Nobody knows yet where it goes: it takes a place on its source alone.
-    let target = way.job.target.clone().or(planned).unwrap_or_else(|| source.clone());
+    let target = way
+        .job
+        .target
+        .clone()
+        .or(planned)
+        .unwrap_or_else(|| source.clone());
     let machine = &way.job.machine;
     let expected = forecaster.forecast(voyage(situation, (machine, memory), (&source, &target)));
     let copying = match way.job.state {
@@ -275,7 +293,10 @@ fn present(
         ("method", json!(guest.machine.climb.method().as_str())),
         ("since", json!(seconds(guest.stand.since))),
         ("timedFrom", json!(guest.stand.timed_from.map(seconds))),
-        ("targetNode", json!(target(situation, (guest, decision), known))),
+        (
+            "targetNode",
+            json!(target(situation, (guest, decision), known)),
+        ),
         (
             "migration",
             json!(guest.way.as_ref().map(|way| &way.job.key.name)),
@@ -301,7 +322,9 @@ fn target(
         return None;
     }
     let way = guest.way.as_ref();
-    let reserved = way.and_then(|way| way.job.target.as_ref()).map(NodeName::to_string);
+    let reserved = way
+        .and_then(|way| way.job.target.as_ref())
+        .map(NodeName::to_string);
     let planned = situation.routes.target(&guest.uid).map(NodeName::to_string);
     let asked = way.and_then(|way| way.planned.clone());
     let before = known["targetNode"].as_str().map(str::to_owned);
@@ -318,9 +341,10 @@ fn state(situation: &Situation, guest: &Guest, decision: &Decision) -> (&'static
         },
         Decision::Shutdown => ("Stopping", "it is stopped, and stays so".to_owned()),
         Decision::CallOff => ("CallingOff", String::new()),
-        Decision::Blocked(blocker) => {
-            ("Blocked", format!("{}; {}", blocker.message, blocker.remedy))
-        }
+        Decision::Blocked(blocker) => (
+            "Blocked",
+            format!("{}; {}", blocker.message, blocker.remedy),
+        ),
         Decision::Wait(wait) => match wait {
             Wait::Starting => ("Starting", String::new()),
             Wait::Stopping => ("Stopping", String::new()),
@@ -328,7 +352,10 @@ fn state(situation: &Situation, guest: &Guest, decision: &Decision) -> (&'static
             Wait::Leaving => ("Leaving", String::new()),
             Wait::BackOff { pause } => ("BackOff", words::back_off(guest, *pause)),
             Wait::Migrating => (
-                guest.way.as_ref().map_or("Waiting", |way| stage(way.job.state)),
+                guest
+                    .way
+                    .as_ref()
+                    .map_or("Waiting", |way| stage(way.job.state)),
                 guest.no_room.clone().unwrap_or_default(),
             ),
         },
@@ -372,7 +399,9 @@ fn departed(entry: &Value, fate: &Fate) -> Value {
 
 fn forecast(situation: &Situation, machines: &[Value], span: Option<Span>) -> Value {
     let sum = |field: &str| -> u64 {
-        let all = machines.iter().filter_map(|machine| machine[field].as_u64());
+        let all = machines
+            .iter()
+            .filter_map(|machine| machine[field].as_u64());
         all.fold(0, u64::saturating_add)
     };
     let mut map = Map::new();
@@ -394,73 +423,8 @@ fn forecast(situation: &Situation, machines: &[Value], span: Option<Span>) -> Va
     Value::Object(map)
 }
 
-/// What is told of a machine, with numbers that hardly changed as they were told before.
-fn settled(known: &Value, mut fresh: Value, now: Timestamp) -> Value {
-    let total = fresh["totalBytes"].as_u64().unwrap_or(0);
-    if is_near((&known["remainingBytes"], &fresh["remainingBytes"]), total) {
-        fresh["remainingBytes"] = known["remainingBytes"].clone();
-    }
-    if is_soon((&known["expectedEnd"], &fresh["expectedEnd"]), now) {
-        fresh["expectedEnd"] = known["expectedEnd"].clone();
-    }
-    fresh
-}
-
-/// The forecast as it was told before, if it still is about so.
-fn steady(known: &Value, fresh: Value, now: Timestamp) -> Value {
-    let total = fresh["bytesTotal"].as_u64().unwrap_or(0);
-    let same = |field: &str| known[field] == fresh[field];
-    let end = (&known["end"], &fresh["end"]);
-    let stays = ["bytesTotal", "machinesTotal", "machinesRemaining"].into_iter().all(same)
-        && (end.0 == end.1 || is_soon(end, now))
-        && is_near((&known["bytesRemaining"], &fresh["bytesRemaining"]), total);
-    match stays {
-        true => known.clone(),
-        false => fresh,
-    }
-}
-
-/// Whether a count of bytes hardly changed; that nothing is left is news.
-fn is_near((known, fresh): (&Value, &Value), total: u64) -> bool {
-    match (known.as_u64(), fresh.as_u64()) {
-        (Some(known), Some(fresh)) => {
-            (known == 0) == (fresh == 0)
-                && known.abs_diff(fresh).saturating_mul(PARTS.unsigned_abs().into()) <= total
-        }
-        _ => false,
-    }
-}
-
-/// Whether a point in time hardly moved.
-fn is_soon((known, fresh): (&Value, &Value), now: Timestamp) -> bool {
-    let time = |value: &Value| value.as_str()?.parse::<Timestamp>().ok();
-    let (Some(known), Some(fresh)) = (time(known), time(fresh)) else {
-        return false;
-    };
-    let moved = fresh.duration_since(known).abs();
-    moved <= TIME_STEP || moved <= fresh.duration_since(now).abs() / PARTS
-}
-
 /// `now` and so much; `None` for what never ends.
 fn later(now: Timestamp, wait: Duration) -> Option<Timestamp> {
     let wait = SignedDuration::try_from(wait).ok()?;
     now.checked_add(wait).ok()
-}
-
-/// Whether a maintenance tells of a step: something else than numbers that go on by themselves.
-pub(crate) fn only_progress(known: &Object, status: &Map<String, Value>) -> bool {
-    let stripped = |status: Option<&Value>| -> Map<String, Value> {
-        let mut map = status.and_then(Value::as_object).cloned().unwrap_or_default();
-        map.remove("forecast");
-        let machines = map.get_mut("machines").and_then(Value::as_array_mut);
-        for machine in machines.into_iter().flatten() {
-            if let Value::Object(fields) = machine {
-                for field in ["state", "remainingBytes", "totalBytes", "expectedEnd", "migration"] {
-                    fields.remove(field);
-                }
-            }
-        }
-        map
-    };
-    stripped(known.status.as_ref()) == stripped(Some(&Value::Object(status.clone())))
 }

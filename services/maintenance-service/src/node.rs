@@ -151,7 +151,12 @@ fn told(stage: Stage, purpose: &str) -> [(&'static str, bool, &'static str, Stri
                 (planned, true, "NodeMaintenance", said(purpose)),
                 (draining, true, "Evacuating", left.clone()),
                 (drained, false, "Evacuating", left),
-                (maintained, false, "Evacuating", said("the node is not empty yet")),
+                (
+                    maintained,
+                    false,
+                    "Evacuating",
+                    said("the node is not empty yet"),
+                ),
             ]
         }
         Stage::Drained => [
@@ -213,8 +218,14 @@ mod tests {
         for (spec, labels) in [
             (json!({}), json!({})),
             (json!({ "taints": [foreign] }), json!({ "rack": "1" })),
-            (json!({ "unschedulable": true }), json!({ EXCLUDED: "true" })),
-            (json!({ "unschedulable": true, "taints": [foreign, drained] }), json!({})),
+            (
+                json!({ "unschedulable": true }),
+                json!({ EXCLUDED: "true" }),
+            ),
+            (
+                json!({ "unschedulable": true, "taints": [foreign, drained] }),
+                json!({}),
+            ),
         ] {
             let mut before = node(&spec);
             before.metadata["labels"] = labels;
@@ -229,7 +240,11 @@ mod tests {
             let (closed, known) = (after.clone(), done.clone());
             close(&mut after, &mut done, DRAIN);
             assert_eq!((&after, &done), (&closed, &known), "closed twice");
-            tell(&mut after, Stage::Drained, ("new memory", Timestamp::UNIX_EPOCH));
+            tell(
+                &mut after,
+                Stage::Drained,
+                ("new memory", Timestamp::UNIX_EPOCH),
+            );
             open(&mut after, &done);
             assert_eq!(after, before);
         }
@@ -252,13 +267,25 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let holds = |node: &Object| -> Vec<String> {
             let conditions = node.status.as_ref().unwrap()["conditions"].as_array();
-            let held = conditions.unwrap().iter().filter(|one| one["status"] == "True");
-            held.map(|one| one["type"].as_str().unwrap().to_owned()).collect()
+            let held = conditions
+                .unwrap()
+                .iter()
+                .filter(|one| one["status"] == "True");
+            held.map(|one| one["type"].as_str().unwrap().to_owned())
+                .collect()
         };
-        tell(&mut node, Stage::Draining { machines: 1 }, ("new memory", at(0)));
+        tell(
+            &mut node,
+            Stage::Draining { machines: 1 },
+            ("new memory", at(0)),
+        );
         assert_eq!(holds(&node), ["MaintenancePlanned", "DrainInProgress"]);
         let told = node.clone();
-        tell(&mut node, Stage::Draining { machines: 1 }, ("new memory", at(9)));
+        tell(
+            &mut node,
+            Stage::Draining { machines: 1 },
+            ("new memory", at(9)),
+        );
         assert_eq!(node, told);
         tell(&mut node, Stage::Aborted, ("new memory", at(10)));
         assert_eq!(holds(&node), ["MaintenancePlanned"]);

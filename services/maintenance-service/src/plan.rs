@@ -116,7 +116,10 @@ fn end(situation: &Situation) -> Plan {
     if !maintenance.finalizers().any(|name| name == FINALIZER) {
         return plan;
     }
-    let why = format!("the maintenance of node {} was removed", situation.node_name);
+    let why = format!(
+        "the maintenance of node {} was removed",
+        situation.node_name
+    );
     release(&mut plan, situation, &why);
     let held = situation.lease.as_ref().filter(|held| lease::is_ours(held));
     plan.lease = held.map(|held| Lease::Remove(held.key.clone()));

@@ -26,19 +26,25 @@ impl Routes {
     /// Where `machine` goes; `None` when that isn't known or nowhere.
     pub(crate) fn target(&self, machine: &MachineId) -> Option<&NodeName> {
         let mut targets = self.targets.iter();
-        targets.find(|(known, _)| known == machine).map(|(_, node)| node)
+        targets
+            .find(|(known, _)| known == machine)
+            .map(|(_, node)| node)
     }
 
     /// Why no node takes `machine`; `None` when one does.
     pub(crate) fn refusal(&self, machine: &MachineId) -> Option<&str> {
         let mut nowhere = self.nowhere.iter();
-        nowhere.find(|(known, _)| known == machine).map(|(_, why)| &**why)
+        nowhere
+            .find(|(known, _)| known == machine)
+            .map(|(_, why)| &**why)
     }
 
     /// The place of `machine` in the order; those that go nowhere come last.
     pub(crate) fn place(&self, machine: &MachineId) -> usize {
         let mut targets = self.targets.iter();
-        targets.position(|(known, _)| known == machine).unwrap_or(usize::MAX)
+        targets
+            .position(|(known, _)| known == machine)
+            .unwrap_or(usize::MAX)
     }
 }
 
@@ -50,7 +56,9 @@ pub(crate) const fn wants_one(decision: &Decision) -> bool {
         Decision::Shutdown
         | Decision::CallOff
         | Decision::Blocked(_)
-        | Decision::Wait(Wait::Stopping | Wait::Migrating | Wait::Arriving | Wait::Leaving) => false,
+        | Decision::Wait(Wait::Stopping | Wait::Migrating | Wait::Arriving | Wait::Leaving) => {
+            false
+        }
     }
 }
 
@@ -85,7 +93,12 @@ pub(crate) async fn routes(
         }
     }
     let nodes = std::slice::from_ref(node);
-    let found = evacuate(&mut fleet, nodes, &|machine| wanting.contains(machine), false);
+    let found = evacuate(
+        &mut fleet,
+        nodes,
+        &|machine| wanting.contains(machine),
+        false,
+    );
     routes.add(found);
     Ok(routes)
 }
@@ -93,7 +106,8 @@ pub(crate) async fn routes(
 impl Routes {
     fn add(&mut self, found: Evacuation) {
         let moves = found.moves.into_iter();
-        self.targets.extend(moves.map(|way| (way.machine, way.target)));
+        self.targets
+            .extend(moves.map(|way| (way.machine, way.target)));
         let stuck = found.stuck.into_iter().map(|stuck| {
             let placement = Placement {
                 chosen: None,

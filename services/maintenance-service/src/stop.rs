@@ -13,7 +13,13 @@ const REQUESTS: &str = "stateChangeRequests";
 /// The virtual machine, asked to stop its instance `uid` and to start another; `None` while it has
 /// not done what it was asked before.
 pub(crate) fn restarted(machine: &Object, uid: &str) -> Option<Object> {
-    asked(machine, &[json!({ "action": "Stop", "uid": uid }), json!({ "action": "Start" })])
+    asked(
+        machine,
+        &[
+            json!({ "action": "Stop", "uid": uid }),
+            json!({ "action": "Start" }),
+        ],
+    )
 }
 
 /// The virtual machine, told to have no instance; `None` while it has not done what it was asked
@@ -93,8 +99,14 @@ mod tests {
         let stopped = shut_down(&machine(json!({ "running": true })), "u").unwrap();
         assert_eq!(*stopped.spec(), json!({ "running": false }));
         let asked = shut_down(&machine(json!({ "runStrategy": "Manual" })), "u").unwrap();
-        assert_eq!(told(&asked, REQUESTS), &json!([{ "action": "Stop", "uid": "u" }]));
-        assert_eq!(shut_down(&machine(json!({ "runStrategy": "Halted" })), "u"), None);
+        assert_eq!(
+            told(&asked, REQUESTS),
+            &json!([{ "action": "Stop", "uid": "u" }])
+        );
+        assert_eq!(
+            shut_down(&machine(json!({ "runStrategy": "Halted" })), "u"),
+            None
+        );
     }
 
     #[test]

@@ -102,4 +102,8 @@ mod tests {
                 "spec.ladder[0].forSeconds",
             ),
         ] {
-            assert_eq!(list_cause(&rungs).unwrap().field,
+            let cause = list_cause(&rungs).unwrap();
+            assert_eq!(cause.field, field, "{rungs}");
+        }
+    }
+}

@@ -189,7 +189,10 @@ mod tests {
         let good = json!({"deadlineSeconds": 600, "onDeadline": "Escalate"});
         assert!(fields(good).is_empty() && fields(json!({})).is_empty());
         let bad = json!({"deadlineSeconds": 0, "ladder": [{"method": "Jump"}]});
-        assert_eq!(fields(bad), ["spec.ladder[0].method", "spec.deadlineSeconds"]);
+        assert_eq!(
+            fields(bad),
+            ["spec.ladder[0].method", "spec.deadlineSeconds"]
+        );
         assert_eq!(fields(json!({"onDeadline": "Abort"})), ["spec.onDeadline"]);
     }
 

@@ -58,11 +58,7 @@ impl Rows {
             .collect()
     }
 
-    pub(super) fn guests(
-        &self,
-        asked: (Account<'_>, Timestamp),
-        node: &NodeName,
-    ) -> Vec<Guest> {
+    pub(super) fn guests(&self, asked: (Account<'_>, Timestamp), node: &NodeName) -> Vec<Guest> {
         let mut guests: Vec<Guest> = self
             .instances
             .iter()

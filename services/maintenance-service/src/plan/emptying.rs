@@ -122,9 +122,8 @@ impl<'a> Drain<'a> {
         }
         status.insert("errorOnLeaseCount".to_owned(), json!(before + 1));
         if before == lease::LOST_MAX {
-            let text = format!(
-                "maintenance failed: lease could not be extended after {before} attempts"
-            );
+            let text =
+                format!("maintenance failed: lease could not be extended after {before} attempts");
             release(&mut self.plan, self.situation, &text);
             status.insert("phase".to_owned(), json!("Failed"));
             status.insert("lastError".to_owned(), json!(text));
@@ -146,7 +145,11 @@ impl<'a> Drain<'a> {
             },
         };
         let reason = self.situation.maintenance.spec()["reason"].as_str();
-        node::tell(&mut closed, stage, (reason.unwrap_or_default(), self.situation.now));
+        node::tell(
+            &mut closed,
+            stage,
+            (reason.unwrap_or_default(), self.situation.now),
+        );
         self.plan.node = changed(closed, node);
     }
 
@@ -235,7 +238,9 @@ impl<'a> Drain<'a> {
         self.plan
             .events
             .push(about(&self.situation.maintenance, warning));
-        let told = self.instance(guest).map(|instance| controller(instance, (reason, note)));
+        let told = self
+            .instance(guest)
+            .map(|instance| controller(instance, (reason, note)));
         self.plan.events.extend(told);
     }
 
@@ -243,7 +248,10 @@ impl<'a> Drain<'a> {
         let Some(way) = &guest.way else {
             return;
         };
-        let why = format!("the machine's ladder goes on to {}", guest.machine.climb.method());
+        let why = format!(
+            "the machine's ladder goes on to {}",
+            guest.machine.climb.method()
+        );
         self.plan.cancels.push((way.job.id.clone(), why));
     }
 
@@ -266,7 +274,10 @@ impl<'a> Drain<'a> {
             let whole = format!("{}: {note}", name(&guest.key));
             let warning = (EventKind::Warning, LADDER, whole.as_str());
             events.push(about(&self.situation.maintenance, warning));
-            events.extend(self.instance(guest).map(|one| controller(one, (LADDER, &note))));
+            events.extend(
+                self.instance(guest)
+                    .map(|one| controller(one, (LADDER, &note))),
+            );
         }
         self.plan.events.extend(events);
     }
@@ -329,7 +340,11 @@ impl<'a> Drain<'a> {
     }
 
     /// An instance that is told to end is written once, with both.
-    fn put_status(&mut self, instance: &Object, status: serde_json::Map<String, serde_json::Value>) {
+    fn put_status(
+        &mut self,
+        instance: &Object,
+        status: serde_json::Map<String, serde_json::Value>,
+    ) {
         let Some(changed) = with_status(instance, status) else {
             return;
         };

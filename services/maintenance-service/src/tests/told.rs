@@ -12,7 +12,8 @@ fn held_by(node: &Object) -> Vec<String> {
     let conditions = told(node, "conditions").as_array().cloned();
     let conditions = conditions.unwrap_or_default().into_iter();
     let held = conditions.filter(|condition| condition["status"] == "True");
-    held.map(|condition| condition["type"].as_str().unwrap().to_owned()).collect()
+    held.map(|condition| condition["type"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test]
@@ -29,7 +30,9 @@ async fn each_machine_is_sent_where_the_plan_says_and_again_after_a_failure() {
     let targets = planned.each_ref().map(|entry| entry["targetNode"].clone());
     assert_ne!(targets[0], targets[1], "spread over both: {planned:?}");
     for migration in scene.migrations().await {
-        let entry = scene.entry(migration.spec()["vmiName"].as_str().unwrap()).await;
+        let entry = scene
+            .entry(migration.spec()["vmiName"].as_str().unwrap())
+            .await;
         let target = migration.annotation("godwit.io/target-node");
         assert_eq!(target, entry["targetNode"].as_str());
         assert_ne!(target, Some("worker2"));
@@ -43,10 +46,11 @@ async fn each_machine_is_sent_where_the_plan_says_and_again_after_a_failure() {
     assert_eq!(scene.migrations().await.len(), 3);
     // It can't be kept: the node is closed.
     let closed = targets[0].as_str().unwrap();
-    scene.edit(&ObjectKey::new("nodes", "", closed), |node| {
-        node.body["spec"]["unschedulable"] = json!(true);
-    })
-    .await;
+    scene
+        .edit(&ObjectKey::new("nodes", "", closed), |node| {
+            node.body["spec"]["unschedulable"] = json!(true);
+        })
+        .await;
     scene.fail_job(SignedDuration::from_secs(90)).await;
     scene.fail_job(SignedDuration::from_secs(90)).await;
     scene.round().await;
@@ -58,23 +62,46 @@ async fn a_drain_tells_when_it_will_be_over_and_where_everybody_went() {
     let scene = Scene::new().await;
     let machine = scene.machine("vm1", moves()).await;
     scene.holds(&machine, "worker2", 1000).await;
-    scene.machine("stays", json!({ "evictionStrategy": "None" })).await;
+    scene
+        .machine("stays", json!({ "evictionStrategy": "None" }))
+        .await;
     scene.maintain().await;
     scene.round().await;
     let forecast = scene.status().await["forecast"].clone();
-    let time = |field: &str| forecast[field].as_str().unwrap().parse::<Timestamp>().unwrap();
-    assert!(time("earliest") <= time("end") && time("end") <= time("latest"), "{forecast}");
-    assert_eq!((&forecast["machinesTotal"], &forecast["machinesRemaining"]), (&json!(2), &json!(2)));
+    let time = |field: &str| {
+        forecast[field]
+            .as_str()
+            .unwrap()
+            .parse::<Timestamp>()
+            .unwrap()
+    };
+    assert!(
+        time("earliest") <= time("end") && time("end") <= time("latest"),
+        "{forecast}"
+    );
+    assert_eq!(
+        (&forecast["machinesTotal"], &forecast["machinesRemaining"]),
+        (&json!(2), &json!(2))
+    );
     let states = [scene.entry("vm1").await, scene.entry("stays").await];
-    assert_eq!(states.each_ref().map(|entry| entry["state"].clone()), ["Waiting", "Blocked"]);
+    assert_eq!(
+        states.each_ref().map(|entry| entry["state"].clone()),
+        ["Waiting", "Blocked"]
+    );
     scene.fail_job(SignedDuration::ZERO).await;
     scene.move_to(&machine, "worker1").await;
     scene.round().await;
     let entry = scene.entry("vm1").await;
-    assert_eq!((&entry["state"], &entry["targetNode"]), (&json!("Moved"), &json!("worker1")));
+    assert_eq!(
+        (&entry["state"], &entry["targetNode"]),
+        (&json!("Moved"), &json!("worker1"))
+    );
     let forecast = scene.status().await["forecast"].clone();
     assert_eq!(forecast["machinesRemaining"], 1);
-    assert!(forecast["end"].is_null(), "the other one never leaves by itself: {forecast}");
+    assert!(
+        forecast["end"].is_null(),
+        "the other one never leaves by itself: {forecast}"
+    );
     scene.rests().await;
 }
 
@@ -85,7 +112,10 @@ async fn a_node_tells_in_its_conditions_how_far_its_maintenance_is() {
     scene.maintain().await;
     scene.round().await;
     let draining = scene.get(&node()).await;
-    assert_eq!(held_by(&draining), ["MaintenancePlanned", "DrainInProgress"]);
+    assert_eq!(
+        held_by(&draining),
+        ["MaintenancePlanned", "DrainInProgress"]
+    );
     let excluded = draining.label("remediation.medik8s.io/exclude-from-remediation");
     assert_eq!(excluded, Some("true"));
     scene.fail_job(SignedDuration::ZERO).await;
@@ -93,7 +123,10 @@ async fn a_node_tells_in_its_conditions_how_far_its_maintenance_is() {
     scene.round().await;
     let drained = scene.get(&node()).await;
     assert_eq!(held_by(&drained), ["Drained", "MaintenanceInProgress"]);
-    assert_eq!(scene.get(&lease()).await.spec()["holderIdentity"], "node-maintenance");
+    assert_eq!(
+        scene.get(&lease()).await.spec()["holderIdentity"],
+        "node-maintenance"
+    );
     scene.remove().await;
     scene.round().await;
     let open = scene.get(&node()).await;
@@ -113,7 +146,10 @@ impl Scene {
                 held.body["spec"] = spec.clone();
                 tx.put(&held).await
             }
-            None => tx.create(new(lease(), json!({}), json!({ "spec": spec.clone() }))).await,
+            None => {
+                tx.create(new(lease(), json!({}), json!({ "spec": spec.clone() })))
+                    .await
+            }
         })
         .await;
     }
@@ -134,7 +170,10 @@ async fn a_node_that_somebody_else_holds_is_left_alone_until_the_lease_runs_out(
     scene.take_lease("healthcheck", 61).await;
     scene.round().await;
     assert_eq!(scene.migrations().await.len(), 1);
-    assert_eq!(scene.get(&lease()).await.spec()["holderIdentity"], "node-maintenance");
+    assert_eq!(
+        scene.get(&lease()).await.spec()["holderIdentity"],
+        "node-maintenance"
+    );
     assert!(scene.status().await["lastError"].is_null());
 }
 
@@ -148,12 +187,13 @@ async fn a_maintenance_that_loses_its_lease_opens_the_node_and_fails() {
     for look in 1..=4_u64 {
         scene.round().await;
         assert_eq!(scene.status().await["errorOnLeaseCount"], look);
-        scene.rests().await;
-        scene.edit(&maintenance(), |object| {
-            let ago = seconds(Timestamp::now() - SignedDuration::from_secs(6));
-            object.status.as_mut().unwrap()["lastUpdate"] = json!(ago);
-        })
-        .await;
+        scene.is_still().await;
+        scene
+            .edit(&maintenance(), |object| {
+                let ago = seconds(Timestamp::now() - SignedDuration::from_secs(6));
+                object.status.as_mut().unwrap()["lastUpdate"] = json!(ago);
+            })
+            .await;
     }
     let status = scene.status().await;
     assert_eq!(status["phase"], "Failed");
@@ -174,17 +214,26 @@ async fn a_tainted_node_is_emptied_by_the_key_that_was_set() {
     let scene = Scene::new().await;
     scene.machine("vm1", moves()).await;
     let taint = |key: &str| json!([{ "key": key, "effect": "NoSchedule" }]);
-    scene.edit(&node(), |node| node.body["spec"]["taints"] = taint("example.com/drain")).await;
+    scene
+        .edit(&node(), |node| {
+            node.body["spec"]["taints"] = taint("example.com/drain")
+        })
+        .await;
     scene.drains.evictions().await.unwrap();
     assert!(scene.migrations().await.is_empty());
     let migrations = json!({ "nodeDrainTaintKey": "example.com/drain" });
     let body = json!({ "spec": { "configuration": { "migrations": migrations } } });
     let cluster = ObjectKey::new("kubevirts.kubevirt.io", "kubevirt", "kubevirt");
-    scene.write(async |tx| tx.create(new(cluster, json!({}), body)).await).await;
+    scene
+        .write(async |tx| tx.create(new(cluster, json!({}), body)).await)
+        .await;
     scene.drains.evictions().await.unwrap();
     scene.drains.evictions().await.unwrap();
     let [migration] = scene.migrations().await.try_into().unwrap();
-    assert_eq!(migration.annotation("kubevirt.io/evacuationMigration"), Some("worker2"));
+    assert_eq!(
+        migration.annotation("kubevirt.io/evacuationMigration"),
+        Some("worker2")
+    );
     scene.maintain().await;
     scene.round().await;
     assert!(taints(&scene.get(&node()).await).contains(&"example.com/drain"));
