@@ -1,6 +1,7 @@
 //! A node of eight machines with mixed strategies: what the maintenance says before it moves them
 //! is what happens, and who stays leaves once the remedy is applied.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -25,14 +26,14 @@ pub(crate) fn as_planned(env: &Env) -> Result<()> {
         .map(|n| Machine::small(&format!("plan-{n}"), 170 + n))
         .collect();
     env.only(Some("worker2"))?;
-    start(env, &apart[..1], json!({ "affinity": keeps_apart() }))?;
+    start(env, &apart[..1], &json!({ "affinity": keeps_apart() }))?;
     env.only(Some("worker1"))?;
-    start(env, &apart[1..], json!({ "affinity": keeps_apart() }))?;
-    start(env, &plain[..4], json!({}))?;
+    start(env, &apart[1..], &json!({ "affinity": keeps_apart() }))?;
+    start(env, &plain[..4], &json!({}))?;
     start(
         env,
         &plain[4..],
-        json!({ "evictionStrategy": "LiveMigrateIfPossible" }),
+        &json!({ "evictionStrategy": "LiveMigrateIfPossible" }),
     )?;
     env.run(&[stays])?;
     env.only(None)?;
@@ -78,7 +79,7 @@ pub(crate) fn as_planned(env: &Env) -> Result<()> {
 }
 
 /// Starts machines whose instances have these fields, too.
-fn start(env: &Env, machines: &[Machine], fields: Value) -> Result<()> {
+fn start(env: &Env, machines: &[Machine], fields: &Value) -> Result<()> {
     for machine in machines {
         let mut object = env.machine(machine)?;
         let template = &mut object["spec"]["template"];
@@ -146,7 +147,7 @@ fn blocked(env: &Env) -> Result<()> {
 /// What was forecast once a tenth of the bytes had left, beside what it took.
 fn measure(env: &Env) -> Result<()> {
     let began = Instant::now();
-    let mut tenth: Option<(f64, f64, f64)> = None;
+    let tenth: Cell<Option<(f64, f64, f64)>> = Cell::new(None);
     wait("all that can leave", || {
         let told = env.json(MAINTENANCE)?;
         let (status, now) = (&told["status"], began.elapsed().as_secs_f64());
@@ -155,17 +156,17 @@ fn measure(env: &Env) -> Result<()> {
         // The one that stays is an eighth of them.
         let (total, left) = (bytes("bytesTotal") * 7.0 / 8.0, bytes("bytesRemaining"));
         let left = left - bytes("bytesTotal") / 8.0;
-        if tenth.is_none() && left < 0.9 * total && left > 0.0 {
+        if tenth.get().is_none() && left < 0.9 * total && left > 0.0 {
             let seconds = |field: &str| until(status, field);
             if let Some(end) = seconds("end") {
                 let band = seconds("latest").unwrap_or(end) - seconds("earliest").unwrap_or(end);
-                tenth = Some((now, now + end, band));
+                tenth.set(Some((now, now + end, band)));
             }
         }
         Ok((forecast["machinesRemaining"] == 1).then_some(()))
     })?;
     let took = began.elapsed().as_secs_f64();
-    let (at, end, band) = tenth.context("no forecast at a tenth of the bytes")?;
+    let (at, end, band) = tenth.get().context("no forecast at a tenth of the bytes")?;
     say(&format!(
         "at a tenth of the bytes ({at:.0} s): {end:.0} s in all were forecast, within a band of \
          {band:.0} s; it took {took:.0} s ({:+.0} %)",

@@ -15,7 +15,7 @@ use godwit_model::maintenance::Method;
 use godwit_runtime::failpoint;
 use godwit_runtime::telemetry::trace_context;
 use serde_json::json;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span, warn};
@@ -50,7 +50,7 @@ pub(crate) struct Drains {
     pub(crate) telemetry: Telemetry,
     pub(crate) shutdown: CancellationToken,
     /// What forecasts are made from.
-    pub(crate) experience: Mutex<Experience>,
+    pub(crate) experience: Experience,
 }
 
 /// Runs rounds until shutdown.
@@ -85,7 +85,7 @@ impl Drains {
         let maintenances = self.ledger.list(MAINTENANCES).await?;
         self.telemetry.keep(&maintenances);
         if !maintenances.is_empty() {
-            self.experience.lock().await.follow(&self.ledger).await?;
+            self.experience.follow(&self.ledger).await?;
         }
         for maintenance in maintenances {
             let span = info_span!("maintenance", name = %maintenance.key.name);
@@ -100,9 +100,7 @@ impl Drains {
         let Some(situation) = look(&mut Reader::Ledger(&self.ledger), key).await? else {
             return Ok(());
         };
-        let experience = self.experience.lock().await;
-        let forecaster = experience.forecaster();
-        let first = plan(&situation, forecaster);
+        let first = plan(&situation, &self.experience.forecaster());
         self.telemetry.stands(&situation.node_name, first.standing);
         if first.is_empty() {
             return Ok(());
@@ -111,7 +109,7 @@ impl Drains {
         let Some(situation) = look(&mut Reader::Tx(&mut tx), key).await? else {
             return Ok(());
         };
-        let plan = plan(&situation, forecaster);
+        let plan = plan(&situation, &self.experience.forecaster());
         let requested = write(&mut tx, &situation, &plan).await?;
         failpoint!("ledger.drain.before");
         tx.commit().await?;

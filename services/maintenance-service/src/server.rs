@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_ledger::{Experience, Ledger, LedgerConfig};
 use godwit_rpc::maintenance::v1::maintenance_server::{Maintenance, MaintenanceServer};
 use godwit_rpc::maintenance::v1::{PokeRequest, PokeResponse};
 use godwit_rpc::migration;
@@ -12,7 +12,7 @@ use godwit_rpc::peer::{self, Role};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Channel, Request, Response, Routes, Status, client};
 use godwit_runtime::Context;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -83,7 +83,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         requested,
         telemetry: Telemetry::new(&metrics),
         shutdown,
-        experience: Mutex::default(),
+        experience: Experience::default(),
     });
     let (served, (), ()) = tokio::join!(server::serve(parts), pokes, rounds);
     Ok(served?)

@@ -74,7 +74,7 @@ mod tests {
     use godwit_ledger::ObjectKey;
     use godwit_model::Revision;
 
-    fn machine(spec: Value) -> Object {
+    fn machine(spec: &Value) -> Object {
         Object {
             key: ObjectKey::new("virtualmachines.kubevirt.io", "default", "vm1"),
             uid: "m".to_owned(),
@@ -92,26 +92,26 @@ mod tests {
             json!({ "runStrategy": "RerunOnFailure" }),
             json!({ "runStrategy": "Once" }),
         ] {
-            let stopped = shut_down(&machine(spec), "u").unwrap();
+            let stopped = shut_down(&machine(&spec), "u").unwrap();
             assert_eq!(*stopped.spec(), json!({ "runStrategy": "Halted" }));
             assert_eq!(stopped.metadata["generation"], 4);
         }
-        let stopped = shut_down(&machine(json!({ "running": true })), "u").unwrap();
+        let stopped = shut_down(&machine(&json!({ "running": true })), "u").unwrap();
         assert_eq!(*stopped.spec(), json!({ "running": false }));
-        let asked = shut_down(&machine(json!({ "runStrategy": "Manual" })), "u").unwrap();
+        let asked = shut_down(&machine(&json!({ "runStrategy": "Manual" })), "u").unwrap();
         assert_eq!(
             told(&asked, REQUESTS),
             &json!([{ "action": "Stop", "uid": "u" }])
         );
         assert_eq!(
-            shut_down(&machine(json!({ "runStrategy": "Halted" })), "u"),
+            shut_down(&machine(&json!({ "runStrategy": "Halted" })), "u"),
             None
         );
     }
 
     #[test]
     fn a_machine_that_was_asked_for_something_is_not_asked_for_more() {
-        let asked = restarted(&machine(json!({ "runStrategy": "Always" })), "u").unwrap();
+        let asked = restarted(&machine(&json!({ "runStrategy": "Always" })), "u").unwrap();
         assert_eq!(
             told(&asked, REQUESTS),
             &json!([{ "action": "Stop", "uid": "u" }, { "action": "Start" }])

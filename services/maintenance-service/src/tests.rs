@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use godwit_ledger::{
-    Capacity, InstanceRow, InstanceState, JobChange, JobRow, JobStep, Ledger, LedgerConfig,
-    LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey, Recorded, TraceContext,
-    Tx,
+    Capacity, Experience, InstanceRow, InstanceState, JobChange, JobRow, JobStep, Ledger,
+    LedgerConfig, LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey, Recorded,
+    TraceContext, Tx,
 };
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::launcher_name;
@@ -14,7 +14,7 @@ use godwit_model::{Bytes, Epoch, MachineId, NodeName};
 use godwit_testkit::postgres::Postgres;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::drain::Drains;
@@ -286,7 +286,7 @@ async fn drains(url: &str) -> Drains {
         requested: Arc::new(Notify::new()),
         telemetry: Telemetry::default(),
         shutdown: CancellationToken::new(),
-        experience: Mutex::default(),
+        experience: Experience::default(),
     }
 }
 

@@ -187,7 +187,7 @@ impl Ladder {
     /// the first that is no gentler.
     pub fn from_method(&self, method: Method) -> usize {
         let found = self.0.iter().position(|rung| rung.method >= method);
-        found.unwrap_or(self.last())
+        found.unwrap_or_else(|| self.last())
     }
 
     /// The number of the last rung, from 0.

@@ -121,6 +121,7 @@ pub fn keep(
         source: Some(source),
         home: None,
         inbound_max: 0,
+        leaning: Leaning::default(),
     };
     let verdicts = fleet.explain(ask);
     let free = |verdict: &&Verdict| verdict.node == *target && verdict.obstacles.is_empty();

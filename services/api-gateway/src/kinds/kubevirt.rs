@@ -101,7 +101,7 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
 }
 
 /// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
-const WITHOUT_EFFECT: [&str; 5] = [
+const WITHOUT_EFFECT: [&str; 4] = [
     "allowPostCopy",
     "network",
     "unsafeMigrationOverride",

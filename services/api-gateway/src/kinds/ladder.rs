@@ -43,11 +43,9 @@ pub(super) fn list_cause(rungs: &Value) -> Option<Cause> {
 
 fn rung((at, rung): (usize, &Value)) -> Result<Rung, LadderProblem> {
     let name = rung["method"].as_str().unwrap_or_default();
-    let lasts = match &rung["forSeconds"] {
-        Value::Null => None,
-        // Less than nothing is refused as nothing is.
-        given => Some(Duration::from_secs(given.as_u64().unwrap_or(0))),
-    };
+    // Less than nothing is refused as nothing is.
+    let given = Some(&rung["forSeconds"]).filter(|given| !given.is_null());
+    let lasts = given.map(|given| Duration::from_secs(given.as_u64().unwrap_or(0)));
     Ok(Rung {
         method: Method::from_name(name).ok_or_else(|| unknown(at, name))?,
         lasts,
