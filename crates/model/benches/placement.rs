@@ -205,6 +205,7 @@ fn node(at: usize) -> Candidate {
             cpu_models: vec!["qemu64".to_owned(), "Cascadelake-Server".to_owned()],
             networks: (0..NETWORKS).map(|net| format!("net{net}")).collect(),
             images: vec!["guest".to_owned()],
+            pools: vec![],
         },
         name: NodeName::parse(name).expect("a name"),
     }

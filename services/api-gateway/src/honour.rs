@@ -81,7 +81,7 @@ mod tests {
         let spec = json!({
             "evictionStrategy": "LiveMigrate",
             "domain": {
-                "memory": {"guest": "128Mi"},
+                "memory": {"guest": "128Mi", "hugepages": {"pageSize": "2Mi"}},
                 "cpu": {"model": "host-passthrough"},
                 "devices": {"gpus": [{"name": "g"}], "disks": [{"name": "root"}]},
             },
@@ -91,6 +91,7 @@ mod tests {
         for field in [
             "spec.domain.cpu.model",
             "spec.domain.devices.gpus",
+            "spec.domain.memory.hugepages",
             "spec.volumes[0]",
         ] {
             assert!(

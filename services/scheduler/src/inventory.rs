@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{Capacity, Ledger, LedgerError, NodeRow, Tx};
-use godwit_model::placement::HostFacts;
+use godwit_model::placement::{HostFacts, Pool};
 use godwit_model::{Bytes, MachineId, NodeName};
 use godwit_rpc::agent::v1::MachineReport;
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
@@ -231,6 +231,14 @@ fn facts(inventory: &HostInventory) -> HostFacts {
         cpu_models: inventory.cpu_models.clone(),
         networks: inventory.networks.clone(),
         images: inventory.images.clone(),
+        pools: inventory
+            .pools
+            .iter()
+            .map(|pool| Pool {
+                path: pool.path.clone(),
+                shared: pool.shared,
+            })
+            .collect(),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Needs {
     pub networks: Vec<String>,
     /// Image directory that it must have.
     pub image: Option<String>,
+    /// Paths of disks that it must see as the other hosts do.
+    pub storage: Vec<String>,
     /// Machine type that its QEMU must have.
     pub machine_type: String,
     /// CPU model that it must be able to run.
@@ -163,11 +165,21 @@ impl Needs {
             tolerations: vmi.tolerations.clone(),
             networks: spec.nics.iter().map(|nic| nic.network.clone()).collect(),
             image: spec.kernel.as_ref().map(|kernel| kernel.image.clone()),
+            storage: storage(spec),
             machine_type: spec.machine_type.clone(),
             cpu_model: spec.cpu_model.clone(),
             accelerator: None,
         }
     }
+}
+
+/// A disk with a seed is made by each host at a place of its own.
+fn storage(spec: &MachineSpec) -> Vec<String> {
+    let shared = spec
+        .disks
+        .iter()
+        .filter(|disk| disk.shared && disk.seed.is_none());
+    shared.map(|disk| disk.path.clone()).collect()
 }
 
 fn spread(vmi: &VmiSpec, namespace: &str) -> Vec<Spread> {

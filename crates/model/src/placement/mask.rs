@@ -83,6 +83,9 @@ pub(super) fn obstacles(needs: &Needs, node: &Candidate, found: &mut dyn FnMut(O
     {
         found(Obstacle::Image(image.clone()));
     }
+    for path in needs.storage.iter().filter(|path| !facts.has_storage(path)) {
+        found(Obstacle::Storage(path.clone()));
+    }
     if !facts.machine_types.contains(&needs.machine_type) {
         found(Obstacle::MachineType(needs.machine_type.clone()));
     }

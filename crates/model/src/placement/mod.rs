@@ -19,6 +19,7 @@ use crate::{Bytes, NodeName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 pub use demand::{Ask, Demand, Leaning, Near, Needs, Spread};
 pub use fleet::Fleet;
@@ -46,6 +47,27 @@ pub struct HostFacts {
     pub networks: Vec<String>,
     /// Names of its image directories.
     pub images: Vec<String>,
+    /// Its directories for disks. One that names none says nothing of where its disks are.
+    pub pools: Vec<Pool>,
+}
+
+impl HostFacts {
+    /// Whether the host has shared storage at `path`, as far as it says.
+    pub fn has_storage(&self, path: &str) -> bool {
+        let mut pools = self.pools.iter();
+        self.pools.is_empty()
+            || pools.any(|pool| pool.shared && Path::new(path).starts_with(&pool.path))
+    }
+}
+
+/// A directory for disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pool {
+    /// Where it is.
+    pub path: String,
+    /// Whether all hosts that have it see the same files there.
+    pub shared: bool,
 }
 
 /// A taint of a node.
@@ -119,6 +141,12 @@ pub fn room(spec: &MachineSpec) -> Room {
     }
 }
 
+/// The guest's memory of a machine that takes `memory` on its node: what [`room`] adds, taken off.
+pub fn guest_memory(memory: Bytes) -> Bytes {
+    let both = memory.0.saturating_sub(OVERHEAD_FIXED.0);
+    Bytes(both - both / (OVERHEAD_SHARE + 1))
+}
+
 /// Why a node was ruled out; printed as `kubectl describe` shows it for pods.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
@@ -142,6 +170,8 @@ pub enum Obstacle {
     Network(String),
     /// An image directory is missing.
     Image(String),
+    /// The place of a shared disk is missing.
+    Storage(String),
     /// Its QEMU doesn't have the machine type.
     MachineType(String),
     /// It can't run the CPU model.
@@ -175,6 +205,7 @@ impl fmt::Display for Obstacle {
             Self::LocalDisks => f.write_str("node(s) didn't have the machine's local disks"),
             Self::Network(name) => write!(f, "node(s) had no network {name}"),
             Self::Image(name) => write!(f, "node(s) had no image {name}"),
+            Self::Storage(path) => write!(f, "node(s) had no storage for {path}"),
             Self::MachineType(name) => write!(f, "node(s) had no machine type {name}"),
             Self::CpuModel(name) => write!(f, "node(s) could not run CPU model {name}"),
             Self::Accelerator => f.write_str("node(s) had another accelerator"),

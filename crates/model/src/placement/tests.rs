@@ -156,6 +156,44 @@ fn every_reason_is_counted_as_users_of_kubernetes_know_it() {
 }
 
 #[test]
+fn a_shared_disk_is_only_where_its_pool_is() {
+    let pool = |path: &str, shared| Pool {
+        path: path.into(),
+        shared,
+    };
+    let mut nodes = ["worker1", "worker2", "worker3", "worker4"].map(|name| node(name, GIB));
+    nodes[0].facts.pools = vec![pool("/srv/other", true)];
+    nodes[1].facts.pools = vec![pool("/srv/disks", false)];
+    nodes[2].facts.pools = vec![pool("/srv/disks", true)];
+    let disk = |path: &str, shared| crate::machine::Disk {
+        name: "root".into(),
+        path: path.into(),
+        format: crate::machine::ImageFormat::Raw,
+        shared,
+        read_only: false,
+        create: None,
+        boot: true,
+        seed: None,
+    };
+    let mut spec = spec("vm", 256);
+    spec.disks = vec![disk("/srv/disks/vm", true), disk("/var/scratch", false)];
+    let demand = Demand::new(&spec, &VmiSpec::default(), Labels::new());
+    let placement = fleet(&nodes).place(ask(&id(1), &demand));
+    let refused: Vec<&[Obstacle]> = placement
+        .verdicts
+        .iter()
+        .map(|one| &*one.obstacles)
+        .collect();
+    let storage = [Obstacle::Storage("/srv/disks/vm".into())];
+    // The last one names no pools: its agent finds out when it opens the disk.
+    assert_eq!(refused, [&storage[..], &storage[..], &[], &[]]);
+    assert_eq!(
+        placement.summary(),
+        "2/4 nodes are available: 2 node(s) had no storage for /srv/disks/vm."
+    );
+}
+
+#[test]
 fn a_machine_never_changes_its_accelerator_or_overfills_a_nodes_inbound() {
     let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
     nodes[0].facts.accelerator = "kvm".into();

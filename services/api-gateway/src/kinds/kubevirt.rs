@@ -95,7 +95,7 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
         causes.push(cause);
     }
     match causes.is_empty() {
-        true => Ok(warnings(migrations)),
+        true => Ok([warnings(migrations), overcommit(configuration)].concat()),
         false => Err(Status::invalid(KUBEVIRT, "KubeVirt", name(object), causes)),
     }
 }
@@ -117,6 +117,25 @@ fn warnings(migrations: &Value) -> Vec<String> {
         .collect()
 }
 
+/// How hosts are overcommitted in KubeVirt: each key, what holds here, and what that means.
+const OVERCOMMIT: [(&str, i64, &str); 2] = [
+    ("cpuAllocationRatio", 10, "10 virtual CPUs share one CPU"),
+    ("memoryOvercommit", 100, "memory is not overcommitted"),
+];
+
+fn overcommit(configuration: &Value) -> Vec<String> {
+    let developer = &configuration["developerConfiguration"];
+    let other = OVERCOMMIT.iter().filter(|(key, here, _)| {
+        let value = &developer[*key];
+        !value.is_null() && *value != *here
+    });
+    other
+        .map(|(key, _, means)| {
+            format!("spec.configuration.developerConfiguration.{key} has no effect: {means}")
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +149,21 @@ mod tests {
         assert_eq!(
             warned,
             ["spec.configuration.migrations.allowPostCopy has no effect"]
+        );
+    }
+
+    #[test]
+    fn an_overcommitment_that_is_not_honoured_is_said() {
+        let object = json!({"spec": {"configuration": {"developerConfiguration": {
+            "cpuAllocationRatio": 10, "memoryOvercommit": 150,
+        }}}});
+        let warned = check(&object).unwrap();
+        let field = "spec.configuration.developerConfiguration.memoryOvercommit";
+        assert_eq!(
+            warned,
+            [format!(
+                "{field} has no effect: memory is not overcommitted"
+            )]
         );
     }
 
