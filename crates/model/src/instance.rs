@@ -12,6 +12,7 @@ use crate::vmi::{self, VmiSpec};
 use crate::{Bytes, MachineId};
 use problems::{Problems, is_word};
 
+pub use affinity::label_selector_problems;
 pub use devices::derived_mac;
 
 /// Least memory of a machine.

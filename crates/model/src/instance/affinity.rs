@@ -1,5 +1,6 @@
 //! Rules about nodes and neighbours: what can't be honoured is refused in Kubernetes' words.
 
+use super::FieldProblem;
 use super::problems::Problems;
 use crate::affinity::{
     LabelSelector, NodeTerm, Operator, PodAffinity, PodTerm, Requirement, TopologySpread,
@@ -140,6 +141,13 @@ fn weight(path: &str, weight: i32, problems: &mut Problems) {
     if !(1..=100).contains(&weight) {
         problems.add(format!("{path}.weight"), "must be in the range 1-100");
     }
+}
+
+/// What makes no sense in a selector of labels that stands at `path`.
+pub fn label_selector_problems(path: &str, selector: &LabelSelector) -> Vec<FieldProblem> {
+    let mut problems = Problems::default();
+    label_selector(path, selector, &mut problems);
+    problems.0
 }
 
 fn label_selector(path: &str, selector: &LabelSelector, problems: &mut Problems) {

@@ -46,6 +46,13 @@ impl Evacuation {
         self.stuck.is_empty()
     }
 
+    /// Puts every machine to where it goes, after this was [undone](Self::undo).
+    pub fn redo(&self, fleet: &mut Fleet) {
+        for way in &self.moves {
+            carry(fleet, &way.machine, (&way.source, &way.target), false);
+        }
+    }
+
     /// Puts every machine back to where it was.
     pub fn undo(&self, fleet: &mut Fleet) {
         for way in self.moves.iter().rev() {

@@ -2,6 +2,8 @@
 //! can be emptied together. Nothing is moved here; a plan and its execution are made by the same
 //! code, on a [`Fleet`](crate::placement::Fleet) that is as it was afterwards.
 
+mod carrying_out;
+mod drain;
 mod evacuation;
 mod schedule;
 #[cfg(test)]
@@ -10,6 +12,8 @@ mod timetable;
 mod underway;
 mod waves;
 
+pub use carrying_out::{Maintained, Next, NodeState, next};
+pub use drain::{Departure, DrainPlan, Order, Stage, drain};
 pub use evacuation::{Evacuation, Move, Stuck, evacuate, keep};
 pub use schedule::{Leg, Slot, schedule, whole};
 pub use timetable::{Pace, Span, Timetable, timetable};

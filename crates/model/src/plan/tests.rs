@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 const HOST: &str = "kubernetes.io/hostname";
 const RACK: &str = "rack";
 
-fn name(node: &str) -> NodeName {
+pub(super) fn name(node: &str) -> NodeName {
     NodeName::parse(node).expect("a name")
 }
 
-fn id(number: u32) -> MachineId {
+pub(super) fn id(number: u32) -> MachineId {
     MachineId::parse(format!("43f5b34d-94b4-4cda-9a69-{number:012}")).expect("a uuid")
 }
 
@@ -59,13 +59,13 @@ fn demand(app: &str, mib: u64, apart: bool) -> Demand {
 }
 
 /// A fleet, and what an independent account knows of it.
-struct Account {
+pub(super) struct Account {
     nodes: BTreeMap<NodeName, Candidate>,
     at: BTreeMap<MachineId, (NodeName, Demand)>,
 }
 
 impl Account {
-    fn fleet(&self) -> Fleet {
+    pub(super) fn fleet(&self) -> Fleet {
         let mut fleet = Fleet::default();
         for node in self.nodes.values() {
             fleet.node_set(node.clone());
@@ -99,6 +99,19 @@ impl Account {
                 .filter(|demand| demand.labels["app"] == *app);
             assert_eq!(alike.count(), 1, "{way:?}");
         }
+    }
+}
+
+/// Nodes of 4 GiB, and machines 0, 1, ... by node and MiB.
+pub(super) fn account_of(nodes: usize, machines: &[(usize, u64)]) -> Account {
+    let nodes = (0..nodes).map(|at| node(at, 4096));
+    let machines = (0..).zip(machines).map(|(number, &(at, mib))| {
+        let place = name(&format!("node{at:02}"));
+        (id(number), (place, demand("app", mib, false)))
+    });
+    Account {
+        nodes: nodes.map(|node| (node.name.clone(), node)).collect(),
+        at: machines.collect(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! the hooks around them only gather the facts.
 
 mod config_map;
+mod drain_plan;
 mod empty;
 mod event;
 mod instance;
@@ -82,6 +83,7 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         project::kind(),
         migration_history::kind(),
         node_fence::kind(facts),
+        drain_plan::kind(facts),
     ];
     all.extend(rbac::kinds(facts));
     all
