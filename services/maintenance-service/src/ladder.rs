@@ -37,7 +37,8 @@ pub(crate) fn ascend(
 ) {
     let now = situation.now;
     let known = entry(&situation.maintenance, &guest.uid);
-    let (ladder, own) = in_force(instance, guest.owner.as_ref(), &situation.maintenance);
+    let rungs = &situation.maintenance.spec()["ladder"];
+    let (ladder, own) = in_force(instance, guest.owner.as_ref(), rungs);
     let recorded = known["method"].as_str().and_then(Method::from_name);
     let rung = recorded.map_or(0, |method| ladder.from_method(method));
     if recorded == Some(ladder.rung(rung).method) {
@@ -75,9 +76,23 @@ pub(crate) fn ascend(
     }
 }
 
+/// Puts a guest of which no maintenance knows on the rung that it would begin on.
+pub(crate) fn begin(guest: &mut Guest, instance: &Object) {
+    let (ladder, own) = in_force(instance, guest.owner.as_ref(), &Value::Null);
+    guest.machine.climb = Climb {
+        ladder,
+        own,
+        owner: owner(guest.owner.as_ref()),
+        ..Climb::default()
+    };
+    if let Some(step) = climb(&guest.machine) {
+        guest.machine.climb.rung = step.rung;
+    }
+}
+
 /// The ladder of an instance, and whether it is its own: that of the instance, else that of its
-/// virtual machine's template, else that of the maintenance, else `Live`.
-fn in_force(instance: &Object, owner: Option<&Object>, maintenance: &Object) -> (Ladder, bool) {
+/// virtual machine's template, else `rungs`, the maintenance's, else `Live`.
+fn in_force(instance: &Object, owner: Option<&Object>, rungs: &Value) -> (Ladder, bool) {
     let template = owner.and_then(|owner| {
         let annotations = owner.spec().pointer("/template/metadata/annotations")?;
         annotations[ANNOTATION].as_str()
@@ -88,8 +103,9 @@ fn in_force(instance: &Object, owner: Option<&Object>, maintenance: &Object) -> 
     if let Some(ladder) = own.filter_map(|text| Ladder::parse(text).ok()).next() {
         return (ladder, true);
     }
-    let rungs = maintenance.spec()["ladder"].as_array();
-    let rungs: Option<Vec<Rung>> = rungs.and_then(|rungs| rungs.iter().map(rung).collect());
+    let rungs: Option<Vec<Rung>> = rungs
+        .as_array()
+        .and_then(|rungs| rungs.iter().map(rung).collect());
     let ladder = rungs.and_then(|rungs| Ladder::new(rungs).ok());
     (ladder.unwrap_or_default(), false)
 }

@@ -15,9 +15,11 @@ use crate::outlook::pace;
 use crate::routes::{Routes, routes, wants_one};
 
 mod marked;
+mod residents;
 mod rows;
 
 pub(crate) use marked::{Marked, marked};
+pub(crate) use residents::residents;
 use rows::Rows;
 pub(crate) use rows::since;
 

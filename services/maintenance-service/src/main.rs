@@ -3,6 +3,7 @@
 mod config;
 mod deadline;
 mod drain;
+mod drain_plan;
 mod evict;
 mod json;
 mod ladder;

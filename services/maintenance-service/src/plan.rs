@@ -19,7 +19,7 @@ mod telling;
 use emptying::Drain;
 
 /// Keeps a maintenance until its node is open again.
-const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
+pub(crate) const FINALIZER: &str = "foregroundDeleteNodeMaintenance";
 /// Condition of an instance that can't leave.
 const EVICTION_BLOCKED: &str = "EvictionBlocked";
 /// Condition of an instance that climbed its ladder.

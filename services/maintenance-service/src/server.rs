@@ -18,6 +18,7 @@ use tracing::debug;
 
 use crate::config::Config;
 use crate::drain::{self, Drains};
+use crate::drain_plan::{self, Plans};
 use crate::telemetry::Telemetry;
 
 /// Who may wake the maintenance-service.
@@ -77,6 +78,11 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
     };
     let pokes = poke_all(coordinator, Arc::clone(&requested), shutdown.clone());
+    let plans = drain_plan::run(Plans::new(
+        ledger.clone(),
+        Arc::clone(&changed),
+        shutdown.clone(),
+    ));
     let rounds = drain::run(Drains {
         ledger,
         changed,
@@ -85,7 +91,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
         experience: Experience::default(),
     });
-    let (served, (), ()) = tokio::join!(server::serve(parts), pokes, rounds);
+    let (served, (), (), ()) = tokio::join!(server::serve(parts), pokes, rounds, plans);
     Ok(served?)
 }
 

@@ -24,6 +24,7 @@ use crate::telemetry::Telemetry;
 
 mod evictions;
 mod ladders;
+mod plans;
 mod told;
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
