@@ -17,6 +17,7 @@ mod api_limits;
 mod api_lists;
 mod api_memory;
 mod api_outage;
+mod api_plans;
 mod api_play;
 mod api_rbac;
 mod api_roles;

@@ -74,6 +74,14 @@ pub async fn apply(access: &Access, path: &str, object: &Value) -> anyhow::Resul
     call(access, (Method::PATCH, path), Some(body)).await
 }
 
+/// Deletes the object at `path`.
+///
+/// # Errors
+/// As [`get`].
+pub async fn delete(access: &Access, path: &str) -> anyhow::Result<()> {
+    call(access, (Method::DELETE, path), None).await.map(drop)
+}
+
 async fn call(
     access: &Access,
     (method, path): (Method, &str),

@@ -8,6 +8,7 @@ pub mod issue;
 pub mod kubeconfig;
 pub mod migrate;
 pub mod output;
+pub mod plan;
 pub mod project;
 pub mod secrets;
 pub mod version;

@@ -12,6 +12,7 @@ use godwit_cli::issue::{Certificates, issue};
 use godwit_cli::kubeconfig::{Access, Kubeconfig};
 use godwit_cli::migrate::{Migrate, migrate};
 use godwit_cli::output::Output;
+use godwit_cli::plan::{Plan, plan};
 use godwit_cli::version::{ServerVersion, of_server};
 use godwit_cli::{project, secrets};
 use godwit_runtime::build;
@@ -66,6 +67,13 @@ enum Command {
     /// One line a step, with the time since the request, who recorded it, under which epoch, and
     /// why; then what was measured. `kubectl get migrationhistory NAME -o yaml` has the same.
     History(History),
+    /// Show how nodes would be emptied: who moves where and when, and what is in the way.
+    ///
+    /// Makes a DrainPlan, shows what came of it, and deletes it. Nothing is moved. With --keep the
+    /// plan stays: `kubectl patch drainplan NAME --type=merge -p '{"spec":{"execute":true}}'`
+    /// carries it out.
+    #[command(after_help = "Example:\n  godwit plan worker1 worker2 --max-unavailable 1")]
+    Plan(Plan),
     /// Work in another project (namespace) from now on, as `oc project` does.
     ///
     /// Under the name kubectl-project on the PATH, `kubectl project NAME` does the same.
@@ -101,6 +109,9 @@ fn main() -> ExitCode {
         Command::Audit(wanted) => return check(&wanted),
         Command::History(wanted) => runtime()
             .and_then(|runtime| runtime.block_on(history(&wanted)))
+            .map(|text| print(&text)),
+        Command::Plan(wanted) => runtime()
+            .and_then(|runtime| runtime.block_on(plan(&wanted)))
             .map(|text| print(&text)),
         Command::Project { name } => project::switch(&name).map(|text| print(&text)),
     };

@@ -20,6 +20,7 @@ NAMES = {
     "secrets": ["password"],
     "kubevirts": ["kubevirt"],
     "nodefences": ["worker2-is-dead"],
+    "drainplans": ["monday"],
 }
 NAMESPACES = ["default", "fuzz"]
 # Names of what requests make.
