@@ -53,6 +53,7 @@ mod ledger_audit;
 mod ledger_cluster;
 mod ledger_failures;
 mod ledger_fences;
+mod ledger_floor;
 mod ledger_jobs;
 mod ledger_objects;
 mod ledger_outage;

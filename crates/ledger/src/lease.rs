@@ -51,12 +51,16 @@ impl Ledger {
     /// Extends a lease to `ttl` from now. Answers false when it is lost, or the job is at its
     /// end: stop at once.
     ///
+    /// Does not wait for the disk: an extension that is lost with the server only lets others claim
+    /// the job earlier, under an epoch of their own.
+    ///
     /// # Errors
     /// `Unavailable`.
     pub async fn job_renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, LedgerError> {
         let statement = sqlx::query(
             "UPDATE migration SET lease_expires_at = clock_timestamp() + $4 \
-             WHERE id = $1 AND epoch = $2 AND owner = $3",
+             WHERE id = $1 AND epoch = $2 AND owner = $3 \
+             AND set_config('synchronous_commit', 'off', true) = 'off'",
         )
         .bind(job_uuid(&lease.job.id))
         .bind(bigint(lease.epoch.0))

@@ -38,6 +38,8 @@ pub struct NodeRow {
 
 pub(crate) const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
     heartbeat_at FROM node ORDER BY name";
+const GET: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
+    heartbeat_at FROM node WHERE name = $1";
 
 impl Ledger {
     /// All nodes, by name.
@@ -47,6 +49,16 @@ impl Ledger {
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, LedgerError> {
         let rows = self.fetch_all(sqlx::query(LIST)).await?;
         rows.iter().map(read).collect()
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn node(&self, name: &NodeName) -> Result<Option<NodeRow>, LedgerError> {
+        let statement = sqlx::query(GET).bind(name.as_str());
+        let row = self.fetch_optional(statement).await?;
+        row.as_ref().map(read).transpose()
     }
 }
 

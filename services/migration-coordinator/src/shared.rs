@@ -96,11 +96,8 @@ impl Shared {
         &self,
         node: &NodeName,
     ) -> Result<Option<String>, LedgerError> {
-        let nodes = self.ledger.nodes().await?;
-        Ok(nodes
-            .into_iter()
-            .find(|row| row.name == *node)
-            .map(|row| row.agent_address))
+        let row = self.ledger.node(node).await?;
+        Ok(row.map(|row| row.agent_address))
     }
 
     /// The hardware of a machine, as it was started.

@@ -1,6 +1,6 @@
 //! What hosts say of themselves: heartbeats in memory, changes in the ledger.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -163,13 +163,12 @@ pub(crate) async fn look_for_silence(
     up: Duration,
 ) -> Result<(), LedgerError> {
     let objects = ledger.list("nodes").await?;
+    let shown: HashSet<&str> = objects.iter().map(|object| &*object.key.name).collect();
     for node in ledger.nodes().await? {
         // A host that this process never heard gets as long as one that it did.
         let silent_for = inventory.silent_for(&node.name).unwrap_or(up);
         if silent_for < inventory.silence {
-            let mut objects = objects.iter();
-            let shown = objects.any(|object| object.key.name == node.name.as_str());
-            if !node.ready || !shown {
+            if !node.ready || !shown.contains(node.name.as_str()) {
                 inventory.write_again(&node.name);
             }
         } else if node.ready {

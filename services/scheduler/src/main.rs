@@ -4,6 +4,7 @@ mod asked;
 mod config;
 mod fence;
 mod fence_command;
+mod floor_log;
 mod inventory;
 mod json;
 mod launch;

@@ -17,6 +17,7 @@ use godwit_runtime::Context;
 
 use crate::config::Config;
 use crate::fence_command;
+use crate::floor_log;
 use crate::inventory::{Inventory, watch_silence};
 use crate::launch::Agents;
 use crate::machines::{self, Machines};
@@ -39,8 +40,8 @@ impl Doors {
         let row = self.ledger.instance(machine).await.map_err(unavailable)?;
         let node = row.and_then(|row| row.node);
         let node = node.ok_or_else(|| Status::not_found("no host has the machine"))?;
-        let nodes = self.ledger.nodes().await.map_err(unavailable)?;
-        let host = nodes.iter().find(|host| host.name == node && host.ready);
+        let host = self.ledger.node(&node).await.map_err(unavailable)?;
+        let host = host.filter(|host| host.ready);
         let silent = || Status::unavailable(format!("node {node} does not answer"));
         let host = host.ok_or_else(silent)?;
         self.agents
@@ -152,6 +153,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };
+    let prune = floor_log::prune(ledger.clone(), shutdown.clone());
     let watch = watch_silence(Arc::clone(&inventory), ledger.clone(), shutdown.clone());
     let machines = Arc::new(Machines {
         agents,
@@ -165,6 +167,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     });
     let fencing = fence_command::run(Arc::clone(&machines));
     let machines = machines::run(machines);
-    let (served, (), (), ()) = tokio::join!(server::serve(parts), watch, machines, fencing);
+    let (served, (), (), (), ()) =
+        tokio::join!(server::serve(parts), watch, machines, fencing, prune);
     Ok(served?)
 }

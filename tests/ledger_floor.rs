@@ -1,0 +1,128 @@
+//! The floor that a process keeps in memory is the one that the ledger has, whatever happens to both.
+
+use std::collections::BTreeSet;
+
+use crate::ledger_setup::{Setup, node, reservation};
+use godwit_ledger::{FloorKeeper, NewObject, ObjectKey, ReservationRow};
+use godwit_model::NodeName;
+use serde_json::json;
+
+/// Nodes by name with whether each is ready, and what is held where.
+type Stand = (
+    BTreeSet<(NodeName, bool)>,
+    BTreeSet<(String, NodeName, bool)>,
+);
+
+fn held(row: &ReservationRow) -> (String, NodeName, bool) {
+    (row.machine.to_string(), row.node.clone(), row.job.is_some())
+}
+
+/// What is kept, after a look, beside what the ledger says.
+async fn both(setup: &Setup, keeper: &FloorKeeper) -> (Stand, Stand) {
+    let nodes = setup.ledger.nodes().await.unwrap();
+    let rows = setup.ledger.reservations().await.unwrap();
+    let floor = keeper.glance(&setup.ledger).await.unwrap();
+    let kept = (
+        floor
+            .nodes()
+            .map(|node| (node.name.clone(), node.ready))
+            .collect(),
+        floor.reservations().map(held).collect(),
+    );
+    let read = (
+        nodes
+            .iter()
+            .map(|node| (node.name.clone(), node.ready))
+            .collect(),
+        rows.iter().map(held).collect(),
+    );
+    (kept, read)
+}
+
+async fn agree(setup: &Setup, keeper: &FloorKeeper) {
+    let (kept, read) = both(setup, keeper).await;
+    assert_eq!(kept, read);
+}
+
+#[tokio::test]
+async fn a_floor_that_is_kept_follows_each_change_of_room_and_of_nodes() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    agree(&setup, &keeper).await;
+    let worker1 = setup.node("worker1", 2).await;
+    let worker2 = setup.node("worker2", 2).await;
+    let vm1 = setup.machine("vm1", &worker1).await;
+    agree(&setup, &keeper).await;
+
+    let holds = setup.change(async |tx| tx.reserve(reservation(&vm1, &worker2)).await);
+    let _ = holds.await;
+    agree(&setup, &keeper).await;
+    let frees = setup.change(async |tx| tx.reservation_release(&vm1, &worker1).await);
+    frees.await;
+    let silent = godwit_ledger::NodeRow {
+        ready: false,
+        ..node("worker2", 2)
+    };
+    setup.change(async |tx| tx.node_put(silent).await).await;
+    agree(&setup, &keeper).await;
+    setup
+        .change(async |tx| tx.instance_remove(&vm1).await)
+        .await;
+    setup
+        .change(async |tx| tx.node_remove(&worker1).await)
+        .await;
+    agree(&setup, &keeper).await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_rolls_back_leaves_nothing_on_the_floor() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    let worker1 = setup.node("worker1", 2).await;
+    let worker2 = setup.node("worker2", 2).await;
+    let vm1 = setup.machine("vm1", &worker1).await;
+    let mut tx = setup.ledger.begin().await.unwrap();
+    assert_eq!(
+        keeper.current(&mut tx).await.unwrap().held_by(&vm1).len(),
+        1
+    );
+    let _ = tx.reserve(reservation(&vm1, &worker2)).await.unwrap();
+    drop(tx);
+    agree(&setup, &keeper).await;
+}
+
+#[tokio::test]
+async fn who_is_too_far_behind_the_floor_reads_all_of_it_again() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    let worker1 = setup.node("worker1", 4).await;
+    agree(&setup, &keeper).await;
+    for name in ["vm1", "vm2", "vm3"] {
+        setup.machine(name, &worker1).await;
+    }
+    setup.ledger.floor_changes_prune(1).await.unwrap();
+    agree(&setup, &keeper).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_closed_takes_nobody_on_the_kept_floor() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    setup.node("worker1", 4).await;
+    let open = NewObject {
+        key: ObjectKey::new("nodes", "", "worker1"),
+        uid: None,
+        metadata: json!({}),
+        body: json!({"spec": {}}),
+        status: None,
+    };
+    let mut object = setup.change(async |tx| tx.create(open).await).await;
+    let spare = async |keeper: &FloorKeeper| {
+        let mut floor = keeper.glance(&setup.ledger).await.unwrap();
+        floor.fleet().spare(false).map(|room| room.memory.0)
+    };
+    assert!(spare(&keeper).await.is_some_and(|memory| memory > 0));
+    object.body["spec"]["unschedulable"] = json!(true);
+    setup.change(async |tx| tx.put(&object).await).await;
+    assert_eq!(spare(&keeper).await.unwrap_or_default(), 0);
+}
