@@ -16,6 +16,7 @@ pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod quantity;
+pub mod rolling;
 pub mod run_strategy;
 pub mod seed;
 pub mod vmi;
