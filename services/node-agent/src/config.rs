@@ -46,6 +46,8 @@ pub struct Config {
     pub pools: BTreeMap<String, Pool>,
     /// Directories with kernels: name to path.
     pub images: BTreeMap<String, PathBuf>,
+    /// Commands that a rolling maintenance may run here: name to what is run. None unless listed.
+    pub hooks: BTreeMap<String, HookCommand>,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
     /// How guests run: `auto`, `kvm` or `tcg`.
@@ -69,6 +71,47 @@ pub struct Pool {
     pub shared: bool,
 }
 
+/// A command that may be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookCommand {
+    /// The program, by its whole path, and its arguments.
+    pub command: Vec<String>,
+    /// Longest time it may take, seconds.
+    #[serde(default = "hook_seconds")]
+    pub timeout_seconds: u32,
+    /// Whether who asks may add arguments.
+    #[serde(default)]
+    pub arguments: bool,
+    /// Whether it ends with a reboot of this host: it has ended well when the host is up again.
+    #[serde(default)]
+    pub reboots: bool,
+}
+
+const fn hook_seconds() -> u32 {
+    600
+}
+
+impl HookCommand {
+    fn check(&self, name: &str) -> anyhow::Result<()> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        anyhow::ensure!(
+            !name.is_empty() && name.bytes().all(plain),
+            "hooks.{name}: a name has letters, digits, - and _"
+        );
+        let program = self.command.first();
+        anyhow::ensure!(
+            program.is_some_and(|program| program.starts_with('/')),
+            "hooks.{name}.command must begin with the whole path of a program"
+        );
+        anyhow::ensure!(
+            self.timeout_seconds > 0,
+            "hooks.{name}.timeout_seconds is 0"
+        );
+        Ok(())
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -83,6 +126,7 @@ impl Default for Config {
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),
             images: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             labels: BTreeMap::new(),
             accel: Wish::Auto,
             kvm_test: None,
@@ -128,6 +172,8 @@ pub struct Settings {
     pub pools: BTreeMap<String, Pool>,
     /// See [`Config::images`].
     pub images: BTreeMap<String, PathBuf>,
+    /// See [`Config::hooks`].
+    pub hooks: BTreeMap<String, HookCommand>,
     /// See [`Config::labels`].
     pub labels: BTreeMap<String, String>,
     /// See [`Config::memory_reserved`].
@@ -151,6 +197,9 @@ impl Config {
             !self.migration_address.is_unspecified(),
             "migration_address must be an address that other hosts can reach"
         );
+        for (name, hook) in &self.hooks {
+            hook.check(name)?;
+        }
         let identity = self.common.identity()?.cloned();
         let scheme = if identity.is_some() { "https" } else { "http" };
         let advertise_address = match self.advertise_address.as_str() {
@@ -168,6 +217,7 @@ impl Config {
             networks: self.networks,
             pools: self.pools,
             images: self.images,
+            hooks: self.hooks,
             labels: self.labels,
             memory_reserved: self.memory_reserved,
             identity,
@@ -220,6 +270,17 @@ mod tests {
             ..insecure()
         };
         assert!(named(open).contains("migration_address"));
+        let hook = HookCommand {
+            command: vec!["reboot".into()],
+            timeout_seconds: 1,
+            arguments: false,
+            reboots: true,
+        };
+        let relative = Config {
+            hooks: BTreeMap::from([("reboot".to_owned(), hook)]),
+            ..insecure()
+        };
+        assert!(named(relative).contains("hooks.reboot.command"));
         let silent = Config {
             common: Common::at(0),
             ..insecure()

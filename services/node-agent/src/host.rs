@@ -21,6 +21,7 @@ use godwit_rpc::client::ConnectError;
 use crate::addresses::Addresses;
 use crate::config::Settings;
 use crate::half::{Half, HalfError};
+use crate::hooks::Hooks;
 use crate::journal::{Side, Store};
 use crate::machines::{Machine, MachineError, Record};
 use crate::metrics::Metrics;
@@ -51,6 +52,8 @@ pub(crate) struct Host {
     pub(crate) facts: probe::Host,
     /// What must not be forgotten.
     pub(crate) store: Store,
+    /// What rolling maintenances run here.
+    pub(crate) hooks: Hooks,
     /// What guests say their addresses are.
     pub(crate) addresses: Addresses,
     /// What is counted.
@@ -77,6 +80,7 @@ impl Host {
             shutdown,
         } = parts;
         Arc::new(Self {
+            hooks: Hooks::new(&config),
             config,
             facts,
             store,

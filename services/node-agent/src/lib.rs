@@ -11,6 +11,7 @@ mod addresses;
 mod adopt;
 mod check;
 mod half;
+mod hooks;
 mod host;
 mod inspect;
 mod journal;

@@ -12,6 +12,7 @@ use godwit_model::migration::target::TargetState;
 use godwit_model::{Epoch, MachineId, NodeName};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::agent::v1::agent_server::{Agent, AgentServer};
+use godwit_rpc::agent::v1::hooks_server::HooksServer;
 use godwit_rpc::convert::{self, JobRef};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::{Request, Response, Routes, Status, async_trait};
@@ -19,6 +20,7 @@ use godwit_rpc::{Request, Response, Routes, Status, async_trait};
 use godwit_runtime::failpoint;
 
 use crate::half::HalfError;
+use crate::hooks;
 use crate::host::Host;
 use crate::machines::{Machine, MachineError};
 use crate::report::{is_arriving, machine_report, machines};
@@ -48,7 +50,8 @@ pub(crate) struct Server {
 impl Server {
     /// The service as routes. Streams end with the agent.
     pub(crate) fn routes(host: Arc<Host>) -> Routes {
-        Routes::new(AgentServer::new(Self { host }))
+        let hooks = hooks::Server::new(Arc::clone(&host));
+        Routes::new(AgentServer::new(Self { host })).add_service(HooksServer::new(hooks))
     }
 
     fn machine(&self, id: &MachineId) -> Result<Machine, Status> {
