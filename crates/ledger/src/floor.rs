@@ -15,6 +15,8 @@ use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, T
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 pub(crate) const NODES: &str = "nodes";
+/// Mark of a node that is to be emptied before long.
+const LEAVING: &str = "godwit.io/leaving";
 
 /// The nodes, what is held on them, and by whom.
 #[derive(Debug)]
@@ -166,7 +168,7 @@ pub(crate) fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
         // A node that users don't see is one that they removed.
         ready: node.ready && object.is_some_and(|object| !object.deleting()),
         cordoned: spec.is_some_and(|spec| spec["unschedulable"] == true),
-        leaving: false,
+        leaving: object.is_some_and(|object| object.annotation(LEAVING).is_some()),
         taints: taints.unwrap_or_default(),
         labels: object.map(labels).unwrap_or_default(),
         memory: node.capacity.memory,

@@ -27,6 +27,7 @@ use crate::look::{
     NODE_ANNOTATION, Reader, Situation, TARGET_ANNOTATION, look,
 };
 use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Lease, Plan, plan};
+use crate::rolling::Budgets;
 use crate::telemetry::Telemetry;
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
@@ -163,8 +164,14 @@ async fn write(
         tx.event(event.clone()).await?;
     }
     let mut requested = vec![];
-    for evacuation in &plan.requests {
-        requested.extend(request(tx, situation.account(), evacuation).await?);
+    if !plan.requests.is_empty() {
+        let mut budgets = Budgets::read(tx).await?;
+        for evacuation in &plan.requests {
+            // One that is over its budget is looked at again in the next round.
+            if budgets.admit(&evacuation.instance) {
+                requested.extend(request(tx, situation.account(), evacuation).await?);
+            }
+        }
     }
     for (job, why) in &plan.cancels {
         tx.job_cancel(job, why).await?;

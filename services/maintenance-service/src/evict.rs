@@ -16,6 +16,7 @@ use crate::drain::{Drains, request};
 use crate::look::{Account, EVACUATION, INSTANCES, Marked, Reader, drain_taint, marked};
 use crate::node;
 use crate::plan::Evacuation;
+use crate::rolling::Budgets;
 
 impl Drains {
     /// Asks for a migration of each machine that is marked and can leave now.
@@ -69,6 +70,9 @@ impl Drains {
         else {
             return Ok(());
         };
+        if !Budgets::read(&mut tx).await?.admit(&instance) {
+            return Ok(());
+        }
         let account = Account {
             node: node.as_str(),
             maintenance: None,

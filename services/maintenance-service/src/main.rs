@@ -13,6 +13,7 @@ mod machines;
 mod node;
 mod outlook;
 mod plan;
+mod rolling;
 mod routes;
 mod server;
 mod stop;

@@ -19,6 +19,7 @@ use tracing::debug;
 use crate::config::Config;
 use crate::drain::{self, Drains};
 use crate::drain_plan::{self, Plans};
+use crate::rolling::{self, Rollings};
 use crate::telemetry::Telemetry;
 
 /// Who may wake the maintenance-service.
@@ -67,6 +68,12 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     readiness.set("ledger", true);
     let coordinator = client::connect(&config.coordinator, identity.as_ref())?;
     let (changed, requested) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let rollings = Rollings::new(
+        ledger.clone(),
+        identity.clone(),
+        (Arc::clone(&changed), Arc::clone(&requested)),
+        shutdown.clone(),
+    );
     let mut routes = Routes::builder();
     routes.add_service(MaintenanceServer::new(Door {
         changed: Arc::clone(&changed),
@@ -91,7 +98,9 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
         experience: Experience::default(),
     });
-    let (served, (), (), ()) = tokio::join!(server::serve(parts), pokes, rounds, plans);
+    let rolling = rolling::run(rollings);
+    let (served, (), (), (), ()) =
+        tokio::join!(server::serve(parts), pokes, rounds, plans, rolling);
     Ok(served?)
 }
 

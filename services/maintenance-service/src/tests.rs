@@ -25,6 +25,7 @@ use crate::telemetry::Telemetry;
 mod evictions;
 mod ladders;
 mod plans;
+mod rolling;
 mod told;
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
