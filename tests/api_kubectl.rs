@@ -78,8 +78,12 @@ async fn verbs(api: &Api, kubectl: &Kubectl, sample: &Sample) -> Result<Vec<Stri
 /// The maintenance service, for as long as it is polled: lets go of maintenances that are deleted.
 async fn let_go(api: &Api) -> Result<()> {
     loop {
-        for name in ["one", "other"] {
-            let key = ObjectKey::new("nodemaintenances", "", name);
+        for (resource, name) in [
+            ("nodemaintenances", "one"),
+            ("nodemaintenances", "other"),
+            ("rollingmaintenances.godwit.io", "one"),
+        ] {
+            let key = ObjectKey::new(resource, "", name);
             let object = api.ledger.get(&key).await?;
             if object
                 .is_some_and(|object| object.deleting() && object.finalizers().next().is_some())

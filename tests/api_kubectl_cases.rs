@@ -82,7 +82,7 @@ const fn custom(kind: &'static str, full: &'static str, manifest: &'static str) 
 }
 
 /// The kinds whose objects users make, change and delete.
-pub(crate) static KINDS: [Sample; 15] = [
+pub(crate) static KINDS: [Sample; 16] = [
     built_in(
         "ns",
         "namespace",
@@ -172,6 +172,12 @@ pub(crate) static KINDS: [Sample; 15] = [
         "nodemaintenance.nodemaintenance.medik8s.io",
         "{apiVersion: nodemaintenance.medik8s.io/v1beta1, kind: NodeMaintenance,
           metadata: {name: other, annotations: {note: one}}, spec: {nodeName: worker2}}",
+    ),
+    custom(
+        "rm",
+        "rollingmaintenance.godwit.io",
+        "{apiVersion: godwit.io/v1alpha1, kind: RollingMaintenance,
+          metadata: {name: one, annotations: {note: one}}, spec: {nodeSelector: {}}}",
     ),
     built_in(
         "events",

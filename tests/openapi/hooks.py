@@ -21,6 +21,7 @@ NAMES = {
     "kubevirts": ["kubevirt"],
     "nodefences": ["worker2-is-dead"],
     "drainplans": ["monday"],
+    "rollingmaintenances": ["new-kernel"],
 }
 NAMESPACES = ["default", "fuzz"]
 # Names of what requests make.

@@ -22,6 +22,7 @@ mod node_maintenance;
 mod pod;
 mod project;
 mod rbac;
+mod rolling_maintenance;
 mod schema;
 mod secret;
 
@@ -84,6 +85,7 @@ pub(crate) fn all(facts: &Facts) -> Vec<Kind> {
         migration_history::kind(),
         node_fence::kind(facts),
         drain_plan::kind(facts),
+        rolling_maintenance::kind(),
     ];
     all.extend(rbac::kinds(facts));
     all
