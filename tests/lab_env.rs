@@ -283,6 +283,7 @@ impl Env {
     /// Takes everything away that a section may have made, and opens all nodes.
     pub(crate) fn clear(&self) -> Result<()> {
         for kind in [
+            "rollingmaintenances",
             "nodemaintenances.kubevirt.io",
             "vmim",
             "vm",
@@ -307,7 +308,7 @@ impl Env {
     pub(crate) fn situation(&self) -> String {
         let shown = self.shell(
             Release::Newest,
-            "kubectl get nodes,vm,vmi,vmim,nodemaintenances -A -o wide
+            "kubectl get nodes,vm,vmi,vmim,nodemaintenances,rollingmaintenances -A -o wide
              kubectl get events --sort-by=.lastTimestamp | tail -40",
         );
         let mut text = shown.map_or_else(|error| error.to_string(), |said| said.stdout);

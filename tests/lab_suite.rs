@@ -12,12 +12,12 @@ use crate::lab_down::Footprint;
 use crate::lab_env::Env;
 use crate::{
     lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_restart,
-    lab_seed, lab_virtctl, lab_walkthrough,
+    lab_rolling, lab_seed, lab_virtctl, lab_walkthrough,
 };
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 14] = [
+const SECTIONS: [(&str, Section); 15] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -29,6 +29,7 @@ const SECTIONS: [(&str, Section); 14] = [
     ("drain blocked", lab_drain::some_stay),
     ("drain as planned", lab_plan::as_planned),
     ("drain by kubectl", lab_drain::by_kubectl),
+    ("rolling maintenance", lab_rolling::three_workers),
     ("switched by hand", lab_virtctl::by_hand),
     ("policy", lab_policy::under_a_policy),
     ("cloud-init", lab_seed::by_a_secret),

@@ -44,6 +44,7 @@ mod lab_env;
 mod lab_plan;
 mod lab_policy;
 mod lab_restart;
+mod lab_rolling;
 mod lab_seed;
 mod lab_suite;
 mod lab_trace;

@@ -37,7 +37,10 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         // Takes the exit of a child of ours; fails for all others, which is as good.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        stat(self.pid).is_some_and(|(state, started)| state != "Z" && started == self.started)
+        stat(self.pid).is_some_and(|(state, started)| {
+            // Its other threads may hold its ports for a moment longer than the first one lives.
+            started == self.started && (state != "Z" || threads(self.pid) > 1)
+        })
     }
 
     /// Ends it: SIGTERM, and SIGKILL when that isn't enough.
@@ -92,6 +95,10 @@ impl Process {
     }
 }
 
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 fn stat(pid: i32) -> Option<(String, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold blanks and brackets; the fields begin after its last bracket.
@@ -129,7 +136,7 @@ impl Service {
         self.dir.join("logs").join(format!("{}.log", self.name))
     }
 
-    fn pid_file(&self) -> PathBuf {
+    pub(super) fn pid_file(&self) -> PathBuf {
         self.dir.join("pids").join(&self.name)
     }
 

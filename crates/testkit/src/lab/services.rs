@@ -16,6 +16,22 @@ use crate::postgres::Postgres;
 const GUEST_NETWORK: &str = "lab-net";
 /// Name of the guest's image directory in manifests.
 const GUEST_IMAGE: &str = "lab-guest";
+/// Kills the service of the pid file `$1` and starts `$3` with the rest, which appends to the log
+/// `$2`. The pid file is as [`Service::start`](super::Service::start) writes it.
+const RESTART: &str = r#"file=$1; log=$2; shift 2
+old=$(sed 's/.*"pid":\([0-9]*\).*/\1/' "$file")
+kill -KILL "$old"
+# Its ports are free when its first thread is a zombie and its last one is gone.
+gone() {
+    state=$(sed 's/.*) //' "/proc/$old/stat" 2>/dev/null | cut -c1)
+    [ "${state:-Z}" = Z ] && [ "$(ls "/proc/$old/task" 2>/dev/null | wc -l)" -le 1 ]
+}
+until gone; do sleep 0.02; done
+setsid "$@" >>"$log" 2>&1 </dev/null &
+started=$(sed 's/.*) //' /proc/$!/stat | cut -d' ' -f20)
+printf '{"pid":%s,"started":%s}' $! "$started" >"$file"
+echo "restarted as process $!"
+"#;
 /// Distance of the ports of two labs.
 const PORTS_APART: u16 = 20;
 
@@ -141,8 +157,23 @@ impl Lab {
             "schedulers": [scheduler],
             "networks": { GUEST_NETWORK: BRIDGE, "default": BRIDGE },
             "images": { GUEST_IMAGE: image },
+            "hooks": { "restart-agent": { "command": self.restart(&name)? } },
         });
         self.write_file(&name, &config)
+    }
+
+    /// The command that restarts a service from inside of its own namespace.
+    fn restart(&self, name: &str) -> Result<Value> {
+        let service = self.service(name)?;
+        let mut command = vec!["/bin/sh", "-ec", RESTART, "restart"]
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        command.push(service.pid_file().display().to_string());
+        command.push(service.log().display().to_string());
+        command.push(service.program.display().to_string());
+        command.extend(service.arguments);
+        Ok(json!(command))
     }
 
     fn write(&self, ca: &Ca, name: &str, config: impl FnOnce(Value) -> Value) -> Result<()> {
