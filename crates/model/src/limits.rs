@@ -186,19 +186,17 @@ impl MigrationLimits {
                 Setting::quantity,
                 (defaults.bandwidth.0, last.bandwidth.0),
             )),
-            completion_timeout_per_gib: pick.value(
-                ("completionTimeoutPerGiB", "a number of seconds"),
+            completion_timeout_per_gib: pick.seconds(
+                "completionTimeoutPerGiB",
                 |s| s.completion_timeout_per_gib.as_ref(),
-                Setting::number,
                 (
                     defaults.completion_timeout_per_gib,
                     last.completion_timeout_per_gib,
                 ),
             ),
-            progress_timeout: pick.value(
-                ("progressTimeout", "a number of seconds"),
+            progress_timeout: pick.seconds(
+                "progressTimeout",
                 |s| s.progress_timeout.as_ref(),
-                Setting::number,
                 (defaults.progress_timeout, last.progress_timeout),
             ),
             max_downtime_ms: pick.value(
@@ -210,16 +208,14 @@ impl MigrationLimits {
                 Setting::downtime,
                 (defaults.max_downtime_ms, last.max_downtime_ms),
             ),
-            allow_auto_converge: pick.value(
-                ("allowAutoConverge", "true or false"),
+            allow_auto_converge: pick.switch(
+                "allowAutoConverge",
                 |s| s.allow_auto_converge.as_ref(),
-                Setting::boolean,
                 (defaults.allow_auto_converge, last.allow_auto_converge),
             ),
-            allow_workload_disruption: pick.value(
-                ("allowWorkloadDisruption", "true or false"),
+            allow_workload_disruption: pick.switch(
+                "allowWorkloadDisruption",
                 |s| s.allow_workload_disruption.as_ref(),
-                Setting::boolean,
                 (
                     defaults.allow_workload_disruption,
                     last.allow_workload_disruption,
@@ -246,6 +242,15 @@ impl Picker<'_> {
             Setting::count,
             fallback,
         )
+    }
+
+    fn seconds(&mut self, key: &'static str, get: Get, fallback: (u64, u64)) -> u64 {
+        let key = (key, "a number of seconds");
+        self.value(key, get, Setting::number, fallback)
+    }
+
+    fn switch(&mut self, key: &'static str, get: Get, fallback: (bool, bool)) -> bool {
+        self.value((key, "true or false"), get, Setting::boolean, fallback)
     }
 
     /// The first place that sets the key; its default when none does, `last` when it is bad.
