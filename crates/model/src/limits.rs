@@ -151,53 +151,44 @@ impl MigrationLimits {
         resource: &MigrationSettings,
         config_map: &MigrationSettings,
     ) -> (Self, Vec<Problem>) {
-        let defaults = Self::default();
         let mut problems = vec![];
         let mut pick = Picker {
             resource,
             config_map,
+            last,
             problems: &mut problems,
         };
         let limits = Self {
             parallel_per_cluster: pick.count(
                 "parallelMigrationsPerCluster",
                 |s| s.parallel_migrations_per_cluster.as_ref(),
-                (defaults.parallel_per_cluster, last.parallel_per_cluster),
+                |l| l.parallel_per_cluster,
             ),
             parallel_outbound_per_node: pick.count(
                 "parallelOutboundMigrationsPerNode",
                 |s| s.parallel_outbound_migrations_per_node.as_ref(),
-                (
-                    defaults.parallel_outbound_per_node,
-                    last.parallel_outbound_per_node,
-                ),
+                |l| l.parallel_outbound_per_node,
             ),
             parallel_inbound_per_node: pick.count(
                 "parallelInboundMigrationsPerNode",
                 |s| s.parallel_inbound_migrations_per_node.as_ref(),
-                (
-                    defaults.parallel_inbound_per_node,
-                    last.parallel_inbound_per_node,
-                ),
+                |l| l.parallel_inbound_per_node,
             ),
             bandwidth: BytesPerSecond(pick.value(
                 ("bandwidthPerMigration", "a quantity of bytes per second"),
                 |s| s.bandwidth_per_migration.as_ref(),
                 Setting::quantity,
-                (defaults.bandwidth.0, last.bandwidth.0),
+                |l| l.bandwidth.0,
             )),
             completion_timeout_per_gib: pick.seconds(
                 "completionTimeoutPerGiB",
                 |s| s.completion_timeout_per_gib.as_ref(),
-                (
-                    defaults.completion_timeout_per_gib,
-                    last.completion_timeout_per_gib,
-                ),
+                |l| l.completion_timeout_per_gib,
             ),
             progress_timeout: pick.seconds(
                 "progressTimeout",
                 |s| s.progress_timeout.as_ref(),
-                (defaults.progress_timeout, last.progress_timeout),
+                |l| l.progress_timeout,
             ),
             max_downtime_ms: pick.value(
                 (
@@ -206,20 +197,17 @@ impl MigrationLimits {
                 ),
                 |s| s.max_downtime_ms.as_ref(),
                 Setting::downtime,
-                (defaults.max_downtime_ms, last.max_downtime_ms),
+                |l| l.max_downtime_ms,
             ),
             allow_auto_converge: pick.switch(
                 "allowAutoConverge",
                 |s| s.allow_auto_converge.as_ref(),
-                (defaults.allow_auto_converge, last.allow_auto_converge),
+                |l| l.allow_auto_converge,
             ),
             allow_workload_disruption: pick.switch(
                 "allowWorkloadDisruption",
                 |s| s.allow_workload_disruption.as_ref(),
-                (
-                    defaults.allow_workload_disruption,
-                    last.allow_workload_disruption,
-                ),
+                |l| l.allow_workload_disruption,
             ),
         };
         (limits, problems)
@@ -229,40 +217,39 @@ impl MigrationLimits {
 struct Picker<'a> {
     resource: &'a MigrationSettings,
     config_map: &'a MigrationSettings,
+    /// Stands in for bad values.
+    last: &'a MigrationLimits,
     problems: &'a mut Vec<Problem>,
 }
 
 type Get = fn(&MigrationSettings) -> Option<&Setting>;
+/// The same among limits.
+type Of<T> = fn(&MigrationLimits) -> T;
 
 impl Picker<'_> {
-    fn count(&mut self, key: &'static str, get: Get, fallback: (u32, u32)) -> u32 {
-        self.value(
-            (key, "a number of at least 1"),
-            get,
-            Setting::count,
-            fallback,
-        )
+    fn count(&mut self, key: &'static str, get: Get, of: Of<u32>) -> u32 {
+        self.value((key, "a number of at least 1"), get, Setting::count, of)
     }
 
-    fn seconds(&mut self, key: &'static str, get: Get, fallback: (u64, u64)) -> u64 {
+    fn seconds(&mut self, key: &'static str, get: Get, of: Of<u64>) -> u64 {
         let key = (key, "a number of seconds");
-        self.value(key, get, Setting::number, fallback)
+        self.value(key, get, Setting::number, of)
     }
 
-    fn switch(&mut self, key: &'static str, get: Get, fallback: (bool, bool)) -> bool {
-        self.value((key, "true or false"), get, Setting::boolean, fallback)
+    fn switch(&mut self, key: &'static str, get: Get, of: Of<bool>) -> bool {
+        self.value((key, "true or false"), get, Setting::boolean, of)
     }
 
-    /// The first place that sets the key; its default when none does, `last` when it is bad.
+    /// The first place that sets the key; its default when none does, the last one when it is bad.
     fn value<T>(
         &mut self,
         (key, expected): (&'static str, &'static str),
         get: Get,
         read: fn(&Setting) -> Option<T>,
-        (default, last): (T, T),
+        of: Of<T>,
     ) -> T {
         let Some(setting) = get(self.resource).or_else(|| get(self.config_map)) else {
-            return default;
+            return of(&MigrationLimits::default());
         };
         read(setting).unwrap_or_else(|| {
             self.problems.push(Problem {
@@ -270,7 +257,7 @@ impl Picker<'_> {
                 value: setting.to_string(),
                 expected,
             });
-            last
+            of(self.last)
         })
     }
 }
