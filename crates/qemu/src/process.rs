@@ -158,10 +158,11 @@ impl Process {
             what: "run setsid",
             source: io::ErrorKind::NotFound.into(),
         })?;
-        // Not reaped before the task below has run, so the id can't be another process' yet.
-        let process = identify(pid)
+        // Not reaped before the task below has run, so the id can't be another process' yet. One that
+        // has ended already is told by `exited`, as later.
+        let process = look(pid)
             .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
-            .and_then(Self::open);
+            .and_then(|(identity, _)| Self::open(identity));
         if process.is_err() {
             // Nobody could end it later. It may have ended by itself, which is as good.
             let _ = child.start_kill();
@@ -290,6 +291,12 @@ pub fn boot_id() -> io::Result<String> {
 /// # Errors
 /// When `/proc` can't be read.
 pub fn identify(pid: u32) -> io::Result<Option<Identity>> {
+    let found = look(pid)?;
+    Ok(found.and_then(|(identity, ended)| (!ended).then_some(identity)))
+}
+
+/// The process with this id, and whether it has ended and was not reaped.
+fn look(pid: u32) -> io::Result<Option<(Identity, bool)>> {
     let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
         Err(error) if is_gone(&error) => return Ok(None),
@@ -302,14 +309,13 @@ pub fn identify(pid: u32) -> io::Result<Option<Identity>> {
         ));
     };
     // Z has ended and waits to be reaped; X is going.
-    if matches!(state, "Z" | "X") {
-        return Ok(None);
-    }
-    Ok(Some(Identity {
+    let ended = matches!(state, "Z" | "X");
+    let identity = Identity {
         pid,
         start_ticks,
         boot_id: boot_id()?,
-    }))
+    };
+    Ok(Some((identity, ended)))
 }
 
 /// Fields 3 and 22; the name in field 2 may hold spaces and parentheses.

@@ -109,5 +109,23 @@ $$;
 
 COMMENT ON FUNCTION floor_changes_prune(bigint) IS 'Forgets all changes of nodes and of room but the newest.';
 
-SELECT service_rights_grant();
+-- Not by service_rights_grant(): that would open the audit log to all services.
+CREATE FUNCTION floor_rights_grant() RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    service text;
+BEGIN
+    FOR service IN
+        SELECT rolname FROM pg_roles
+        WHERE rolname IN ('godwit_gateway', 'godwit_scheduler', 'godwit_coordinator', 'godwit_maintenance')
+    LOOP
+        EXECUTE format('GRANT SELECT ON floor_change, floor_horizon TO %I', service);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION floor_rights_grant() IS 'Lets each service role that exists read the changes.';
+
+SELECT floor_rights_grant();
 SELECT auditor_rights_grant();
