@@ -17,6 +17,8 @@ use crate::lab_suite::say;
 
 /// After so many the rest tells nothing new.
 const FAILURES_MAX: usize = 5;
+/// How often a place is looked for.
+const ATTEMPTS: usize = 3;
 /// How long a link is bad. Longer than every retry, shorter than what ends a job.
 const AWHILE: Duration = Duration::from_secs(2);
 /// How long it takes that both ends of a stream were told that it is gone.
@@ -150,7 +152,7 @@ pub(crate) fn run(env: &Faults) -> Result<()> {
         say(&format!("{scenario:?}: {} cases", cases.len()));
         for case in cases {
             let began = Instant::now();
-            let outcome = one(env, &guest, &case, done);
+            let outcome = until_reached(env, &guest, &case, done);
             done += 1;
             let took = began.elapsed().as_secs_f64();
             match outcome {
@@ -256,11 +258,36 @@ fn limit_bandwidth(env: &Faults, scenario: Scenario) -> Result<()> {
     env.configure(&limit)
 }
 
+/// How a case ended.
+struct Ended {
+    /// Of its migration.
+    phase: String,
+    /// Whether the fault came to be.
+    reached: bool,
+}
+
+/// Runs a case, and again when its place was not reached: several transitions may be one commit,
+/// and then its place has another name.
+fn until_reached(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String> {
+    let mut ended = one(env, guest, case, &format!("case-{number}"))?;
+    for attempt in 1..ATTEMPTS {
+        if ended.reached {
+            return Ok(ended.phase);
+        }
+        ended = one(env, guest, case, &format!("case-{number}-{attempt}"))?;
+    }
+    let how = if ended.reached {
+        ""
+    } else {
+        " (place not reached)"
+    };
+    Ok(format!("{}{how}", ended.phase))
+}
+
 /// One case: the scenario with its fault, then what must hold.
-fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String> {
+fn one(env: &Faults, guest: &Guest, case: &Case, job: &str) -> Result<Ended> {
     env.ready()?;
     let way = Way::of(env, guest)?;
-    let job = format!("case-{number}");
     let place = way.place(case.role, &case.place);
     let before = guest.boots();
     let deaths = env.deaths(&place.service);
@@ -275,14 +302,14 @@ fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String
     let mut strike = Strike {
         env,
         guest,
-        job: &job,
+        job,
         way: &way,
         fault: case.fault,
         place: place.clone(),
         ends: None,
         struck: false,
     };
-    let acted = act_out(env, guest, (case.scenario, &way, &job), &mut || {
+    let acted = act_out(env, guest, (case.scenario, &way, job), &mut || {
         strike.look()
     });
     strike.heal()?;
@@ -295,7 +322,11 @@ fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String
     env.supervise()?;
     env.until("the place to be off", || Ok(env.arm(&place, "off").ok()))?;
     acted?;
-    let phase = settle(env, guest, &job)?;
+    let phase = settle(env, guest, job)?;
+    if !reached {
+        unharmed(env, guest)?;
+        return Ok(Ended { phase, reached });
+    }
     match case.fault {
         Fault::KillsSourceQemu | Fault::KillsTargetQemu | Fault::PowersOff => {
             survived(env, guest)?;
@@ -315,8 +346,7 @@ fn one(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String
             ensure!(guest.boots() == before, "the guest booted again");
         }
     }
-    let reached = if reached { "" } else { " (place not reached)" };
-    Ok(format!("{phase}{reached}"))
+    Ok(Ended { phase, reached })
 }
 
 /// Plays a scenario until its migration has ended.
