@@ -40,6 +40,7 @@ pub(crate) struct Drive {
     /// The policy that fits the machine, once its migration has its turn.
     pub(crate) policy: Option<MigrationPolicy>,
     policy_read: bool,
+    limits_read: bool,
     pub(crate) convergence: Convergence,
     /// Whether the source was told that the guest may stand still until the rest is there.
     pub(crate) resorted: bool,
@@ -96,6 +97,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         fences: JobFences::default(),
         policy: None,
         policy_read: false,
+        limits_read: false,
         convergence: Convergence::default(),
         resorted: false,
         reserved_at: None,
@@ -161,6 +163,11 @@ impl Drive {
     /// Facts, decision, one action.
     async fn turn(&mut self) -> Result<Outcome, LedgerError> {
         self.watch_hosts().await?;
+        // A migration obeys what was set before it was made, however short ago.
+        if !self.limits_read {
+            self.shared.read_limits().await?;
+            self.limits_read = true;
+        }
         if !self.policy_read && self.lease.job.state != JobState::Pending {
             self.policy = self.shared.policy_for(&self.lease.job.vmi).await?;
             self.policy_read = true;

@@ -79,6 +79,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         limits: RwLock::new(Arc::new(Limits::from(MigrationLimits::default()))),
         policies: RwLock::default(),
+        reading_limits: tokio::sync::Mutex::default(),
         experience: Experience::default(),
         config,
         ledger,

@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) shutdown: CancellationToken,
     pub(crate) limits: RwLock<Arc<Limits>>,
     pub(crate) policies: RwLock<Arc<Vec<MigrationPolicy>>>,
+    /// Held while limits and policies are read: an older reading never replaces a newer one.
+    pub(crate) reading_limits: tokio::sync::Mutex<()>,
     /// Makes forecasts.
     pub(crate) experience: Experience,
 }
@@ -68,6 +70,28 @@ impl Shared {
     /// The limits in force.
     pub(crate) fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over the limits and policies that users have set by now. A setting that makes no sense
+    /// is told in the log, and the last good one stays.
+    pub(crate) async fn read_limits(&self) -> Result<(), LedgerError> {
+        let _reading = self.reading_limits.lock().await;
+        let (policies, resource, config_map) = read_settings(&self.ledger).await?;
+        *self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
+        let last = self.limits();
+        let (limits, problems) = MigrationLimits::resolve(&last.cluster, &resource, &config_map);
+        for problem in problems {
+            warn!(%problem, "a migration limit is not usable; the last good one stays");
+        }
+        if limits != last.cluster {
+            *self.limits.write().unwrap_or_else(PoisonError::into_inner) =
+                Arc::new(Limits::from(limits));
+            self.queue_moved.notify_waiters();
+        }
+        Ok(())
     }
 
     /// The policy that fits an instance by its labels and its namespace's.
@@ -137,30 +161,9 @@ pub(crate) async fn follow_passages(shared: Arc<Shared>) {
 /// Keeps the limits in line with the KubeVirt object and the `kubevirt-config` ConfigMap.
 pub(crate) async fn follow_limits(shared: Arc<Shared>) {
     let mut wakeups = shared.ledger.wakeups();
-    let mut last = MigrationLimits::default();
     loop {
-        match read_settings(&shared.ledger).await {
-            Ok((policies, resource, config_map)) => {
-                let policies = Arc::new(policies);
-                *shared
-                    .policies
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner) = policies;
-                let (limits, problems) = MigrationLimits::resolve(&last, &resource, &config_map);
-                for problem in problems {
-                    warn!(%problem, "a migration limit is not usable; the last good one stays");
-                }
-                if limits != last {
-                    last = limits;
-                    let next = Arc::new(Limits::from(last.clone()));
-                    *shared
-                        .limits
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner) = next;
-                    shared.queue_moved.notify_waiters();
-                }
-            }
-            Err(error) => warn!(%error, "the migration limits could not be read"),
+        if let Err(error) = shared.read_limits().await {
+            warn!(%error, "the migration limits could not be read");
         }
         tokio::time::sleep(LIMITS_PAUSE).await; // debounce
         tokio::select! {
