@@ -4,7 +4,7 @@
 //! Pre-copy sends the memory once, and then again and again what was written meanwhile. With link
 //! rate B and dirty rate D each pass is D/B of the one before, until what is left fits into the
 //! allowed blackout. Rates, the share of memory that is really sent, and the time around the copy
-//! are learned; so is how wrong forecasts were, which corrects the next and gives their band.
+//! are learned; so is how wrong forecasts were, which gives the band of the next.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -85,7 +85,7 @@ pub struct Forecaster {
     /// Share of the memory that the first pass sends.
     any_share: Mean,
     around: Mean,
-    /// Of the logarithm of what was, divided by what was forecast.
+    /// Of the square of the logarithm of what was, divided by what was forecast.
     error: Mean,
 }
 
@@ -95,27 +95,18 @@ struct Guest {
     dirty_rate: Mean,
 }
 
-/// A mean that forgets, and how far it is off.
+/// A mean that forgets; `None` before anything was seen.
 #[derive(Debug, Clone, Copy, Default)]
-struct Mean {
-    /// Mean and variance; `None` before anything was seen.
-    seen: Option<(f64, f64)>,
-}
+struct Mean(Option<f64>);
 
 impl Mean {
     fn learn(&mut self, value: f64) {
-        self.seen = Some(match self.seen {
-            None => (value, 0.0),
-            Some((mean, variance)) => {
-                let off = value - mean;
-                let variance = (1.0 - NEWEST) * (variance + NEWEST * off * off);
-                (mean + NEWEST * off, variance)
-            }
-        });
+        let mean = self.0.unwrap_or(value);
+        self.0 = Some(mean + NEWEST * (value - mean));
     }
 
     fn mean(&self) -> Option<f64> {
-        self.seen.map(|(mean, _)| mean)
+        self.0
     }
 }
 
@@ -125,11 +116,8 @@ impl Forecaster {
         let (bytes, copy, left) = self.copy(voyage);
         let rate = self.rate(voyage);
         let around = self.around.mean().unwrap_or(AROUND_FIRST);
-        let (bias, spread) = match self.error.seen {
-            Some((mean, variance)) => (mean, variance.sqrt()),
-            None => (0.0, ERROR_FIRST),
-        };
-        let takes = (copy + around) * bias.exp();
+        let takes = copy + around;
+        let spread = self.spread();
         let converges = left <= rate * voyage.downtime.as_secs_f64();
         let blackout = match converges {
             true => left / rate,
@@ -186,6 +174,11 @@ impl Forecaster {
         }
     }
 
+    /// Standard deviation of the logarithm of what was, divided by what was forecast.
+    fn spread(&self) -> f64 {
+        self.error.mean().map_or(ERROR_FIRST, f64::sqrt)
+    }
+
     /// Learns from a migration that came to a good end.
     pub fn learn(&mut self, passage: Passage<'_>) {
         let voyage = passage.voyage;
@@ -212,9 +205,10 @@ impl Forecaster {
         self.around.learn(around);
         if let Some(forecast) = passage.forecast.filter(|time| !time.is_zero()) {
             let (was, said) = (passage.took.as_secs_f64(), forecast.as_secs_f64());
-            let bias = self.error.mean().unwrap_or(0.0);
-            // What was said had been corrected already.
-            self.error.learn((was / said).max(1e-3).ln() + bias);
+            let off = (was / said).max(1e-3).ln();
+            // One that was right by chance does not make the band narrow.
+            self.error.0.get_or_insert(ERROR_FIRST * ERROR_FIRST);
+            self.error.learn(off * off);
         }
     }
 

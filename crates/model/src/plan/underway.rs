@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use crate::forecast::Forecast;
 
-/// Once so much of the memory was looked at, what was sent of it says what the rest will be.
-const SEEN_ENOUGH: f64 = 0.1;
 /// The switch, the start of the target and the removal of leftovers.
 const TAIL: Duration = Duration::from_millis(300);
 /// Nothing under way ends sooner.
@@ -54,12 +52,13 @@ fn left(forecast: &Forecast, copied: Copied) -> Duration {
     let rate = float(copied.rate);
     let (total, remaining) = (float(copied.total), float(copied.remaining));
     let (seen, sent) = (total - remaining, float(copied.transferred));
-    let bytes = if seen >= SEEN_ENOUGH * total {
-        // Pages of zeros are not sent, so memory that is left is more than what will be sent of it.
-        remaining * (sent / seen).min(1.0)
-    } else {
-        (float(forecast.bytes.0) - sent).clamp(0.0, remaining)
-    };
+    // Pages of zeros are not sent, so memory that is left is more than what will be sent of it. A
+    // guest's memory is not alike from end to end: the more of it was looked at, the more that says
+    // about the rest.
+    let by_forecast = (float(forecast.bytes.0) - sent).clamp(0.0, remaining);
+    let by_measure = remaining * (sent / seen.max(1.0)).min(1.0);
+    let trusted = seen / total;
+    let bytes = trusted * by_measure + (1.0 - trusted) * by_forecast;
     // All passes together are this one, divided by one less their ratio.
     let ratio = (float(copied.dirty) / rate).min(RATIO_MAX);
     Duration::try_from_secs_f64(bytes / rate / (1.0 - ratio)).unwrap_or(Duration::MAX)
@@ -95,29 +94,38 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_of_the_memory_says_what_the_rest_is() {
+    fn the_more_was_looked_at_the_more_it_says_about_the_rest() {
+        // A quarter of it was sent, and the forecast says half.
+        let seen = |mib: u64| {
+            seconds(Copied {
+                total: 1024 * MIB,
+                remaining: (1024 - mib) * MIB,
+                transferred: mib / 4 * MIB,
+                rate: 64 * MIB,
+                dirty: 0,
+            })
+        };
+        assert!((seen(0) - 8.0).abs() < 0.01, "by the forecast");
+        let half = f64::midpoint(128.0, 384.0) / 64.0;
+        assert!((seen(512) - half).abs() < 0.01, "by both");
+        assert!(seen(1000) < 0.3, "by what was sent: 6 MiB are left");
+    }
+
+    #[test]
+    fn what_the_guest_writes_is_sent_too() {
         let copied = Copied {
             total: 1024 * MIB,
             remaining: 512 * MIB,
-            transferred: 128 * MIB,
+            transferred: 256 * MIB,
             rate: 64 * MIB,
             dirty: 0,
         };
-        assert!((seconds(copied) - 2.0).abs() < 0.01, "a quarter is sent");
+        assert!((seconds(copied) - 4.0).abs() < 0.01);
         let dirty = Copied {
             dirty: 32 * MIB,
             ..copied
         };
-        assert!((seconds(dirty) - 4.0).abs() < 0.01);
-        let early = Copied {
-            remaining: 1000 * MIB,
-            transferred: 24 * MIB,
-            ..copied
-        };
-        assert!(
-            (seconds(early) - 488.0 / 64.0).abs() < 0.01,
-            "by the forecast"
-        );
+        assert!((seconds(dirty) - 8.0).abs() < 0.01);
     }
 
     #[test]
