@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out, prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
         // Shown by hand, without what may be secret.
-        .skip_debug([".godwit.agent.v1.SeedContent"])
+        .skip_debug([".godwit.agent.v1.SeedContent", ".godwit.agent.v1.CopyKey"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod probe;
 pub mod process;
 pub mod qmp;
+pub mod secret;
 pub mod seed;
 
 pub use command_line::{Accelerator, CommandLine, HostLayout, LineError, NicBackend, Role};

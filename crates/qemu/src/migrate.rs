@@ -6,14 +6,20 @@
 //! `godwit_model::migration`, from the source's proof.
 
 use crate::qmp::{
-    MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState, SocketAddress,
+    Endpoint, MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState,
+    SocketAddress, TlsKey,
 };
+use crate::secret::KEY_NAME;
 use godwit_model::migration::fact::Progress;
 use godwit_model::migration::source::CopyStatus;
 use godwit_model::{Bytes, BytesPerSecond};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+
+/// QEMU's name for the object that holds the key of a copy.
+const KEY_OBJECT: &str = "copy-key";
 
 /// Limits of one copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +77,22 @@ pub enum MigrateError {
     NotEnded(MigrationStatus),
 }
 
-/// Makes a QEMU that was started with `-incoming defer` listen on a free port of `address`.
+/// Whether a copy travels encrypted: the directory of its key, as [`crate::secret::Key::write`]
+/// left it; `None` sends memory in the clear.
+pub type Encryption<'a> = Option<&'a Path>;
+
+/// Makes a QEMU that was started with `-incoming defer` listen on a free port of `address`. With a
+/// key it takes a copy from nobody else than who has that key, too; it reads the key again when it
+/// is connected to.
 ///
 /// # Errors
 /// Any; the QEMU is of no further use then.
-pub async fn prepare_incoming(qmp: &Qmp, address: IpAddr) -> Result<Incoming, MigrateError> {
+pub async fn prepare_incoming(
+    qmp: &Qmp,
+    address: IpAddr,
+    encryption: Encryption<'_>,
+) -> Result<Incoming, MigrateError> {
+    let tls_creds = encrypt(qmp, encryption, Endpoint::Server).await?;
     let known = qmp.migrate_capabilities().await?;
     // Without `late-block-activate` a loaded target takes the image locks before it may run, and
     // the source could not resume (measured with QEMU 7.2); without `return-path` the source would
@@ -95,6 +112,7 @@ pub async fn prepare_incoming(qmp: &Qmp, address: IpAddr) -> Result<Incoming, Mi
     // (SIGSEGV in `timer_del`, measured with QEMU 7.2).
     let parameters = MigrationParameters {
         announce_rounds: Some(1),
+        tls_creds: Some(tls_creds),
         ..Default::default()
     };
     let host = match address {
@@ -124,12 +142,41 @@ fn port(info: &MigrationInfo) -> Option<u16> {
         })
 }
 
-/// Begins the copy to `uri`. It stops in pre-switchover and stays there.
+/// Gives QEMU the key of a copy, and returns what its parameter `tls-creds` has to be.
+async fn encrypt(
+    qmp: &Qmp,
+    encryption: Encryption<'_>,
+    endpoint: Endpoint,
+) -> Result<&'static str, QmpError> {
+    // What an earlier copy from here, or the one that it came by, has left; mostly there is none.
+    match qmp.remove_object(KEY_OBJECT).await {
+        Ok(()) | Err(QmpError::Refused { .. }) => {}
+        Err(other) => return Err(other),
+    }
+    let Some(directory) = encryption else {
+        return Ok("");
+    };
+    let key = TlsKey {
+        directory,
+        name: KEY_NAME,
+        endpoint,
+    };
+    qmp.add_tls_key(KEY_OBJECT, key).await?;
+    Ok(KEY_OBJECT)
+}
+
+/// Begins the copy to `uri`. It stops in pre-switchover and stays there. A key is read at once and
+/// needed no longer afterwards.
 ///
 /// # Errors
 /// [`MigrateError::Blocked`] when a device can't travel, [`MigrateError::State`] when the guest
 /// isn't running or paused, and any refusal of QEMU. On an unknown outcome, ask [`status`].
-pub async fn begin(qmp: &Qmp, uri: &str, limits: Limits) -> Result<(), MigrateError> {
+pub async fn begin(
+    qmp: &Qmp,
+    uri: &str,
+    limits: Limits,
+    encryption: Encryption<'_>,
+) -> Result<(), MigrateError> {
     let wanted = [
         ("events", true),
         ("return-path", true),
@@ -137,11 +184,15 @@ pub async fn begin(qmp: &Qmp, uri: &str, limits: Limits) -> Result<(), MigrateEr
         ("validate-uuid", true),
         ("auto-converge", limits.auto_converge),
     ];
+    let parameters = MigrationParameters {
+        tls_creds: Some(encrypt(qmp, encryption, Endpoint::Client).await?),
+        ..parameters(limits)
+    };
     let (machine, info, capabilities, parameters) = tokio::join!(
         qmp.query_status(),
         qmp.query_migrate(),
         qmp.migrate_set_capabilities(&wanted),
-        set_limits(qmp, limits),
+        qmp.migrate_set_parameters(parameters),
     );
     let (machine, info) = (machine?, info?);
     if !matches!(machine.status, RunState::Running | RunState::Paused) {
@@ -165,13 +216,16 @@ pub async fn begin(qmp: &Qmp, uri: &str, limits: Limits) -> Result<(), MigrateEr
 /// # Errors
 /// As [`Qmp::execute`].
 pub async fn set_limits(qmp: &Qmp, limits: Limits) -> Result<(), MigrateError> {
+    Ok(qmp.migrate_set_parameters(parameters(limits)).await?)
+}
+
+fn parameters(limits: Limits) -> MigrationParameters {
     let downtime = u64::try_from(limits.downtime.as_millis()).unwrap_or(u64::MAX);
-    let parameters = MigrationParameters {
+    MigrationParameters {
         max_bandwidth: Some(limits.bandwidth.0),
         downtime_limit: Some(downtime.max(1)),
-        announce_rounds: None,
-    };
-    Ok(qmp.migrate_set_parameters(parameters).await?)
+        ..Default::default()
+    }
 }
 
 /// What QEMU says of its migration, on either side.

@@ -178,6 +178,13 @@ impl std::fmt::Debug for wire::SeedContent {
     }
 }
 
+/// Nobody has to see a key.
+impl std::fmt::Debug for wire::CopyKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CopyKey(..)")
+    }
+}
+
 impl TryFrom<wire::Disk> for Disk {
     type Error = Status;
 

@@ -395,6 +395,10 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
         let request = wire::PrepareTargetRequest {
             job: Some(reference),
             spec: Some(spec),
+            source_node: job
+                .source
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
         };
         agent.prepare_target(timed(request)).await?
     } else {

@@ -38,6 +38,9 @@ pub struct Config {
     pub advertise_address: String,
     /// Address of this host on which incoming copies listen.
     pub migration_address: IpAddr,
+    /// Whether memory travels encrypted. `false` takes copies in the clear, and sends them so to
+    /// hosts that want it no other way.
+    pub encrypt_copies: bool,
     /// The schedulers, each told all reports; `https://HOST:PORT`.
     pub schedulers: Vec<String>,
     /// Networks of the cluster that this host has: name to bridge device.
@@ -122,6 +125,7 @@ impl Default for Config {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
             advertise_address: String::new(),
             migration_address: Ipv4Addr::LOCALHOST.into(),
+            encrypt_copies: true,
             schedulers: Vec::new(),
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),
@@ -164,6 +168,8 @@ pub struct Settings {
     pub advertise_address: String,
     /// See [`Config::migration_address`].
     pub migration_address: IpAddr,
+    /// See [`Config::encrypt_copies`].
+    pub encrypt_copies: bool,
     /// See [`Config::schedulers`].
     pub schedulers: Vec<String>,
     /// See [`Config::networks`].
@@ -213,6 +219,7 @@ impl Config {
             bind: self.bind,
             advertise_address,
             migration_address: self.migration_address,
+            encrypt_copies: self.encrypt_copies,
             schedulers: self.schedulers,
             networks: self.networks,
             pools: self.pools,

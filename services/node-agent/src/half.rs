@@ -36,6 +36,9 @@ pub(crate) enum HalfError {
     /// Not on this host, or not with this machine; the text says what is in the way.
     #[error("{0}")]
     NotNow(String),
+    /// Not for this host to ask.
+    #[error("{0}")]
+    Denied(String),
     /// There isn't enough of something.
     #[error("{0}")]
     NoRoom(String),

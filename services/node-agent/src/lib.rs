@@ -72,6 +72,9 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         why = facts.reason,
         "host probed"
     );
+    if !settings.encrypt_copies {
+        warn!("memory of machines travels in the clear: encrypt_copies is false");
+    }
     let parts = Parts {
         facts,
         metrics: metrics.registry(metrics::Metrics::new),

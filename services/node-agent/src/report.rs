@@ -1,5 +1,6 @@
 //! What this host says of itself: to every scheduler at start, each second, and after each change.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,13 @@ use godwit_rpc::inventory::v1::{HostInventory, HostReport, Pool, StaleMachine};
 
 use crate::addresses::parse_mac;
 use crate::check::from_meminfo;
+use crate::config::Settings;
 use crate::host::Host;
 use crate::machines::{MachineState, View};
 use crate::vm::Vm;
+
+/// Label of a node: how memory leaves it and comes to it, `encrypted` or `clear`.
+const COPIES_LABEL: &str = "godwit.io/copies";
 
 /// Longest silence towards a scheduler.
 const EVERY: Duration = Duration::from_secs(1);
@@ -119,7 +124,7 @@ fn inventory(host: &Host) -> HostInventory {
         networks: config.networks.keys().cloned().collect(),
         pools: pools.collect(),
         images: config.images.keys().cloned().collect(),
-        labels: config.labels.clone().into_iter().collect(),
+        labels: labels(config),
         kernel_version: text(system.release()),
         os_image: os_image(),
         architecture: match text(system.machine()).as_str() {
@@ -130,6 +135,18 @@ fn inventory(host: &Host) -> HostInventory {
         internal_ip: internal_ip(&config.advertise_address),
         agent_version: godwit_runtime::build::VERSION.to_owned(),
     }
+}
+
+/// The labels of the configuration, and whether memory leaves and comes encrypted.
+fn labels(config: &Settings) -> HashMap<String, String> {
+    let copies = match config.encrypt_copies {
+        true => "encrypted",
+        false => "clear",
+    };
+    let labels = config.labels.clone().into_iter();
+    labels
+        .chain([(COPIES_LABEL.to_owned(), copies.to_owned())])
+        .collect()
 }
 
 fn memory() -> u64 {

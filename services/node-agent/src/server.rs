@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 
 use godwit_model::machine::MachineSpec;
@@ -185,6 +186,7 @@ impl Agent for Server {
         if spec.id != job.machine {
             return Err(Status::invalid_argument("spec.id is not job.machine"));
         }
+        let source = source_node(&request.source_node)?;
         let half = self
             .host
             .target(&job.machine, &job.job)
@@ -195,7 +197,7 @@ impl Agent for Server {
                 .await
                 .map_err(refused_half)?;
         }
-        let order = target::Order::Prepare(job.epoch, Box::new(spec));
+        let order = target::Order::Prepare(job.epoch, Box::new(spec), source);
         half.command(order).await.map_err(refused_half)?;
         let fact = half
             .settled(PREPARE_LIMIT, |fact| fact.state != TargetState::Preparing)
@@ -218,17 +220,39 @@ impl Agent for Server {
         Ok(target_response(&fact.map_err(refused_half)?))
     }
 
+    async fn give_copy_key(
+        &self,
+        request: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::CopyKey>, Status> {
+        let peer = peer::require(&request, &[Role::NodeAgent])?;
+        let request = request.into_inner();
+        peer.speaks_for(&request.source_node)?;
+        let job = convert::job_ref(request.job)?;
+        let source = source_node(&request.source_node)?;
+        let half = self.host.target_known(&job.machine, &job.job).await;
+        let half = half.map_err(refused_half)?;
+        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let (give, given) = oneshot::channel();
+        let asked = target::KeyAsked {
+            epoch: job.epoch,
+            source,
+            give,
+        };
+        half.command(target::Order::GiveKey(asked))
+            .await
+            .map_err(refused_half)?;
+        let key = given.await.map_err(|_| refused_half(HalfError::Closed))?;
+        let key = key.map_or_else(Vec::new, |key| key.as_bytes().to_vec());
+        Ok(Response::new(wire::CopyKey { key }))
+    }
+
     async fn deliver_proof(
         &self,
         request: Request<wire::Proof>,
     ) -> Result<Response<wire::TargetFact>, Status> {
         let peer = peer::require(&request, &[Role::NodeAgent])?;
         let wire = request.into_inner();
-        if peer.role == Role::NodeAgent && peer.name != wire.source_node {
-            return Err(Status::permission_denied(
-                "a host may prove for itself only",
-            ));
-        }
+        peer.speaks_for(&wire.source_node)?;
         let epoch = Epoch(wire.machine_epoch);
         let proof: godwit_model::migration::grant::Proof = wire.try_into()?;
         let half = self.host.target_known(&proof.machine, &proof.job).await;
@@ -376,6 +400,15 @@ fn target_response(fact: &TargetFact) -> Response<wire::TargetFact> {
     Response::new(fact.into())
 }
 
+fn source_node(text: &str) -> Result<NodeName, Status> {
+    if text.is_empty() {
+        return Err(Status::failed_precondition(
+            "source_node is missing: who asks is older than this agent, and has to be upgraded first",
+        ));
+    }
+    convert::parsed("source_node", NodeName::parse(text))
+}
+
 fn machine_id(text: String) -> Result<MachineId, Status> {
     MachineId::parse(text).map_err(|error| Status::invalid_argument(format!("machine: {error}")))
 }
@@ -389,6 +422,7 @@ pub(crate) fn refused_half(error: HalfError) -> Status {
     match &error {
         HalfError::Refused(refusal) => convert::refused(refusal),
         HalfError::NotNow(why) => Status::failed_precondition(why.clone()),
+        HalfError::Denied(why) => Status::permission_denied(why.clone()),
         HalfError::NoRoom(why) => Status::resource_exhausted(why.clone()),
         HalfError::Log(_) | HalfError::Closed => Status::unavailable(chain(&error)),
     }

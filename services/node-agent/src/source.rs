@@ -5,6 +5,7 @@
 //! leave before the log says so, since it leaves in a task of its own that repeats it.
 
 mod effects;
+mod key;
 mod observed;
 
 use std::collections::VecDeque;

@@ -5,7 +5,10 @@
 //! one command to QEMU.
 
 mod effects;
+mod key;
 mod observed;
+
+pub(crate) use self::key::KeyAsked;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use tracing::{info, warn};
 use godwit_model::machine::MachineSpec;
 use godwit_model::migration::fact::{TargetAddress, TargetFact};
 use godwit_model::migration::target::{Target, TargetEffect, TargetEvent, TargetState};
-use godwit_model::{Epoch, JobId, MachineId};
+use godwit_model::{Epoch, JobId, MachineId, NodeName};
 use godwit_qemu::{Events, Qmp};
 
 use crate::half::{self, Command, Ends, Half, HalfError};
@@ -33,8 +36,10 @@ pub(crate) type Handle = Half<Order, TargetFact>;
 /// A command for a target half.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Start a paused copy of this machine.
-    Prepare(Epoch, Box<MachineSpec>),
+    /// Start a paused copy of this machine, which comes from this node.
+    Prepare(Epoch, Box<MachineSpec>, NodeName),
+    /// The source wants the key of the copy.
+    GiveKey(KeyAsked),
     /// Destroy it, for ever.
     Discard(Epoch),
     /// The source stopped complete; the epoch is the machine's from then on.
@@ -46,6 +51,12 @@ pub(crate) enum Order {
 pub(crate) struct Line {
     pub(crate) half: Target,
     spec: Option<MachineSpec>,
+    /// The only node whose word counts. `None` in a log of an agent that didn't ask.
+    #[serde(default)]
+    source: Option<NodeName>,
+    /// Whether the copy is taken only with its key.
+    #[serde(default)]
+    encrypted: bool,
     pub(crate) place: Place,
     /// Ownership epoch of the machine once it runs here.
     machine_epoch: Epoch,
@@ -168,18 +179,25 @@ impl Owner {
 
     async fn command(&mut self, command: Command<Order, TargetFact>) -> Result<(), HalfError> {
         let Command { what, reply } = command;
-        let event = match what {
-            Order::Prepare(epoch, spec) => {
-                self.line.spec.get_or_insert(*spec);
-                TargetEvent::Prepare { epoch }
+        let outcome = match what {
+            Order::Prepare(epoch, spec, source) => {
+                if self.line.spec.is_none() {
+                    self.line.spec = Some(*spec);
+                    self.line.source = Some(source);
+                    self.line.encrypted = self.host.config.encrypt_copies;
+                }
+                self.feed(TargetEvent::Prepare { epoch }).await
             }
-            Order::Discard(epoch) => TargetEvent::Discard { epoch },
-            Order::Proof(proof, epoch) => {
-                self.line.machine_epoch = self.line.machine_epoch.max(epoch);
-                TargetEvent::Proof(proof)
-            }
+            Order::GiveKey(asked) => self.give_key(asked),
+            Order::Discard(epoch) => self.feed(TargetEvent::Discard { epoch }).await,
+            Order::Proof(proof, epoch) => match self.only_from(&proof.source) {
+                Ok(()) => {
+                    self.line.machine_epoch = self.line.machine_epoch.max(epoch);
+                    self.feed(TargetEvent::Proof(proof)).await
+                }
+                Err(error) => Err(error),
+            },
         };
-        let outcome = self.feed(event).await;
         let broken = matches!(outcome, Err(HalfError::Log(_)));
         let answer = match outcome {
             Ok(()) => Ok(self.facts.borrow().clone()),

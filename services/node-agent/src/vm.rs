@@ -15,6 +15,7 @@ use uuid::Uuid;
 use godwit_model::MachineId;
 use godwit_model::machine::{Kernel, MachineSpec};
 use godwit_qemu::process::{self, Identity, Launch, Process, ProcessError, StartError};
+use godwit_qemu::secret::Key;
 use godwit_qemu::{
     CommandLine, Events, HostLayout, LineError, NicBackend, Qmp, QmpError, Role, image, seed,
 };
@@ -30,6 +31,9 @@ const LINK_LIMIT: Duration = Duration::from_secs(3);
 
 /// Name of the monitor's socket in a QEMU's directory.
 const MONITOR: &str = "qmp.sock";
+
+/// Name of the directory with the key of a copy, from or to this QEMU.
+const COPY_KEY: &str = "copy-key";
 
 /// Name of the socket of the monitor for people and auditors.
 pub(crate) const DEBUG_MONITOR: &str = "debug.sock";
@@ -227,6 +231,18 @@ impl Vm {
         self.process.exited().await;
         clean(host, &self.place).await;
         Ok(())
+    }
+
+    /// Where the key of a copy is while QEMU has yet to read it.
+    pub(crate) fn copy_key(&self) -> PathBuf {
+        self.place.directory.join(COPY_KEY)
+    }
+
+    /// Removes the key of a copy: QEMU has it in memory, or nobody needs it any more.
+    pub(crate) fn forget_copy_key(&self) {
+        if let Err(error) = Key::remove(&self.copy_key()) {
+            warn!(directory = %self.place.directory.display(), %error, "key of a copy left behind");
+        }
     }
 
     /// What it last wrote to its log, for the text of an error.

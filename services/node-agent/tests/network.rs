@@ -108,6 +108,7 @@ async fn move_machine(source: &Agent, target: &Agent, spec: Option<MachineSpec>,
     let request = PrepareTargetRequest {
         job: Some(job.clone()),
         spec,
+        source_node: source.node.to_owned(),
     };
     let prepared = target
         .client()

@@ -78,6 +78,7 @@ impl Lab {
         let request = PrepareTargetRequest {
             job: Some(job(1)),
             spec: Some(self.spec()),
+            source_node: "worker1".to_owned(),
         };
         self.target
             .client()
@@ -617,6 +618,7 @@ async fn a_target_that_cannot_run_the_machine_says_why() {
         let request = PrepareTargetRequest {
             job: Some(job(1)),
             spec: Some(spec),
+            source_node: "worker1".to_owned(),
         };
         lab.target
             .client()

@@ -7,12 +7,33 @@ use super::types::{
 use super::{Qmp, QmpError};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Self-announcement after a switch: frames at about 5, 25, 145, 365 and 685 ms.
 const ANNOUNCE_INITIAL_MS: u64 = 20;
 const ANNOUNCE_MAX_MS: u64 = 550;
 const ANNOUNCE_ROUNDS: u64 = 5;
 const ANNOUNCE_STEP_MS: u64 = 100;
+
+/// Which end of a TLS connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Who listens.
+    Server,
+    /// Who connects.
+    Client,
+}
+
+/// A key for TLS that QEMU reads from a file.
+#[derive(Debug, Clone, Copy)]
+pub struct TlsKey<'a> {
+    /// Directory of the file.
+    pub directory: &'a Path,
+    /// The key's name in that file.
+    pub name: &'a str,
+    /// Which end this QEMU is.
+    pub endpoint: Endpoint,
+}
 
 /// One of `query-migrate-capabilities`.
 #[derive(Deserialize)]
@@ -142,6 +163,31 @@ impl Qmp {
             "step": ANNOUNCE_STEP_MS,
         });
         self.no_result("announce-self", arguments).await
+    }
+
+    /// `object-add` of a TLS key in `directory`, whose end of a connection this QEMU is. The key
+    /// itself never passes this socket.
+    pub async fn add_tls_key(&self, id: &str, key: TlsKey<'_>) -> Result<(), QmpError> {
+        let mut arguments = json!({
+            "qom-type": "tls-creds-psk",
+            "id": id,
+            "dir": key.directory,
+            "endpoint": match key.endpoint {
+                Endpoint::Server => "server",
+                Endpoint::Client => "client",
+            },
+        });
+        match key.endpoint {
+            Endpoint::Client => arguments["username"] = json!(key.name),
+            // It takes whatever name is in its file.
+            Endpoint::Server => {}
+        }
+        self.no_result("object-add", arguments).await
+    }
+
+    /// `object-del`.
+    pub async fn remove_object(&self, id: &str) -> Result<(), QmpError> {
+        self.no_result("object-del", json!({ "id": id })).await
     }
 
     async fn no_result(&self, command: &'static str, arguments: Value) -> Result<(), QmpError> {

@@ -9,6 +9,7 @@ mod commands;
 mod events;
 mod types;
 
+pub use commands::{Endpoint, TlsKey};
 pub use events::{Event, Events, Stamped};
 pub use types::{
     BlockDevice, BlockInserted, BlockNode, CpuDefinition, MachineInfo, MigrationInfo,

@@ -263,6 +263,9 @@ pub struct MigrationParameters {
     /// Self-announcements that QEMU sends on its own after loading.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announce_rounds: Option<u64>,
+    /// Name of the object that a copy is encrypted with; "" for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_creds: Option<&'static str>,
 }
 
 /// One of `query-machines`.

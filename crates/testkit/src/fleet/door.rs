@@ -203,6 +203,14 @@ impl Agent for Door {
         Ok(Response::new((&fact).into()))
     }
 
+    async fn give_copy_key(
+        &self,
+        _: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::CopyKey>, Status> {
+        // Nothing travels between hosts that pretend.
+        Ok(Response::new(wire::CopyKey::default()))
+    }
+
     async fn deliver_proof(
         &self,
         request: Request<wire::Proof>,

@@ -90,14 +90,14 @@ async fn no_write_of_a_guest_is_lost_on_the_way() {
     let spec = spec(&disk, Bytes::mib(128));
     let source = running(&spec).await;
     let target = Machine::start(&spec, Role::Incoming).await;
-    let incoming = migrate::prepare_incoming(&target.qmp, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let incoming = migrate::prepare_incoming(&target.qmp, IpAddr::V4(Ipv4Addr::LOCALHOST), None);
     let uri = incoming.await.unwrap().uri;
     let slow = Limits {
         bandwidth: BytesPerSecond(Bytes::mib(4).0),
         downtime: Duration::from_millis(1),
         ..UNLIMITED
     };
-    migrate::begin(&source.qmp, &uri, slow).await.unwrap();
+    migrate::begin(&source.qmp, &uri, slow, None).await.unwrap();
     let passes = until_passes(&source, 5).await;
     let limits = migrate::set_limits(&source.qmp, UNLIMITED);
     limits.await.unwrap();
@@ -196,10 +196,10 @@ async fn a_cancelled_copy_leaves_the_guest_running_and_can_be_tried_again() {
         ..UNLIMITED
     };
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let incoming = migrate::prepare_incoming(&target.qmp, localhost)
+    let incoming = migrate::prepare_incoming(&target.qmp, localhost, None)
         .await
         .unwrap();
-    migrate::begin(&source.qmp, &incoming.uri, slow)
+    migrate::begin(&source.qmp, &incoming.uri, slow, None)
         .await
         .unwrap();
 
@@ -224,10 +224,10 @@ async fn a_source_that_completed_runs_again_once_its_target_is_gone() {
     let source = running(&spec).await;
     let target = Machine::start(&spec, Role::Incoming).await;
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let incoming = migrate::prepare_incoming(&target.qmp, localhost)
+    let incoming = migrate::prepare_incoming(&target.qmp, localhost, None)
         .await
         .unwrap();
-    migrate::begin(&source.qmp, &incoming.uri, UNLIMITED)
+    migrate::begin(&source.qmp, &incoming.uri, UNLIMITED, None)
         .await
         .unwrap();
     migrate::settle(&source.qmp, LIMIT).await.unwrap();

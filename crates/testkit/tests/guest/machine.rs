@@ -131,10 +131,10 @@ pub(crate) fn spec(disk: &Path, memory: Bytes) -> MachineSpec {
 /// only once the source is known to have completed.
 pub(crate) async fn hand_over(source: &Machine, target: &Machine) {
     let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let incoming = migrate::prepare_incoming(&target.qmp, localhost)
+    let incoming = migrate::prepare_incoming(&target.qmp, localhost, None)
         .await
         .unwrap();
-    migrate::begin(&source.qmp, &incoming.uri, UNLIMITED)
+    migrate::begin(&source.qmp, &incoming.uri, UNLIMITED, None)
         .await
         .unwrap();
     let paused = migrate::settle(&source.qmp, LIMIT).await.unwrap();

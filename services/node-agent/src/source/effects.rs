@@ -125,7 +125,14 @@ impl Owner {
             }
             Err(error) => return failed(chain(&error)),
         };
-        let begun = migrate::begin(&qmp, &copy.uri, copy.limits(Duration::ZERO)).await;
+        let encrypted = match self.fetch_key(&copy, &vm).await {
+            Ok(encrypted) => encrypted,
+            Err(why) => return failed(why),
+        };
+        let (limits, directory) = (copy.limits(Duration::ZERO), vm.copy_key());
+        let key = encrypted.then_some(directory.as_path());
+        let begun = migrate::begin(&qmp, &copy.uri, limits, key).await;
+        vm.forget_copy_key();
         self.poll_at = Some(Instant::now() + half::POLL_EVERY);
         match begun {
             Ok(()) => {}

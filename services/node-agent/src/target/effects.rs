@@ -1,5 +1,6 @@
 //! What the model orders of a target, carried out.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -10,7 +11,8 @@ use godwit_model::machine::MachineSpec;
 use godwit_model::migration::fact::TargetAddress;
 use godwit_model::migration::target::{TargetEffect, TargetEvent, TargetState};
 use godwit_qemu::qmp::RunState;
-use godwit_qemu::{Role, migrate};
+use godwit_qemu::secret::Key;
+use godwit_qemu::{Incoming, Role, migrate};
 use godwit_runtime::failpoint;
 
 use super::{Note, Owner};
@@ -98,9 +100,9 @@ impl Owner {
         };
         self.launching = true;
         let (host, notes) = (Arc::clone(&self.host), self.notes.clone());
-        let owner = self.job.to_string();
+        let (owner, encrypted) = (self.job.to_string(), self.line.encrypted);
         tokio::spawn(async move {
-            let launched = launch(&host, &spec, &owner).await;
+            let launched = launch(&host, &spec, &owner, encrypted).await;
             // This half may have ended; then the next one finds the process by its place.
             let _ = notes.send(Note::Launched(launched)).await;
         });
@@ -167,6 +169,7 @@ impl Owner {
         match &self.vm {
             Some(vm) => {
                 let started = vm.identity().started_at();
+                vm.forget_copy_key();
                 record.place = vm.place().clone();
                 record.started_at = started.and_then(|at| jiff::Timestamp::try_from(at).ok());
             }
@@ -202,18 +205,13 @@ async fn launch(
     host: &Host,
     spec: &MachineSpec,
     owner: &str,
+    encrypted: bool,
 ) -> Result<(Vm, TargetAddress), String> {
     let vm = Vm::launch(host, spec, Role::Incoming, owner)
         .await
         .map_err(|error| chain(&error))?;
     let address = host.config.migration_address;
-    let listening = match vm.monitor().await {
-        Ok(qmp) => migrate::prepare_incoming(&qmp, address)
-            .await
-            .map_err(|e| chain(&e)),
-        Err(error) => Err(chain(&error)),
-    };
-    match listening {
+    match listen(&vm, address, encrypted).await {
         Ok(incoming) => {
             let address = TargetAddress {
                 uri: incoming.uri,
@@ -227,4 +225,17 @@ async fn launch(
             Err(why)
         }
     }
+}
+
+/// Lets a paused QEMU listen, with a new key when the copy is to be encrypted.
+async fn listen(vm: &Vm, address: IpAddr, encrypted: bool) -> Result<Incoming, String> {
+    let directory = vm.copy_key();
+    if encrypted {
+        let written = Key::random().and_then(|key| key.write(&directory));
+        written.map_err(|error| format!("make the key of the copy: {error}"))?;
+    }
+    let qmp = vm.monitor().await.map_err(|error| chain(&error))?;
+    let key = encrypted.then_some(directory.as_path());
+    let listening = migrate::prepare_incoming(&qmp, address, key).await;
+    listening.map_err(|error| chain(&error))
 }

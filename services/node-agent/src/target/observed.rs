@@ -34,6 +34,10 @@ impl Owner {
             }
             Event::Migration(MigrationStatus::Active) => {
                 self.loading = true;
+                // It came in by the key, and nobody else may.
+                if let Some(vm) = &self.vm {
+                    vm.forget_copy_key();
+                }
                 Ok(())
             }
             Event::Resume => {

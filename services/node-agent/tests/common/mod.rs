@@ -1,4 +1,4 @@
-//! Agents as real processes, with real QEMUs, on loopback and without TLS.
+//! Agents as real processes, with real QEMUs, on loopback; mostly without certificates.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::*;
+use godwit_runtime::Identity;
 use godwit_testkit::guest::boot_sector::{BootSector, counters};
 
 /// Longest wait for anything.
@@ -20,6 +21,7 @@ pub struct Agent {
     dir: PathBuf,
     admin: u16,
     keys: Vec<String>,
+    caller: Option<Identity>,
     child: Child,
 }
 
@@ -29,28 +31,51 @@ impl Agent {
     }
 
     /// With keys of the configuration beside the usual ones.
-    pub async fn start_with(node: &'static str, dir: &Path, keys: Vec<String>) -> Self {
+    pub async fn start_with(node: &'static str, dir: &Path, mut keys: Vec<String>) -> Self {
+        keys.push("common.insecure=true".to_owned());
+        Self::start_known(node, dir, keys, None).await
+    }
+
+    /// With TLS: `own` is its certificate, and `caller` the one that these tests come with.
+    pub async fn start_as(
+        node: &'static str,
+        dir: &Path,
+        own: &Identity,
+        caller: &Identity,
+    ) -> Self {
+        let Identity { cert, key, ca } = own;
+        let keys = [("cert", cert), ("key", key), ("ca", ca)]
+            .map(|(name, path)| format!("common.identity.{name}={}", path.display()));
+        Self::start_known(node, dir, keys.to_vec(), Some(caller.clone())).await
+    }
+
+    async fn start_known(
+        node: &'static str,
+        dir: &Path,
+        mut keys: Vec<String>,
+        caller: Option<Identity>,
+    ) -> Self {
         let dir = dir.join(node);
         std::fs::create_dir_all(&dir).expect("a directory");
         let (port, admin) = (free_port(), free_port());
-        let mut keys = keys;
         keys.extend([
             format!("node={node}"),
             format!("state_dir={}", dir.join("state").display()),
             format!("run_dir={}", dir.join("run").display()),
             format!("bind=127.0.0.1:{port}"),
             "accel=tcg".to_owned(),
-            "common.insecure=true".to_owned(),
             format!("common.admin_bind=127.0.0.1:{admin}"),
         ]);
         let child = spawn(&dir, &keys);
-        let address = format!("http://127.0.0.1:{port}");
+        let scheme = if caller.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://127.0.0.1:{port}");
         let agent = Self {
             node,
             address,
             dir,
             admin,
             keys,
+            caller,
             child,
         };
         agent.answering().await;
@@ -70,7 +95,8 @@ impl Agent {
     }
 
     pub fn client(&self) -> AgentClient<Channel> {
-        let channel = godwit_rpc::client::connect(&self.address, None).expect("an address");
+        let channel = godwit_rpc::client::connect(&self.address, self.caller.as_ref());
+        let channel = channel.expect("an address");
         AgentClient::new(channel)
     }
 
@@ -111,6 +137,14 @@ impl Agent {
             .filter_map(|entry| std::fs::read(entry.ok()?.path().join("serial.log")).ok())
             .flat_map(|bytes| counters(&String::from_utf8_lossy(&bytes)))
             .collect()
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
     }
 
     pub fn log(&self) -> String {

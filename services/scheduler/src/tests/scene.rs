@@ -172,6 +172,13 @@ impl Agent for Door {
         never()
     }
 
+    async fn give_copy_key(
+        &self,
+        _: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::CopyKey>, Status> {
+        never()
+    }
+
     async fn deliver_proof(
         &self,
         _: Request<wire::Proof>,
