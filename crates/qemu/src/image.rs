@@ -2,9 +2,13 @@
 
 use godwit_model::machine::{Disk, ImageFormat};
 use rustix::fs::{CWD, Mode, OFlags};
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::path::Path;
+
+/// As much of a qcow2 as says where its data is: the whole header of version 2, and the features of
+/// version 3 that a reader has to know.
+const QCOW2_HEADER: usize = 80;
 
 /// Why an image can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +19,18 @@ pub enum ImageError {
     /// Only raw images are made here.
     #[error("image {0} does not exist and only raw images are created")]
     Format(String),
+    /// Its header names other files of this host, and whoever filled it may have chosen them.
+    #[error("image {0} refers to other files")]
+    Refers(String),
+    /// It can't be read, or isn't what it is said to be.
+    #[error("read image {path}")]
+    Read {
+        /// The image.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The file system said no.
     #[error("create image {path}")]
     Create {
@@ -51,6 +67,32 @@ pub fn ensure(disk: &Disk) -> Result<bool, ImageError> {
             source,
         }),
     }
+}
+
+/// Checks that QEMU opens no file but the image itself: a qcow2 can name a file that it is based on,
+/// or that its data is in, and a guest may have written its disk's first bytes itself.
+///
+/// # Errors
+/// See [`ImageError`].
+pub fn check(disk: &Disk) -> Result<(), ImageError> {
+    match disk.format {
+        // The format is always given to QEMU, so that the contents of a raw image mean nothing.
+        ImageFormat::Raw => return Ok(()),
+        ImageFormat::Qcow2 => {}
+    }
+    let mut header = [0; QCOW2_HEADER];
+    let read = File::open(&disk.path).and_then(|mut file| file.read_exact(&mut header));
+    read.map_err(|source| ImageError::Read {
+        path: disk.path.clone(),
+        source,
+    })?;
+    let based = header[8..16] != [0; 8];
+    // Version 2 has no features; bit 2 of the last byte says that the data is elsewhere.
+    let elsewhere = header[4..8] != [0, 0, 0, 2] && header[79] & 0b100 != 0;
+    if based || elsewhere {
+        return Err(ImageError::Refers(disk.path.clone()));
+    }
+    Ok(())
 }
 
 fn create_sparse(path: &Path, bytes: u64) -> io::Result<()> {
@@ -101,6 +143,32 @@ mod tests {
         std::fs::write(&path, b"data").unwrap();
         assert!(!ensure(&wanted).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[test]
+    fn a_qcow2_that_refers_to_other_files_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.qcow2");
+        let wanted = Disk {
+            format: ImageFormat::Qcow2,
+            ..disk(&path, None)
+        };
+        let mut header = [0_u8; QCOW2_HEADER];
+        header[..8].copy_from_slice(b"QFI\xfb\x00\x00\x00\x03");
+        std::fs::write(&path, header).unwrap();
+        check(&wanted).unwrap();
+        let with = |at: usize, byte: u8| {
+            let mut header = header;
+            header[at] = byte;
+            std::fs::write(&path, header).unwrap();
+            check(&wanted)
+        };
+        let backing = with(15, 0x70).unwrap_err();
+        assert!(matches!(backing, ImageError::Refers(_)), "{backing}");
+        let data = with(79, 0b100).unwrap_err();
+        assert!(matches!(data, ImageError::Refers(_)), "{data}");
+        std::fs::write(&path, b"short").unwrap();
+        assert!(check(&wanted).is_err());
     }
 
     #[test]

@@ -232,6 +232,7 @@ async fn ask(
         log: &scratch.path("log"),
         qmp_socket: &scratch.path("qmp"),
         limit: ANSWER_LIMIT,
+        user: None,
     };
     let (process, qmp, _events) = process::launch(launch).await?;
     let answers = tokio::join!(qmp.query_machines(), qmp.query_cpu_definitions());

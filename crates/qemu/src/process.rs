@@ -5,11 +5,13 @@
 //! file descriptor, so a reused id is never hit.
 
 use crate::qmp::{Events, Qmp, QmpError};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +24,12 @@ const LOG_TAIL_BYTES: u64 = 2048;
 /// Clock ticks a second in `/proc/PID/stat`: fixed to 100 in Linux's user interface on x86.
 const TICKS_PER_SECOND: u64 = 100;
 
+/// Opens no link, and waits for nobody at a pipe.
+const NO_LINK: i32 = OFlags::NOFOLLOW
+    .union(OFlags::NONBLOCK)
+    .bits()
+    .cast_signed();
+
 /// Which process: no other ever has the same three.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
@@ -31,6 +39,17 @@ pub struct Identity {
     pub start_ticks: u64,
     /// The kernel's random id of this boot.
     pub boot_id: String,
+}
+
+/// An unprivileged user to run a QEMU as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// User id, not 0.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Further groups, such as that of `/dev/kvm`.
+    pub groups: Vec<u32>,
 }
 
 /// Why a process can't be started, found or ended.
@@ -75,6 +94,8 @@ pub struct Launch<'a> {
     pub qmp_socket: &'a Path,
     /// How long it may take until it answers.
     pub limit: Duration,
+    /// Whom it runs as, without any capability; `None` as this process.
+    pub user: Option<&'a User>,
 }
 
 /// Starts a QEMU and connects to it.
@@ -82,8 +103,8 @@ pub struct Launch<'a> {
 /// # Errors
 /// See [`StartError`]; no process is left in any case.
 pub async fn launch(launch: Launch<'_>) -> Result<(Process, Qmp, Events), StartError> {
-    let process =
-        Process::spawn(launch.binary, launch.arguments, launch.log).map_err(StartError::Spawn)?;
+    let process = Process::spawn(launch.binary, launch.arguments, launch.log, launch.user)
+        .map_err(StartError::Spawn)?;
     tokio::select! {
         connected = Qmp::connect(launch.qmp_socket, launch.limit) => match connected {
             Ok((qmp, events)) => Ok((process, qmp, events)),
@@ -100,6 +121,24 @@ pub async fn launch(launch: Launch<'_>) -> Result<(Process, Qmp, Events), StartE
     }
 }
 
+/// Takes on `user`, and gives up what else the agent may do, for good.
+fn setpriv(user: &User) -> Vec<String> {
+    let groups: Vec<String> = user.groups.iter().map(u32::to_string).collect();
+    let groups = match groups.is_empty() {
+        true => "--clear-groups".to_owned(),
+        false => format!("--groups={}", groups.join(",")),
+    };
+    vec![
+        "setpriv".to_owned(),
+        format!("--reuid={}", user.uid),
+        format!("--regid={}", user.gid),
+        groups,
+        "--inh-caps=-all".to_owned(),
+        "--bounding-set=-all".to_owned(),
+        "--no-new-privs".to_owned(),
+    ]
+}
+
 async fn end(process: &Process) {
     if let Err(error) = process.kill() {
         tracing::warn!(%error, pid = process.identity.pid, "could not kill a qemu");
@@ -111,7 +150,11 @@ async fn end(process: &Process) {
 /// The end of a log file, for an error's text; empty when there is none.
 pub fn log_tail(log: &Path) -> String {
     let tail = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(log)?;
+        // Its directory is QEMU's own, which may be the guest's by now.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(NO_LINK)
+            .open(log)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
         let mut bytes = Vec::new();
@@ -131,21 +174,30 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `binary` in a session of its own, its output appended to `log`.
+    /// Starts `binary` in a session of its own, as `user` or as this process, its output appended to
+    /// `log`.
     ///
     /// # Errors
     /// When the log can't be opened or the process can't be started.
-    pub fn spawn(binary: &Path, arguments: &[String], log: &Path) -> Result<Self, ProcessError> {
+    pub fn spawn(
+        binary: &Path,
+        arguments: &[String],
+        log: &Path,
+        user: Option<&User>,
+    ) -> Result<Self, ProcessError> {
         let output = OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
+            .custom_flags(NO_LINK)
             .open(log)
             .map_err(ProcessError::of("open the log"))?;
         let errors = output
             .try_clone()
             .map_err(ProcessError::of("open the log"))?;
-        // util-linux's setsid becomes the program it is given, so the id stays the same.
+        // util-linux's setsid and setpriv become the program they are given, so the id stays.
         let mut child = tokio::process::Command::new("setsid")
+            .args(user.map(setpriv).unwrap_or_default())
             .arg(binary)
             .args(arguments)
             .stdin(Stdio::null())

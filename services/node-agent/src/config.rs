@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use godwit_model::{Bytes, NodeName};
 use godwit_qemu::probe::{TestKernel, Wish};
+use godwit_qemu::process::User;
 use godwit_runtime::config::Common;
 use godwit_runtime::{Identity, ServiceConfig};
+
+use crate::confine;
 
 /// Port of an agent when none is configured.
 const PORT: u16 = 7110;
@@ -61,6 +64,9 @@ pub struct Config {
     pub memory_reserved: Bytes,
     /// The QEMU binary; looked for on the path when empty.
     pub qemu: PathBuf,
+    /// The user that QEMU runs as, the same on all hosts that share disks; as the agent when empty.
+    /// Needs an agent that is root, which hands over the disks that are in `pools`.
+    pub qemu_user: String,
 }
 
 /// A directory for disks.
@@ -136,6 +142,7 @@ impl Default for Config {
             kvm_test: None,
             memory_reserved: Bytes::mib(512),
             qemu: PathBuf::new(),
+            qemu_user: String::new(),
         }
     }
 }
@@ -184,6 +191,8 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// See [`Config::memory_reserved`].
     pub memory_reserved: Bytes,
+    /// See [`Config::qemu_user`]; `None` runs QEMU as the agent.
+    pub qemu_user: Option<User>,
     /// This agent's certificate; `None` only when TLS is switched off.
     pub identity: Option<Identity>,
 }
@@ -227,6 +236,7 @@ impl Config {
             hooks: self.hooks,
             labels: self.labels,
             memory_reserved: self.memory_reserved,
+            qemu_user: confine::user(&self.qemu_user)?,
             identity,
         })
     }

@@ -10,6 +10,7 @@
 mod addresses;
 mod adopt;
 mod check;
+mod confine;
 mod half;
 mod hooks;
 mod host;
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::fs::Mode;
 use tracing::{info, warn};
 
 use godwit_qemu::probe;
@@ -62,7 +64,9 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         directory: config.run_dir.clone(),
     };
     let settings = config.settings()?;
-    std::fs::create_dir_all(&settings.run_dir).context("make run_dir")?;
+    // Sockets, logs and disks that QEMU and this process make are nobody else's.
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    confine::run_dir(&settings).context("make run_dir")?;
     let store = journal::Store::open(&settings.state_dir).context("open state_dir")?;
     let facts = probe::probe(&probe).await.context("probe qemu")?;
     info!(

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use godwit_model::MachineId;
 use godwit_model::machine::Nic;
 use godwit_qemu::command_line::NICS_MAX;
+use godwit_qemu::process::User;
 
 use crate::addresses::{Addresses, parse_mac};
 
@@ -75,7 +76,8 @@ pub(crate) struct Port {
 
 /// Makes a tap for each of `ports`, in order, up and on its bridge. All of them, or none.
 ///
-/// `owner` tells apart the taps of one machine that is leaving and arriving on the same host.
+/// `owner` tells apart the taps of one machine that is leaving and arriving on the same host, and
+/// `user` is whose QEMU may open them, beside root's.
 ///
 /// # Errors
 /// When a bridge is missing or the kernel refuses.
@@ -83,11 +85,12 @@ pub(crate) async fn make(
     machine: &MachineId,
     owner: &str,
     ports: &[Port],
+    user: Option<&User>,
 ) -> Result<Vec<Tap>, NetworkError> {
     let mut taps = Vec::with_capacity(ports.len());
     for (at, port) in ports.iter().enumerate() {
         let device = device_name(machine, owner, at);
-        match make_one(&device, port).await {
+        match make_one(&device, port, user).await {
             Ok(tap) => taps.push(tap),
             Err(error) => {
                 remove(&taps).await;
@@ -146,12 +149,15 @@ pub(crate) async fn check_bridge(bridge: &str) -> Result<(), NetworkError> {
     link(&netlink()?, bridge).await.map(drop)
 }
 
-async fn make_one(device: &str, port: &Port) -> Result<Tap, NetworkError> {
+async fn make_one(device: &str, port: &Port, user: Option<&User>) -> Result<Tap, NetworkError> {
     let netlink = netlink()?;
     let bridge = link(&netlink, &port.bridge).await?;
     // What a crash left under this name belongs to nobody: the name is of this machine and owner.
-    let made = TunBuilder::new().name(device).tap().persist().build();
-    made.map_err(|source| NetworkError::Make {
+    let mut tap = TunBuilder::new().name(device).tap().persist();
+    if let Some(user) = user {
+        tap = tap.owner(user.uid.cast_signed());
+    }
+    tap.build().map_err(|source| NetworkError::Make {
         device: device.to_owned(),
         source,
     })?;

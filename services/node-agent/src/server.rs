@@ -1,5 +1,6 @@
 //! The agent's gRPC door: convert, check who asks, call one thing, convert back.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -373,8 +374,16 @@ impl Agent for Server {
 fn copy_order(request: wire::StartCopyRequest) -> Result<CopyOrder, Status> {
     let node = NodeName::parse(request.target_node);
     let node = node.map_err(|e| Status::invalid_argument(format!("target_node: {e}")))?;
-    if request.target_uri.is_empty() || request.target_agent.is_empty() {
-        return Err(missing("target_uri or target_agent"));
+    if request.target_agent.is_empty() {
+        return Err(missing("target_agent"));
+    }
+    // QEMU would take a command or a file there, too.
+    let target = request.target_uri.strip_prefix("tcp:");
+    let target = target.and_then(|target| target.parse::<SocketAddr>().ok());
+    if target.is_none() {
+        return Err(Status::invalid_argument(
+            "target_uri must be tcp:ADDRESS:PORT",
+        ));
     }
     let limits = request.limits.unwrap_or_default();
     Ok(CopyOrder {
@@ -439,6 +448,7 @@ fn refused_machine(error: MachineError) -> Status {
             | LaunchError::Image(_)
             | LaunchError::Path(_)
             | LaunchError::Disk(_)
+            | LaunchError::Confine(_)
             | LaunchError::Seed(_)
             | LaunchError::Line(_)
             | LaunchError::Occupied(_) => Status::failed_precondition(text),

@@ -20,8 +20,10 @@ use godwit_qemu::{
     CommandLine, Events, HostLayout, LineError, NicBackend, Qmp, QmpError, Role, image, seed,
 };
 
+use crate::confine::{self, ConfineError};
 use crate::host::Host;
 use crate::network::{self, NetworkError, Port, Tap};
+use crate::text::chain;
 
 /// How long QEMU may take until its monitor answers; it needs about 0.1 s.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -67,6 +69,9 @@ pub(crate) enum LaunchError {
     /// The disk for cloud-init can't be made.
     #[error("make the disk for cloud-init")]
     Seed(#[from] seed::SeedError),
+    /// The machine names what its QEMU may not have.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// A tap could not be made.
     #[error("make taps")]
     Tap(#[from] NetworkError),
@@ -113,14 +118,18 @@ impl Vm {
         }
         let spec = &at_home(spec, &directory);
         for disk in spec.disks.iter().filter(|disk| disk.seed.is_none()) {
+            confine::place(&host.config, disk)?;
             image::ensure(disk)?;
+            confine::disk(&host.config, disk)?;
+            image::check(disk)?;
         }
         let mut layout = HostLayout::in_directory(&directory, host.facts.accelerator, spec);
         if let Some(kernel) = &spec.kernel {
             (layout.kernel, layout.initrd) = kernel_files(host, kernel)?;
         }
         std::fs::create_dir_all(&directory).map_err(LaunchError::Directory)?;
-        let taps = network::make(&spec.id, owner, &ports).await?;
+        let user = host.config.qemu_user.as_ref();
+        let taps = network::make(&spec.id, owner, &ports, user).await?;
         layout.nics = taps
             .iter()
             .map(|tap| NicBackend::Tap(tap.device.clone()))
@@ -236,6 +245,20 @@ impl Vm {
     /// Where the key of a copy is while QEMU has yet to read it.
     pub(crate) fn copy_key(&self) -> PathBuf {
         self.place.directory.join(COPY_KEY)
+    }
+
+    /// Puts the key of a copy where QEMU reads it, in place of what is there.
+    ///
+    /// # Errors
+    /// A text for people, when the disk refuses.
+    pub(crate) fn put_copy_key(&self, host: &Host, key: &Key) -> Result<(), String> {
+        let failed = |why: String| format!("keep the key of the copy: {why}");
+        self.forget_copy_key();
+        let directory = self.copy_key();
+        key.write(&directory)
+            .map_err(|error| failed(error.to_string()))?;
+        let user = host.config.qemu_user.as_ref();
+        confine::hand_over(&directory, user).map_err(|error| failed(chain(&error)))
     }
 
     /// Removes the key of a copy: QEMU has it in memory, or nobody needs it any more.
@@ -358,12 +381,15 @@ async fn start(
     }
     let line = CommandLine::render(spec, layout, role)?;
     let directory = layout.qmp_socket.parent().unwrap_or(&host.config.run_dir);
+    let user = host.config.qemu_user.as_ref();
+    confine::hand_over(directory, user)?;
     let launch = Launch {
         binary: &host.facts.binary,
         arguments: &line.arguments,
         log: &log(directory),
         qmp_socket: &layout.qmp_socket,
         limit: START_LIMIT,
+        user,
     };
     let (process, qmp, _) = process::launch(launch).await?;
     Ok((process, qmp))

@@ -153,6 +153,7 @@ async fn boots(
         log: &scratch.path("log"),
         qmp_socket: &scratch.path("qmp"),
         limit: guest.limit(),
+        user: None,
     };
     let (process, qmp, _events) = match process::launch(launch).await {
         Ok(started) => started,

@@ -2,7 +2,13 @@ use super::*;
 
 fn sleeper(folder: &Path, seconds: &str) -> Process {
     let arguments = [seconds.to_owned()];
-    Process::spawn(Path::new("/bin/sleep"), &arguments, &folder.join("log")).unwrap()
+    Process::spawn(
+        Path::new("/bin/sleep"),
+        &arguments,
+        &folder.join("log"),
+        None,
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -79,7 +85,7 @@ async fn a_process_is_found_by_the_file_that_it_was_given() {
         pid_file.display().to_string(),
     ];
     let log = folder.path().join("log");
-    let process = Process::spawn(Path::new("/bin/sh"), &arguments, &log).unwrap();
+    let process = Process::spawn(Path::new("/bin/sh"), &arguments, &log, None).unwrap();
     let found = loop {
         if let Some(found) = find(&pid_file).unwrap() {
             break found;
@@ -109,6 +115,7 @@ async fn a_qemu_that_ends_at_once_says_why() {
         log: &folder.path().join("log"),
         qmp_socket: &folder.path().join("qmp"),
         limit: Duration::from_secs(30),
+        user: None,
     })
     .await
     .unwrap_err();
@@ -125,6 +132,7 @@ async fn a_qemu_that_never_answers_is_killed() {
         log: &folder.path().join("log"),
         qmp_socket: &folder.path().join("qmp"),
         limit: Duration::from_millis(50),
+        user: None,
     })
     .await
     .unwrap_err();

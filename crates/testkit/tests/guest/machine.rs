@@ -49,6 +49,7 @@ impl Machine {
             log: &directory.path().join("qemu.log"),
             qmp_socket: &layout.qmp_socket,
             limit: LIMIT,
+            user: None,
         })
         .await
         .unwrap();

@@ -25,10 +25,7 @@ impl Owner {
         let allowed = !self.host.config.encrypt_copies;
         match self.ask_for_key().await {
             Ok(Some(key)) => {
-                // What an agent that died left.
-                vm.forget_copy_key();
-                let written = key.write(&vm.copy_key());
-                written.map_err(|error| format!("keep the key of the copy: {error}"))?;
+                vm.put_copy_key(&self.host, &key)?;
                 info!(job = %self.job, target = %copy.node, "copy is encrypted");
                 Ok(true)
             }

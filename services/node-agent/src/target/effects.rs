@@ -1,6 +1,5 @@
 //! What the model orders of a target, carried out.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -211,7 +210,7 @@ async fn launch(
         .await
         .map_err(|error| chain(&error))?;
     let address = host.config.migration_address;
-    match listen(&vm, address, encrypted).await {
+    match listen(host, &vm, encrypted).await {
         Ok(incoming) => {
             let address = TargetAddress {
                 uri: incoming.uri,
@@ -228,14 +227,15 @@ async fn launch(
 }
 
 /// Lets a paused QEMU listen, with a new key when the copy is to be encrypted.
-async fn listen(vm: &Vm, address: IpAddr, encrypted: bool) -> Result<Incoming, String> {
-    let directory = vm.copy_key();
+async fn listen(host: &Host, vm: &Vm, encrypted: bool) -> Result<Incoming, String> {
     if encrypted {
-        let written = Key::random().and_then(|key| key.write(&directory));
-        written.map_err(|error| format!("make the key of the copy: {error}"))?;
+        let key = Key::random().map_err(|error| format!("make a key: {error}"))?;
+        vm.put_copy_key(host, &key)?;
     }
     let qmp = vm.monitor().await.map_err(|error| chain(&error))?;
+    let directory = vm.copy_key();
     let key = encrypted.then_some(directory.as_path());
+    let address = host.config.migration_address;
     let listening = migrate::prepare_incoming(&qmp, address, key).await;
     listening.map_err(|error| chain(&error))
 }
