@@ -173,11 +173,7 @@ async fn what_is_no_disk_of_a_pool_is_not_opened() {
         (format!("{pool}/second-name.raw"), "raw", "one name"),
         (format!("{pool}/folder"), "raw", "no plain file"),
         ("/dev/zero".to_owned(), "raw", "in no pool"),
-        (
-            "json:{\"driver\":\"file\"}".to_owned(),
-            "raw",
-            "in no pool",
-        ),
+        ("json:{\"driver\":\"file\"}".to_owned(), "raw", "in no pool"),
         (format!("{pool}/a\nb.raw"), "raw", "does not exist"),
         (format!("{qcow2}"), "qcow2", "refers to other files"),
     ] {

@@ -6,7 +6,7 @@
     clippy::print_stdout,
     clippy::print_stderr
 )]
-#![allow(unreachable_pub, clippy::wildcard_enum_match_arm)]
+#![allow(dead_code, unreachable_pub, clippy::wildcard_enum_match_arm)]
 
 mod common;
 
@@ -90,7 +90,7 @@ impl Lab {
     /// Starts the copy; `bandwidth` 0 is unlimited, and any other is too little for this guest
     /// unless it may stop for long.
     async fn copy(&self, target: &TargetFact, bandwidth: u64) -> SourceFact {
-        self.copy_stopping(target, bandwidth, 300).await
+        self.copy_stopping(target, bandwidth, 2000).await
     }
 
     async fn copy_stopping(&self, target: &TargetFact, bandwidth: u64, ms: u32) -> SourceFact {

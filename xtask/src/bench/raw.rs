@@ -293,7 +293,7 @@ fn spawn_in(
         let forks = scope.spawn(|| -> Result<Process> {
             setns(&file, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
             let _entered = runtime.enter();
-            Ok(Process::spawn(binary, arguments, log)?)
+            Ok(Process::spawn(binary, arguments, log, None)?)
         });
         forks.join()
     });

@@ -51,12 +51,16 @@ impl Owner {
             true => Some(read(&vm.copy_key())?),
             false => None,
         };
-        if key.is_some() {
-            tokio::spawn(guard(Arc::clone(vm)));
-        }
         // Whoever asked may be gone.
         let _ = asked.give.send(key);
         Ok(())
+    }
+
+    /// Watches a QEMU that listens with a key.
+    pub(super) fn guard(&self) {
+        if let Some(vm) = self.vm.clone().filter(|_| self.line.encrypted) {
+            tokio::spawn(guard(vm));
+        }
     }
 
     /// Refuses the word of any node but the job's source.

@@ -64,6 +64,7 @@ impl Owner {
             Ok((vm, address)) => {
                 self.line.place = vm.place().clone();
                 self.vm = Some(Arc::new(vm));
+                self.guard();
                 self.feed(TargetEvent::Listening(address)).await?;
                 self.look().await
             }
@@ -134,6 +135,7 @@ impl Owner {
                 .await
                 .map_err(|error| not_now(&chain(&error)))?;
             self.loading = status == LoadStatus::Active;
+            self.guard();
             return self.feed(TargetEvent::Adopted(status)).await;
         }
         if self.line.place.process.is_none() {
