@@ -342,7 +342,22 @@ async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
     let refused = rogue.deliver_proof(proof).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
 
-    // It is in no log, no journal and no command line.
+    assert_shown_nowhere(&agent, &key);
+    // With the attempt it goes.
+    services.discard_target(job(5)).await.unwrap();
+    assert_eq!(
+        code(ask(&mut source, 5, "worker1").await),
+        Code::FailedPrecondition
+    );
+    assert!(
+        files(&agent.run_dir())
+            .iter()
+            .all(|path| !path.ends_with("keys.psk"))
+    );
+}
+
+/// It is in no log, no journal and no command line.
+fn assert_shown_nowhere(agent: &Agent, key: &[u8]) {
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     let pid = agent.qemus()[0];
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -355,17 +370,6 @@ async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
             "{path:?}"
         );
     }
-    // With the attempt it goes.
-    services.discard_target(job(5)).await.unwrap();
-    assert_eq!(
-        code(ask(&mut source, 5, "worker1").await),
-        Code::FailedPrecondition
-    );
-    assert!(
-        files(&agent.run_dir())
-            .iter()
-            .all(|path| !path.ends_with("keys.psk"))
-    );
 }
 
 /// Not a check: prints what encryption costs, both ways in turn. Run it by name, on a machine that

@@ -35,6 +35,10 @@ pub struct TlsKey<'a> {
     pub endpoint: Endpoint,
 }
 
+/// GnuTLS' words for the ciphers. By itself QEMU takes ChaCha20, which is three times as slow where
+/// CPUs know AES (measured with 7.2: 40 MB/s and 120 MB/s on the same machine).
+const TLS_PRIORITY: &str = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM";
+
 /// One of `query-migrate-capabilities`.
 #[derive(Deserialize)]
 struct Capability {
@@ -172,6 +176,7 @@ impl Qmp {
             "qom-type": "tls-creds-psk",
             "id": id,
             "dir": key.directory,
+            "priority": TLS_PRIORITY,
             "endpoint": match key.endpoint {
                 Endpoint::Server => "server",
                 Endpoint::Client => "client",
