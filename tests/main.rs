@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod api_aggregation;
 mod api_audit;
 mod api_authn;
 mod api_certificates;

@@ -19,6 +19,18 @@ pub struct UserInfo {
     /// What else the authenticator knows, for example a certificate's fingerprint; keys in lower
     /// case.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// Who knows this user, and so says what they may do.
+    pub realm: Realm,
+}
+
+/// Whose user somebody is. The same name in another realm is somebody else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Realm {
+    /// This server's own.
+    #[default]
+    Own,
+    /// The cluster's that this server extends: no rule of this server's own is about them.
+    Cluster,
 }
 
 /// One request, as hooks see it.
@@ -76,6 +88,8 @@ pub enum Decision {
     Allow,
     /// Refuse; the text is added to the message, and may be empty.
     Deny(String),
+    /// Refuse for now, with 503: who decides can't be asked. The text says why.
+    Unknown(String),
 }
 
 /// Decides who may do what.

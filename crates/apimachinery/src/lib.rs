@@ -39,7 +39,7 @@ mod trail;
 
 pub use admission::{Admission, AdmitAll, DeleteOptions};
 pub use connect::{Connect, ConnectRequest, ExtraResource, json_response};
-pub use context::{AccessRequest, AllowAll, Authorizer, Decision, RequestContext, UserInfo};
+pub use context::{AccessRequest, AllowAll, Authorizer, Decision, Realm, RequestContext, UserInfo};
 pub use handler::{AnsweredName, refusal};
 pub use handler::{LongRunning, generated as generated_name};
 pub use kind::{Column, ColumnType, Kind, Source, Verb, View};

@@ -1,4 +1,5 @@
-//! Who is asking: a client certificate, or a bearer token of the token file or of an issuer.
+//! Who is asking: a client certificate, or a bearer token of the token file or of an issuer; or one
+//! of a cluster's users, if there is a cluster that this server extends (`aggregation/`).
 //!
 //! Nobody else gets further than `/healthz`, unless the configuration lets `system:anonymous` in.
 //! Whom a caller may act as is for authorization to say (`impersonate.rs`).
@@ -24,13 +25,17 @@ use http::request::Parts;
 use http::{HeaderMap, header};
 use tracing::info;
 
+use crate::aggregation::{self, Cluster, Vouched};
 use crate::audit;
 
 pub(crate) use bearer::Bearers;
-pub(crate) use certificate::PeerCertificate;
+pub(crate) use certificate::{PeerCertificate, certified, common_name};
+pub(crate) use fetch::Fetcher;
+pub(crate) use impersonate::unescape;
+pub(crate) use reload::Reloaded;
 
 /// Every user who proved who they are is in it.
-const AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 /// Everyone else is in it.
 const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// Who asks when nobody says who asks.
@@ -43,6 +48,8 @@ const OPEN_PATHS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 /// What is needed to tell who is asking.
 pub(crate) struct Authenticator {
     pub(crate) bearers: Arc<Bearers>,
+    /// Whose users are believed besides; `None` if nobody's.
+    pub(crate) cluster: Option<Arc<Cluster>>,
     /// Says who may act as whom.
     pub(crate) authorizer: Arc<dyn Authorizer>,
     /// Whether [`OPEN_PATHS`] are open to anyone.
@@ -63,6 +70,9 @@ pub(crate) enum Refused {
     /// A JSON Web Token that isn't believed.
     #[error(transparent)]
     Token(#[from] oidc::Refused),
+    /// None of ours, and the cluster doesn't believe it either.
+    #[error(transparent)]
+    Cluster(#[from] aggregation::Refused),
 }
 
 /// Puts [`UserInfo`] into the request, or answers 401 or 403.
@@ -76,6 +86,9 @@ pub(crate) async fn authenticate(
         Ok(user) => {
             parts.headers.remove(header::AUTHORIZATION);
             impersonate::forget(&mut parts.headers);
+            if let Some(cluster) = &authenticator.cluster {
+                cluster.forget(&mut parts.headers);
+            }
             parts.extensions.insert(user.clone());
             let mut response = next.run(Request::from_parts(parts, body)).await;
             // For whoever tells what became of the request.
@@ -115,12 +128,11 @@ impl Authenticator {
 
     /// Who sent it. A certificate counts before a token, as with kube-apiserver.
     async fn user(&self, request: &Parts) -> Result<UserInfo, Refused> {
-        let certificate = request.extensions.get::<PeerCertificate>();
-        if let Some(user) = certificate.and_then(PeerCertificate::user) {
-            return Ok(authenticated(user));
+        if let Some(user) = self.certified(request) {
+            return Ok(user);
         }
         if let Some(token) = bearer(&request.headers) {
-            return Ok(authenticated(self.bearers.user(token).await?));
+            return self.bearer(token).await;
         }
         let path = request.uri.path();
         let open = OPEN_PATHS.iter().any(|open| {
@@ -132,6 +144,35 @@ impl Authenticator {
         match self.anonymous || (self.anonymous_health && open) {
             true => Ok(anonymous()),
             false => Err(Refused::NoCredentials),
+        }
+    }
+
+    /// Who shows the connection's certificate, or whom its owner vouches for.
+    fn certified(&self, request: &Parts) -> Option<UserInfo> {
+        let certificate = request.extensions.get::<PeerCertificate>()?;
+        let own = || certificate.user().map(authenticated);
+        let Some(cluster) = &self.cluster else {
+            return own();
+        };
+        match cluster.vouched(certificate.chain(), &request.headers) {
+            Vouched::For(user) => Some(user),
+            Vouched::Nobody => None,
+            Vouched::NoProxy => own().or_else(|| cluster.certified(certificate.chain())),
+        }
+    }
+
+    /// Whose token it is. The cluster sees none that one of ours may be.
+    async fn bearer(&self, token: &str) -> Result<UserInfo, Refused> {
+        let ours = match self.bearers.user(token).await {
+            Ok(user) => return Ok(authenticated(user)),
+            Err(why) => why,
+        };
+        match (&self.cluster, &ours) {
+            (Some(cluster), Refused::UnknownToken)
+            | (Some(cluster), Refused::Token(oidc::Refused::Issuer(_) | oidc::Refused::Form)) => {
+                Ok(cluster.user(token).await?)
+            }
+            (Some(_) | None, _) => Err(ours),
         }
     }
 }
@@ -154,9 +195,11 @@ fn attempted(headers: &HeaderMap) -> &'static str {
     }
 }
 
-/// The user with the group of those who proved who they are.
+/// The user with the group of those who proved who they are. Somebody else may have found out that
+/// they didn't.
 pub(crate) fn authenticated(mut user: UserInfo) -> UserInfo {
-    if !user.groups.iter().any(|group| group == AUTHENTICATED) {
+    let told = |group: &String| group == AUTHENTICATED || group == UNAUTHENTICATED;
+    if user.name != ANONYMOUS && !user.groups.iter().any(told) {
         user.groups.push(AUTHENTICATED.to_owned());
     }
     user
@@ -194,6 +237,7 @@ mod tests {
         stopped.cancel();
         Authenticator {
             bearers: Arc::new(Bearers::start(&config, &stopped).unwrap()),
+            cluster: None,
             authorizer: Arc::new(AllowAll),
             anonymous_health: true,
             anonymous,

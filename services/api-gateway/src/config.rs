@@ -33,6 +33,9 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
     /// An issuer whose JSON Web Tokens are believed.
     pub oidc: Option<OidcConfig>,
+    /// A cluster whose kube-apiserver passes requests on to this server, and whose users are
+    /// believed.
+    pub aggregation: Option<AggregationConfig>,
     /// Whether health and version may be read by anyone.
     pub anonymous_health: bool,
     /// Whether requests without credentials are asked of authorization, as `system:anonymous` in
@@ -95,6 +98,29 @@ fn rs256() -> Vec<String> {
     vec!["RS256".to_owned()]
 }
 
+/// How the cluster is asked who its users are and what they may do. The defaults are those of a pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AggregationConfig {
+    /// URL of its API, `https://...`.
+    pub server: String,
+    /// Authorities of its API's certificate, PEM. Read again when it changes.
+    pub ca_file: PathBuf,
+    /// Bearer token of who asks. Read again when it changes.
+    pub token_file: PathBuf,
+}
+
+impl Default for AggregationConfig {
+    fn default() -> Self {
+        let account = PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount");
+        Self {
+            server: "https://kubernetes.default.svc".to_owned(),
+            ca_file: account.join("ca.crt"),
+            token_file: account.join("token"),
+        }
+    }
+}
+
 /// Where the record of each change and each refusal goes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -140,6 +166,7 @@ impl Default for Config {
             tls: None,
             token_file: None,
             oidc: None,
+            aggregation: None,
             anonymous_health: true,
             anonymous: false,
             audit: AuditConfig::default(),

@@ -25,6 +25,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 use tracing::info;
 
 use crate::actions;
+use crate::aggregation::{Cluster, Delegating};
 use crate::audit::{self, Trail};
 use crate::auth::{Authenticator, Bearers, authenticate};
 use crate::authorize;
@@ -95,7 +96,8 @@ impl Gateway {
         let identity = config.tls.as_ref().or(config.common.identity.as_ref());
         let identity = identity.context("tls (or common.identity) is missing")?;
         let gate = Gate::start(&config.limits, &metrics);
-        let tls = tls::server_config(identity).context("set up TLS")?;
+        let cluster = cluster(&config, &shutdown).await?;
+        let tls = tls::server_config(identity, cluster.clone()).context("set up TLS")?;
         let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;
@@ -126,9 +128,11 @@ impl Gateway {
         roles.map_err(|error| anyhow::anyhow!("put roles together: {error:?}"))?;
         tokio::spawn(rbac::keep_up(Arc::clone(&store), shutdown.clone()));
         let facts = Facts::new(store.cache.clone());
+        let rules = authorize::Rules::new(facts.policies());
         let door = Door {
             bearers: Arc::new(bearers),
-            authorizer: Arc::new(authorize::Rules::new(facts.policies())),
+            authorizer: Arc::new(Delegating::new(rules, cluster.clone())),
+            cluster,
             trail,
             readiness: readiness.clone(),
             gate,
@@ -226,6 +230,18 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
+/// The cluster that this server extends, if any.
+async fn cluster(
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Cluster>>> {
+    let Some(config) = &config.aggregation else {
+        return Ok(None);
+    };
+    let cluster = Cluster::start(config, shutdown).await;
+    Ok(Some(cluster.context("set up aggregation")?))
+}
+
 async fn open_ledger(config: &Config) -> anyhow::Result<Ledger> {
     let connect = || {
         Ledger::connect(LedgerConfig {
@@ -296,6 +312,7 @@ fn channels(config: &Config) -> anyhow::Result<Channels> {
 /// What stands before and beside the API.
 struct Door {
     bearers: Arc<Bearers>,
+    cluster: Option<Arc<Cluster>>,
     authorizer: Arc<dyn Authorizer>,
     trail: Trail,
     readiness: Readiness,
@@ -306,7 +323,7 @@ struct Door {
 fn api(config: &Config, store: Arc<LedgerStore>, door: &Door) -> anyhow::Result<Arc<ApiServer>> {
     let facts = Facts::new(store.cache.clone());
     let policies = facts.policies();
-    let mut extras = review::extras(&policies);
+    let mut extras = review::extras(&policies, &door.authorizer);
     let version = version(&config.kubernetes_version)?;
     extras.push(token_review::extra(&door.bearers));
     extras.extend(actions::extras(&store, &version));
@@ -325,6 +342,7 @@ fn api(config: &Config, store: Arc<LedgerStore>, door: &Door) -> anyhow::Result<
 fn router(config: &Config, api: &Arc<ApiServer>, metrics: &Metrics, door: Door) -> Router {
     let authenticator = Authenticator {
         bearers: door.bearers,
+        cluster: door.cluster,
         authorizer: door.authorizer,
         anonymous_health: config.anonymous_health,
         anonymous: config.anonymous,

@@ -6,6 +6,7 @@
 
 mod actions;
 mod age;
+mod aggregation;
 mod audit;
 mod auth;
 mod authorize;
@@ -33,6 +34,6 @@ mod token_review;
 mod watch_cache;
 mod watches;
 
-pub use config::{AuditConfig, Config, OidcConfig, PeerAddresses};
+pub use config::{AggregationConfig, AuditConfig, Config, OidcConfig, PeerAddresses};
 pub use gateway::{Gateway, run};
 pub use limits::Limits;

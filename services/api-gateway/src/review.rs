@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use axum::response::Response;
 use godwit_apimachinery::{
-    AccessRequest, Cause, Connect, ConnectRequest, ExtraResource, RequestContext, Status, UserInfo,
-    json_response,
+    AccessRequest, Authorizer, Cause, Connect, ConnectRequest, Decision, ExtraResource, Realm,
+    RequestContext, Status, UserInfo, json_response,
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -16,9 +16,10 @@ use crate::rbac::{Policies, Rule, Verdict};
 
 const AUTHORIZATION: &str = "authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
+const SELF_ACCESS: &str = "SelfSubjectAccessReview";
 
 /// All reviews.
-pub(crate) fn extras(policies: &Policies) -> Vec<ExtraResource> {
+pub(crate) fn extras(policies: &Policies, authorizer: &Arc<dyn Authorizer>) -> Vec<ExtraResource> {
     let declare = |group, name, kind, review| ExtraResource {
         kind,
         namespaced: false,
@@ -26,6 +27,7 @@ pub(crate) fn extras(policies: &Policies) -> Vec<ExtraResource> {
             kind,
             review,
             policies: policies.clone(),
+            authorizer: Arc::clone(authorizer),
         })),
         ..ExtraResource::new(group, "v1", name)
     };
@@ -40,11 +42,7 @@ pub(crate) fn extras(policies: &Policies) -> Vec<ExtraResource> {
             namespaced: true,
             ..local
         },
-        authorization(
-            "selfsubjectaccessreviews",
-            "SelfSubjectAccessReview",
-            of_self,
-        ),
+        authorization("selfsubjectaccessreviews", SELF_ACCESS, of_self),
         authorization("selfsubjectrulesreviews", "SelfSubjectRulesReview", rules),
         authorization("subjectaccessreviews", "SubjectAccessReview", of_subject),
         declare(
@@ -71,6 +69,8 @@ struct Handler {
     kind: &'static str,
     review: Review,
     policies: Policies,
+    /// Knows what the users of a cluster may do, which our own rules don't.
+    authorizer: Arc<dyn Authorizer>,
 }
 
 #[async_trait]
@@ -87,7 +87,10 @@ impl Connect for Handler {
             kind: self.kind,
             spec,
         };
-        let status = (self.review)(&asked)?;
+        let status = match (self.kind, ctx.user.realm) {
+            (SELF_ACCESS, Realm::Cluster) => self.of_clusters_user(&asked).await?,
+            (_, Realm::Own | Realm::Cluster) => (self.review)(&asked)?,
+        };
         let mut answer = json!({
             "kind": self.kind,
             "apiVersion": format!("{}/{}", ctx.group, ctx.version),
@@ -98,6 +101,17 @@ impl Connect for Handler {
             answer["spec"] = spec.clone();
         }
         Ok(json_response(StatusCode::CREATED, &answer))
+    }
+}
+
+impl Handler {
+    async fn of_clusters_user(&self, asked: &Asked<'_>) -> Result<Value, Status> {
+        let access = access(asked)?;
+        match self.authorizer.authorize(&asked.ctx.user, &access).await {
+            Decision::Allow => Ok(json!({"allowed": true})),
+            Decision::Deny(why) => Ok(json!({"allowed": false, "reason": why})),
+            Decision::Unknown(why) => Err(Status::unavailable(why)),
+        }
     }
 }
 
@@ -180,6 +194,8 @@ fn subject(asked: &Asked<'_>) -> Result<UserInfo, Status> {
             .collect(),
         uid: text(spec, "uid"),
         extra: serde_json::from_value(spec["extra"].clone()).unwrap_or_default(),
+        // What may be asked here is what our own rules say.
+        realm: Realm::Own,
     };
     if user.name.is_empty() && user.groups.is_empty() {
         let why = "at least one of user or group must be specified";
@@ -217,7 +233,10 @@ fn rules(asked: &Asked<'_>) -> Result<Value, Status> {
     let mut status = json!({
         "resourceRules": resources, "nonResourceRules": paths, "incomplete": false,
     });
-    if !held.errors.is_empty() {
+    if asked.ctx.user.realm == Realm::Cluster {
+        status["incomplete"] = json!(true);
+        status["evaluationError"] = json!("the cluster knows what its users may do");
+    } else if !held.errors.is_empty() {
         status["incomplete"] = json!(true);
         status["evaluationError"] = json!(held.errors.join(", "));
     }

@@ -12,12 +12,14 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::Layer;
 
+use crate::aggregation::{Clients, Cluster};
 use crate::auth::PeerCertificate;
 use crate::limits::{Gate, Guarded, Line};
 
@@ -38,30 +40,38 @@ pub(crate) enum TlsError {
     Server(#[source] rustls::Error),
 }
 
-/// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required.
-pub(crate) fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
+/// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required. Also answers
+/// whose certificates are taken: our authority's, and those that `cluster` vouches for.
+pub(crate) fn server_config(
+    identity: &Identity,
+    cluster: Option<Arc<Cluster>>,
+) -> Result<(ServerConfig, Clients), TlsError> {
     let pem = identity.read().map_err(TlsError::Read)?;
     let chain = certificates(&pem.cert, "the certificate")?;
     let key = PrivateKeyDer::from_pem_slice(&pem.key)
         .map_err(|error| TlsError::Pem("the private key", error))?;
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&pem.ca, "the authority")? {
-        roots.add(authority).map_err(TlsError::Server)?;
-    }
-    let provider = Arc::new(ring::default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(TlsError::Authority)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let clients = Clients::new(client_authority(&pem.ca)?, cluster);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Server)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(clients.verifier())
         .with_single_cert(chain, key)
         .map_err(TlsError::Server)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok((config, clients))
+}
+
+/// Takes the client certificates that the authorities in `pem` made; none is required.
+pub(crate) fn client_authority(pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(pem, "the authority")? {
+        roots.add(authority).map_err(TlsError::Server)?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(TlsError::Authority)
 }
 
 fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -75,13 +85,14 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     tls: TlsAcceptor,
+    clients: Clients,
     gate: Arc<Gate>,
 }
 
 impl Acceptor {
-    pub(crate) fn new(config: ServerConfig, gate: Arc<Gate>) -> Self {
+    pub(crate) fn new((config, clients): (ServerConfig, Clients), gate: Arc<Gate>) -> Self {
         let tls = TlsAcceptor::from(Arc::new(config));
-        Self { tls, gate }
+        Self { tls, clients, gate }
     }
 }
 
@@ -95,7 +106,7 @@ where
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: I, service: S) -> Self::Future {
-        let Self { tls, gate } = self.clone();
+        let Self { tls, clients, gate } = self.clone();
         Box::pin(async move {
             let place = gate.enter().ok_or(io::ErrorKind::ConnectionRefused)?;
             let stream = gate.guard(stream, place);
@@ -105,14 +116,8 @@ where
                 gate.handshake_failed(handshake.is_err());
             }
             let stream = handshake.map_err(|_| io::ErrorKind::TimedOut)??;
-            let peer = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(<[_]>::first);
-            let certificate = peer
-                .map(|der| PeerCertificate::read(der))
-                .unwrap_or_default();
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let certificate = clients.peer(chain);
             if !gate.may_stay(stream.get_ref().0.place(), certificate.user().as_ref()) {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }

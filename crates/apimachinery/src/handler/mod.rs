@@ -324,11 +324,11 @@ async fn authorize(
     user: &UserInfo,
     access: &AccessRequest,
 ) -> Result<(), Status> {
-    let why = match server.authorizer.authorize(user, access).await {
-        Decision::Allow => return Ok(()),
-        Decision::Deny(why) => why,
-    };
-    Err(refusal(user, access, &why))
+    match server.authorizer.authorize(user, access).await {
+        Decision::Allow => Ok(()),
+        Decision::Deny(why) => Err(refusal(user, access, &why)),
+        Decision::Unknown(why) => Err(Status::unavailable(why)),
+    }
 }
 
 /// The refusal of an authorizer in kube-apiserver's words; `why` is added unless it is empty.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use godwit_apimachinery::{AccessRequest, Decision, UserInfo};
+use godwit_apimachinery::{AccessRequest, Decision, Realm, UserInfo};
 use http::{HeaderMap, Uri};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -101,12 +101,17 @@ impl Entry {
         let mut annotations = json!({});
         let decided = match &self.notes.decision {
             Some(Decision::Allow) => Some(("allow", "")),
-            Some(Decision::Deny(why)) => Some(("forbid", why.as_str())),
+            Some(Decision::Deny(why) | Decision::Unknown(why)) => Some(("forbid", why.as_str())),
             None => None,
         };
         if let Some((decision, reason)) = decided {
             annotations["authorization.k8s.io/decision"] = json!(decision);
             annotations["authorization.k8s.io/reason"] = json!(cut(reason, LONG_TEXT_MAX));
+        }
+        let realm = self.notes.user.as_ref().map(|user| user.realm);
+        if realm == Some(Realm::Cluster) {
+            // One of ours may have the same name.
+            annotations["godwit.io/user-of"] = json!("cluster");
         }
         let query = self.asked.uri.query().unwrap_or_default();
         if query.split('&').any(|pair| pair == "dryRun=All") {

@@ -1,10 +1,12 @@
 //! The user in a client certificate: CN is the name, each O a group.
 //!
-//! The certificate was verified against the configured CA in the TLS handshake.
+//! The certificate was verified in the TLS handshake.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use godwit_apimachinery::UserInfo;
+use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -22,39 +24,61 @@ const SERVICES: [&str; 5] = [
 
 /// What the handshake learned about the client; put into each request of the connection.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PeerCertificate(Option<UserInfo>);
+pub(crate) struct PeerCertificate {
+    user: Option<UserInfo>,
+    chain: Arc<[CertificateDer<'static>]>,
+}
 
 impl PeerCertificate {
-    /// Reads a verified certificate in DER form. Without a CN, or for a service, it stands for
-    /// nobody.
-    pub(crate) fn read(der: &[u8]) -> Self {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
-            return Self::default();
-        };
-        let subject = certificate.subject();
-        let name = subject
-            .iter_common_name()
-            .find_map(|name| name.as_str().ok());
-        let groups: Vec<&str> = subject
-            .iter_organization()
-            .filter_map(|name| name.as_str().ok())
-            .collect();
-        let is_service = groups.iter().any(|group| SERVICES.contains(group));
-        let user = name
-            .filter(|name| !name.is_empty() && !is_service)
-            .map(|name| UserInfo {
-                name: name.to_owned(),
-                groups: groups.iter().map(|&group| group.to_owned()).collect(),
-                uid: String::new(),
-                extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![fingerprint(der)])]),
-            });
-        Self(user)
+    /// Reads a verified chain. Unless it is `ours`, made by our own authority, and has a CN, and is
+    /// not for a service, it stands for nobody that we know.
+    pub(crate) fn read(chain: &[CertificateDer<'_>], ours: bool) -> Self {
+        let user = chain
+            .first()
+            .filter(|_| ours)
+            .and_then(|der| certified(der));
+        Self {
+            user: user.filter(|user| !user.groups.iter().any(|group| is_service(group))),
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
+        }
     }
 
-    /// Who the certificate stands for.
+    /// Which of our users the certificate stands for.
     pub(crate) fn user(&self) -> Option<UserInfo> {
-        self.0.clone()
+        self.user.clone()
     }
+
+    /// All that the client showed, its own certificate first.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+}
+
+fn is_service(group: &str) -> bool {
+    SERVICES.contains(&group)
+}
+
+/// Whom a certificate in DER form names; `None` without a CN.
+pub(crate) fn certified(der: &[u8]) -> Option<UserInfo> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let groups = certificate.subject().iter_organization();
+    Some(UserInfo {
+        name: common_name(der)?,
+        groups: groups
+            .filter_map(|name| name.as_str().ok())
+            .map(str::to_owned)
+            .collect(),
+        extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![fingerprint(der)])]),
+        ..UserInfo::default()
+    })
+}
+
+/// The CN of a certificate in DER form; `None` when there is none.
+pub(crate) fn common_name(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.find_map(|name| name.as_str().ok())?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// Which certificate it was, as kube-apiserver writes it.

@@ -80,8 +80,10 @@ impl Wish {
         authorizer: &dyn Authorizer,
     ) -> Result<UserInfo, Status> {
         for access in self.accesses() {
-            if let Decision::Deny(why) = authorizer.authorize(caller, &access).await {
-                return Err(refusal(caller, &access, &why));
+            match authorizer.authorize(caller, &access).await {
+                Decision::Allow => {}
+                Decision::Deny(why) => return Err(refusal(caller, &access, &why)),
+                Decision::Unknown(why) => return Err(Status::unavailable(why)),
             }
         }
         let mut groups = self.groups;
@@ -101,6 +103,8 @@ impl Wish {
             groups,
             uid: self.uid,
             extra: self.extra,
+            // Who allowed it knows its own users alone.
+            realm: caller.realm,
         })
     }
 
@@ -155,7 +159,7 @@ impl Wish {
 }
 
 /// The key of an extra field, which is escaped as in a path.
-fn unescape(key: &str) -> String {
+pub(crate) fn unescape(key: &str) -> String {
     let decoded = percent_encoding::percent_decode_str(key).decode_utf8();
     decoded.map_or_else(|_| key.to_owned(), |key| key.into_owned())
 }

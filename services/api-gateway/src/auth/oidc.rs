@@ -219,8 +219,8 @@ impl Oidc {
                 .into_iter()
                 .map(|group| format!("{}{group}", config.groups_prefix))
                 .collect(),
-            uid: String::new(),
             extra,
+            ..UserInfo::default()
         })
     }
 }

@@ -74,6 +74,7 @@ impl Doors {
                 "forbidden: User \"{}\" cannot get path \"{path}\"",
                 user.name
             ))),
+            Decision::Unknown(why) => Err(Status::unavailable(why)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use godwit_apimachinery::{AccessRequest, Stored, UserInfo};
+use godwit_apimachinery::{AccessRequest, Realm, Stored, UserInfo};
 use serde_json::Value;
 
 use super::aggregate;
@@ -183,6 +183,8 @@ impl Snapshot {
     ) -> impl Iterator<Item = &'a Arc<Grant>> {
         let keys: Vec<String> = std::iter::once(format!("u:{}", user.name))
             .chain(user.groups.iter().map(|group| format!("g:{group}")))
+            // Our rules are about our users: another realm may have somebody of the same name.
+            .filter(|_| user.realm == Realm::Own)
             .collect();
         let inside = match namespace {
             EVERYWHERE => None,
@@ -202,7 +204,7 @@ impl Snapshot {
 
 /// Whether no object can take anything from them.
 fn is_master(user: &UserInfo) -> bool {
-    user.groups.iter().any(|group| group == MASTERS)
+    user.realm == Realm::Own && user.groups.iter().any(|group| group == MASTERS)
 }
 
 fn key(role: &Stored) -> (String, String) {
