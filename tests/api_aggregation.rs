@@ -1,13 +1,14 @@
 //! Two gateways: one plays a cluster's kube-apiserver, with users and rules of its own, the other is
 //! reached through it. Who is believed when a front proxy speaks for users, and who decides.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use godwit_api_gateway::AggregationConfig;
 use godwit_testkit::api::{Api as Client, Connection, Method, Request};
 use godwit_testkit::certs::{Ca, Subject};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -244,7 +245,29 @@ async fn the_front_proxy_says_who_asks_and_the_cluster_what_they_may_do() -> Res
         assert_eq!(review["status"]["allowed"], may, "{verb}");
     }
 
-    // Godwit's own rules are about Godwit's own ann.
+    // kube-apiserver asks for discovery as somebody without groups, and passes nobody on, too.
+    let aggregator = &[("X-Remote-User", "system:kube-aggregator")];
+    for path in [
+        "/apis",
+        "/apis/kubevirt.io/v1",
+        "/openapi/v2",
+        "/openapi/v3",
+    ] {
+        assert_eq!(get(&mut proxy, path, aggregator).await?, 200, "{path}");
+    }
+    let nobody = &[
+        ("X-Remote-User", "system:anonymous"),
+        ("X-Remote-Group", "system:unauthenticated"),
+    ];
+    assert_eq!(get(&mut proxy, "/apis", nobody).await?, 403);
+    assert_eq!(get(&mut proxy, "/livez", nobody).await?, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clusters_user_is_not_ours_whatever_the_name() -> Result<()> {
+    let scene = Scene::start().await?;
+    let mut proxy = scene.proxy().await?;
     let mut admin = scene.godwit.client()?.connect().await?;
     let everything = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
     let ann = json!({"kind": "User", "name": "ann"});
@@ -267,31 +290,17 @@ async fn the_front_proxy_says_who_asks_and_the_cluster_what_they_may_do() -> Res
         ("X-Remote-Group", "system:masters"),
         ("Impersonate-User", "ann"),
     ];
-    assert_eq!(get(&mut proxy, MACHINES, master).await?, 403);
+    let (code, refused) = ask(&mut proxy, ("GET", MACHINES), master, &Value::Null).await?;
+    let said = |refused: &Value, what| refused["message"].to_string().contains(what);
+    assert!(code == 403 && said(&refused, "cannot list"), "{refused}");
     let path = format!("{RBAC}/clusterrolebindings");
     let binding = json!({
         "metadata": {"name": "more"}, "subjects": [ann],
         "roleRef": {"kind": "ClusterRole", "name": "cluster-admin"},
     });
     let (code, refused) = ask(&mut proxy, ("POST", &path), &master[..2], &binding).await?;
-    assert_eq!(code, 403, "{refused}");
-
-    // kube-apiserver asks for discovery as somebody without groups, and passes nobody on, too.
-    let aggregator = &[("X-Remote-User", "system:kube-aggregator")];
-    for path in [
-        "/apis",
-        "/apis/kubevirt.io/v1",
-        "/openapi/v2",
-        "/openapi/v3",
-    ] {
-        assert_eq!(get(&mut proxy, path, aggregator).await?, 200, "{path}");
-    }
-    let nobody = &[
-        ("X-Remote-User", "system:anonymous"),
-        ("X-Remote-Group", "system:unauthenticated"),
-    ];
-    assert_eq!(get(&mut proxy, "/apis", nobody).await?, 403);
-    assert_eq!(get(&mut proxy, "/livez", nobody).await?, 200);
+    let why = "attempting to grant RBAC permissions not currently held";
+    assert!(code == 403 && said(&refused, why), "{refused}");
     Ok(())
 }
 
@@ -423,5 +432,47 @@ async fn without_the_cluster_its_users_are_refused_and_ours_are_not() -> Result<
         "a front proxy was believed"
     );
     assert_eq!(name(&late.client()?, MIA).await?, "admin");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_chart_sends_every_group_here_that_is_not_the_clusters_own() -> Result<()> {
+    /// Every cluster, or every OpenShift, serves these itself.
+    const CLUSTERS: [&str; 7] = [
+        "authentication.k8s.io",
+        "authorization.k8s.io",
+        "coordination.k8s.io",
+        "events.k8s.io",
+        "policy",
+        "project.openshift.io",
+        "rbac.authorization.k8s.io",
+    ];
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden = golden.join("../charts/godwit/ci/golden/aggregation.yaml");
+    let text = std::fs::read_to_string(golden)?;
+    let mut sent = vec![];
+    for document in serde_yaml_ng::Deserializer::from_str(&text) {
+        let manifest = Value::deserialize(document)?;
+        if manifest["kind"] == "APIService" {
+            sent.push(manifest["metadata"]["name"].clone());
+        }
+    }
+    let api = Api::start().await?;
+    let mut admin = api.client()?.connect().await?;
+    let groups = admin.get("/apis", "application/json").await?.object()?;
+    let mut served = vec![];
+    for group in groups["groups"].as_array().into_iter().flatten() {
+        let name = group["name"].as_str().unwrap_or_default();
+        if !CLUSTERS.contains(&name) {
+            let versions = group["versions"].as_array().into_iter().flatten();
+            let versions = versions.filter_map(|version| version["version"].as_str());
+            served.extend(versions.map(|version| json!(format!("{version}.{name}"))));
+        }
+    }
+    let sorted = |mut names: Vec<Value>| {
+        names.sort_by_key(ToString::to_string);
+        names
+    };
+    assert_eq!(sorted(sent), sorted(served));
     Ok(())
 }

@@ -140,6 +140,18 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* The authority of the gateway's certificate, as an APIService wants it. */}}
+{{- define "godwit.caBundle" -}}
+{{- $secret := lookup "v1" "Secret" (include "godwit.namespace" .) (include "godwit.tlsSecret" .) -}}
+{{- if .Values.aggregation.caBundle -}}
+{{ b64enc .Values.aggregation.caBundle }}
+{{- else if $secret -}}
+{{ index $secret.data "ca.crt" }}
+{{- else -}}
+{{- fail "aggregation needs the authority of the gateway's certificate: set aggregation.caBundle, or use certManager, or switch it on when the Secret with the certificates is there" -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A pod's volume with tls.crt, tls.key and ca.crt; takes (list root role). */}}
 {{- define "godwit.tlsVolume" -}}
 {{- $root := index . 0 -}}
