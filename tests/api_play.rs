@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use godwit_ledger::{
-    EventKind, EventRecord, JobChange, JobStep, Ledger, NewObject, ObjectKey, ObjectRef, Recorded,
+    EventKind, EventRecord, JobChange, JobStep, Ledger, NewObject, ObjectKey, ObjectRef,
 };
 use godwit_model::migration::job::JobState;
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ pub(crate) async fn end_job(ledger: &Ledger) -> Result<()> {
     };
     let mut tx = ledger.begin().await?;
     let recorded = tx.job_record(&lease, step).await?;
-    ensure!(matches!(recorded, Recorded::Now), "{recorded:?}");
+    ensure!(recorded.is_now(), "{recorded:?}");
     let mut object = tx.get(&lease.job.key).await?.context("no migration")?;
     object.status = Some(json!({"phase": "Failed"}));
     if object.deleting() {

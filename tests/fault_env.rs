@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_cli::audit::{Outcome, audit};
-use godwit_testkit::api::{Answer, Api, Method};
+use godwit_testkit::api::{Answer, Api, Method, Request, Response};
 use godwit_testkit::lab::{Lab, LabOptions, Process, http_get, http_put};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -71,7 +71,7 @@ impl std::fmt::Display for Place {
 }
 
 impl Faults {
-    fn options(coordinators: u16) -> LabOptions {
+    fn options(coordinators: u16, otlp_endpoint: Option<String>) -> LabOptions {
         let program = std::env::current_exe().unwrap();
         let bin_dir = program.ancestors().nth(2).unwrap().to_owned();
         LabOptions {
@@ -82,13 +82,22 @@ impl Faults {
             dir: PathBuf::from("/var/lib/gw-faults"),
             cache_dir: bin_dir.parent().unwrap().join("lab-cache"),
             bin_dir,
-            otlp_endpoint: None,
+            otlp_endpoint,
         }
     }
 
     /// Starts the lab, after removing what an ended test may have left.
     pub(crate) fn start(coordinators: u16) -> Result<Self> {
-        let lab = Lab::new(Self::options(coordinators));
+        Self::start_with(Self::options(coordinators, None))
+    }
+
+    /// As [`Self::start`], with spans sent to `endpoint`.
+    pub(crate) fn start_traced(coordinators: u16, endpoint: String) -> Result<Self> {
+        Self::start_with(Self::options(coordinators, Some(endpoint)))
+    }
+
+    fn start_with(options: LabOptions) -> Result<Self> {
+        let lab = Lab::new(options);
         lab.down()?;
         lab.up(&|_| ())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -128,6 +137,13 @@ impl Faults {
             let answer = self.call(method.clone(), path, body);
             Ok(answer.ok().filter(|answer| answer.status != 503))
         })
+    }
+
+    /// One request as it is given, over a connection of its own.
+    pub(crate) fn exchange(&self, request: Request<String>) -> Result<Response<String>> {
+        let call = async { self.api.connect().await?.exchange(request).await };
+        let answered = async { tokio::time::timeout(ANSWER_MAX, call).await };
+        self.runtime.block_on(answered).context("no answer")?
     }
 
     /// An object; `None` when there is none.

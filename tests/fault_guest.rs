@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use godwit_testkit::guest::heartbeat::{Heard, Listener};
+use godwit_testkit::guest::heartbeat::{Heard, Listener, Report};
 use godwit_testkit::guest::record::{self, POWER_OFF, QUERY_PORT};
 use serde_json::{Value, json};
 
@@ -26,14 +26,22 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a machine, and waits for its first words. `last` is the last byte of its address.
     pub(crate) fn start(env: &Faults, name: &str, last: u8) -> Result<Self> {
-        let guest = Self::create(env, name, last)?;
+        Self::start_as(env, name, (last, "godwit.tick=10"))
+    }
+
+    /// As [`Self::start`], with kernel arguments for the guest's program.
+    pub(crate) fn start_as(env: &Faults, name: &str, (last, told): (u8, &str)) -> Result<Self> {
+        let guest = Self::create(env, name, (last, told))?;
         guest.beats(env)?;
         Ok(guest)
     }
 
     /// Starts machines, with addresses from `first` on, and waits until all have spoken.
     pub(crate) fn many(env: &Faults, name: &str, (first, count): (u8, u8)) -> Result<Vec<Self>> {
-        let create = |number| Self::create(env, &format!("{name}-{number}"), first + number);
+        let create = |number| {
+            let place = (first + number, "godwit.tick=10");
+            Self::create(env, &format!("{name}-{number}"), place)
+        };
         let guests: Vec<Self> = (0..count).map(create).collect::<Result<_>>()?;
         for guest in &guests {
             guest.beats(env)?;
@@ -41,7 +49,7 @@ impl Guest {
         Ok(guests)
     }
 
-    fn create(env: &Faults, name: &str, last: u8) -> Result<Self> {
+    fn create(env: &Faults, name: &str, (last, told): (u8, &str)) -> Result<Self> {
         let network = env.lab().network();
         let socket = UdpSocket::bind((network.guest_gateway(), 0))?;
         let to = socket.local_addr()?;
@@ -56,7 +64,7 @@ impl Guest {
         let address = network.guest(last);
         domain["firmware"]["kernelBoot"]["kernelArgs"] = json!(format!(
             "console=ttyS0 quiet panic=-1 godwit.ip={address}/24 godwit.heartbeat={to} \
-             godwit.tick=10"
+             {told}"
         ));
         let guest = Self {
             name: name.to_owned(),
@@ -106,6 +114,11 @@ impl Guest {
         let gaps = report.heard.windows(2).filter(within);
         let gaps = gaps.map(|pair| pair[1].at.duration_since(pair[0].at));
         gaps.max().unwrap_or_default()
+    }
+
+    /// What was heard of it so far.
+    pub(crate) fn report(&self) -> Report {
+        self.listener.report()
     }
 
     /// Heartbeats that were sent and never heard.

@@ -15,7 +15,7 @@ use crate::fault_guest::Guest;
 use crate::lab_suite::say;
 
 /// The coordinators of the lab.
-const COORDINATORS: [&str; 2] = ["migration-coordinator", "migration-coordinator-2"];
+pub(crate) const COORDINATORS: [&str; 2] = ["migration-coordinator", "migration-coordinator-2"];
 /// Where the owner dies: after each of its writes and orders.
 const PLACES: [&str; 10] = [
     "ledger.claim.after",

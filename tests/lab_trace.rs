@@ -1,207 +1,281 @@
-//! One migration, one trace: from the request to the end, in a collector that really listens.
+//! One migration, one trace: from the request in a client's own trace to the running guest, through
+//! five processes, in a collector that really listens; also when the owner of the job is killed.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
-use godwit_testkit::kubectl::{self, Release};
-use godwit_testkit::lab::{Lab, LabOptions};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use tonic::{Request, Response, Status};
+use anyhow::{Context, Result, ensure};
+use godwit_testkit::api::{Method, Request};
+use serde_json::Value;
 
-/// How long spans may take to arrive: exporters send in batches.
-const EXPORT_MAX: Duration = Duration::from_secs(20);
+use crate::fault_env::{Faults, MIGRATIONS, Place};
+use crate::fault_guest::Guest;
+use crate::fault_takeover::{COORDINATORS, way};
+use crate::lab_collector::{Collector, Seen};
+use crate::lab_env::migration;
+use crate::lab_suite::say;
 
-/// How long the machine may take to run.
-const RUNNING_MAX: Duration = Duration::from_secs(60);
-
-/// A span as it arrived.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
-    trace: Vec<u8>,
-    id: Vec<u8>,
-    parent: Vec<u8>,
-    name: String,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Collector {
-    spans: Arc<Mutex<Vec<Seen>>>,
-}
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let resources = request.into_inner().resource_spans;
-        let scopes = resources
-            .into_iter()
-            .flat_map(|resource| resource.scope_spans);
-        let spans = scopes.flat_map(|scope| scope.spans).map(|span| Seen {
-            trace: span.trace_id,
-            id: span.span_id,
-            parent: span.parent_span_id,
-            name: span.name,
-        });
-        self.spans.lock().unwrap().extend(spans);
-        Ok(Response::new(ExportTraceServiceResponse {
-            partial_success: None,
-        }))
-    }
-}
-
-impl Collector {
-    /// Listens on a port of its own.
-    fn start() -> (Self, SocketAddr) {
-        let collector = Self::default();
-        let service = TraceServiceServer::new(collector.clone());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(service);
-                server.serve_with_incoming(incoming).await
-            })
-        });
-        (collector, address)
-    }
-
-    /// The spans of the trace that has a span called `name`, once `enough` says so.
-    fn trace_with(&self, name: &str, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
-        let began = Instant::now();
-        loop {
-            let spans = self.spans.lock().unwrap().clone();
-            let trace = spans
-                .iter()
-                .find(|span| span.name == name)
-                .map(|span| span.trace.clone());
-            let of_trace: Vec<Seen> = spans
-                .into_iter()
-                .filter(|span| Some(&span.trace) == trace.as_ref())
-                .collect();
-            if enough(&of_trace) || began.elapsed() > EXPORT_MAX {
-                return of_trace;
-            }
-            std::thread::sleep(Duration::from_millis(50)); // poll
-        }
-    }
-}
-
-/// Ends the lab whatever becomes of the test.
-struct Ended(Lab);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.down().expect("the lab ends");
-    }
-}
-
-fn target_dir() -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    program.ancestors().nth(2).unwrap().to_owned()
-}
-
-fn run(lab: &Lab, kubectl: &Path, arguments: &[&str]) -> String {
-    let output = lab.kubectl(kubectl, arguments).unwrap();
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// `kubectl wait` knows no instance that isn't made yet.
-fn wait_running(lab: &Lab, kubectl: &Path) {
-    let phase = [
-        "get",
-        "vmi",
-        "rhel8-server-nfs",
-        "-o",
-        "jsonpath={.status.phase}",
-    ];
-    let began = Instant::now();
-    while lab.kubectl(kubectl, &phase).unwrap().stdout != b"Running" {
-        assert!(began.elapsed() < RUNNING_MAX, "the machine does not run");
-        std::thread::sleep(Duration::from_millis(50)); // poll
-    }
-}
+/// Moves whose blackout is compared with what the guest lived through.
+const MOVES: usize = 3;
+/// What a blackout's span and the guest may differ by.
+const BLACKOUT_APART_MAX: Duration = Duration::from_millis(5);
+/// How much of the guest's words on each side of a blackout is listened to.
+const AROUND: Duration = Duration::from_millis(300);
+/// The states of a migration that succeeds, in their order.
+const STEPS: [&str; 8] = [
+    "Pending",
+    "Placing",
+    "Reserved",
+    "Preparing",
+    "Prepared",
+    "Copying",
+    "SwitchAllowed",
+    "HandedOver",
+];
 
 #[test]
-fn lab_trace_joins_every_step_of_a_migration() {
+fn lab_trace_follows_a_migration_through_five_processes_and_the_death_of_its_owner() {
     let (collector, address) = Collector::start();
-    let bin_dir = target_dir();
-    let cache_dir = bin_dir.join("../lab-cache");
-    let kubectl = kubectl::program(&cache_dir, Release::Newest, &|_| ()).unwrap();
-    let lab = Ended(Lab::new(LabOptions {
-        prefix: "gwtr".to_owned(),
-        index: 3,
-        workers: 2,
-        coordinators: 1,
-        dir: PathBuf::from("/var/lib/gw-trace"),
-        bin_dir,
-        cache_dir,
-        otlp_endpoint: Some(format!("http://{address}")),
-    }));
-    let lab = &lab.0;
-    lab.up(&|_| ()).unwrap();
-    let manifest = std::fs::read_to_string("../examples/vm-rhel8-server-nfs.yaml").unwrap();
-    let manifest = manifest.replace("/var/lib/godwit/shared", &lab.disks().display().to_string());
-    let file = lab.options().dir.join("machine.yaml").display().to_string();
-    std::fs::write(&file, manifest).unwrap();
-    run(lab, &kubectl, &["apply", "-f", &file]);
-    wait_running(lab, &kubectl);
-    run(
-        lab,
-        &kubectl,
-        &["apply", "-f", "../examples/migration-job.yaml"],
+    let env = Faults::start_traced(2, format!("http://{address}")).unwrap();
+    let scene = Scene {
+        guest: Guest::start_as(
+            &env,
+            "traced",
+            (
+                83,
+                "godwit.tick=2 godwit.dirty=8000000 godwit.dirtyset=16000000",
+            ),
+        )
+        .unwrap(),
+        collector,
+        env,
+    };
+    let apart: Vec<Duration> = (0..MOVES).map(|n| scene.moves(n).unwrap()).collect();
+    say(&format!(
+        "blackout spans and the guest's own clock differ by {apart:?}"
+    ));
+    assert!(
+        apart
+            .iter()
+            .min()
+            .is_some_and(|apart| *apart < BLACKOUT_APART_MAX),
+        "{apart:?}"
     );
-    let done = [
-        "wait",
-        "--for=jsonpath={.status.phase}=Succeeded",
-        "vmim/migration-job",
-    ];
-    run(lab, &kubectl, &done);
+    scene.owner_dies().unwrap();
+    scene.guest.judge().unwrap();
+}
 
-    let steps = [
-        "Pending",
-        "Placing",
-        "Reserved",
-        "Preparing",
-        "Prepared",
-        "Copying",
-    ];
-    let steps = [&steps[..], &["SwitchAllowed", "HandedOver"]].concat();
-    let has = |spans: &[Seen], name: &str| spans.iter().any(|span| span.name == name);
-    let trace = collector.trace_with("HandedOver", |spans| {
-        steps.iter().all(|step| has(spans, step))
-            && spans.iter().any(|span| !steps.contains(&&*span.name))
-    });
-    for step in &steps {
-        assert!(has(&trace, step), "no span {step} in {trace:#?}");
-    }
-    let ids: BTreeSet<&Vec<u8>> = trace.iter().map(|span| &span.id).collect();
-    assert_eq!(ids.len(), trace.len(), "a step is there twice: {trace:#?}");
-    for span in trace.iter().filter(|span| steps.contains(&&*span.name)) {
-        assert!(
-            ids.contains(&span.parent),
-            "the request's span is missing: {trace:#?}"
+struct Scene {
+    guest: Guest,
+    collector: Collector,
+    env: Faults,
+}
+
+impl Scene {
+    /// Moves the machine as a part of a client's trace, and checks that trace. Answers how far the
+    /// blackout's span is from what the guest lived through.
+    fn moves(&self, number: usize) -> Result<Duration> {
+        let trace = format!("{:032x}", 0xfeed_0000 + number);
+        let (_, to) = way(&self.env, &self.guest)?;
+        let name = format!("traced-{number}");
+        self.ask_for(&name, &to, &trace)?;
+        let clock = (Instant::now(), SystemTime::now());
+        self.succeeds(&name)?;
+        // What the guest says after its blackout is a part of the measurement.
+        self.guest.beats(&self.env)?;
+        std::thread::sleep(AROUND); // measure
+        let spans = self.whole_trace(&trace)?;
+        let ids: BTreeSet<&String> = spans.iter().map(|span| &span.id).collect();
+        ensure!(
+            ids.len() == spans.len(),
+            "a span is there twice: {spans:#?}"
         );
+        five_processes(&spans)?;
+        steps_follow_each_other(&spans)?;
+        passes_have_their_numbers(&spans)?;
+        let blackout = named(&spans, "blackout")?;
+        let stopped = clock.0 + blackout.began_at().duration_since(clock.1)?;
+        let switch = (stopped, stopped + blackout.took());
+        let lived = self.guest.report().standstill(switch, AROUND);
+        let lived = lived.context("the guest was not heard on both sides of its blackout")?;
+        say(&format!(
+            "{name}: blackout span {:?}, the guest's clock stood still for {lived:?}",
+            blackout.took()
+        ));
+        Ok(lived.abs_diff(blackout.took()))
     }
+
+    /// The owner is killed while the memory is copied: the other one goes on in the same trace.
+    fn owner_dies(&self) -> Result<()> {
+        let env = &self.env;
+        env.ready()?;
+        let trace = format!("{:032x}", 0xdead_0000_u32);
+        let (_, to) = way(env, &self.guest)?;
+        let places = COORDINATORS.map(|service| Place::new(service, "order.StartCopy.after"));
+        for place in &places {
+            env.arm(place, "pause")?;
+        }
+        self.ask_for("orphaned", &to, &trace)?;
+        let owner = env.until("an owner whose copy began", || {
+            Ok(places.iter().find(|place| env.held(place)))
+        })?;
+        for place in places.iter().filter(|place| *place != owner) {
+            env.arm(place, "off")?;
+        }
+        env.without(&owner.service, || self.succeeds("orphaned"))?;
+        let spans = self.whole_trace(&trace)?;
+        // What the dead owner had sent already, the new one sent again: the same spans.
+        let mut once: BTreeMap<&String, &Seen> = BTreeMap::new();
+        for span in &spans {
+            if let Some(other) = once.insert(&span.id, span) {
+                ensure!(
+                    (other.began, other.ended, &other.name) == (span.began, span.ended, &span.name),
+                    "two spans have one id: {other:#?} {span:#?}"
+                );
+            }
+        }
+        let spans: Vec<Seen> = once.into_values().cloned().collect();
+        steps_follow_each_other(&spans)?;
+        passes_have_their_numbers(&spans)?;
+        let taken = named(&spans, "takeover")?;
+        let copying = named(&spans, "Copying")?;
+        ensure!(taken.parent == copying.id, "{taken:#?}");
+        ensure!(copying.began < taken.began && taken.began < copying.ended);
+        let (first, last) = (named(&spans, "Placing")?, named(&spans, "HandedOver")?);
+        say(&format!(
+            "owner killed: {} spans, steps of epochs {} and {}",
+            spans.len(),
+            first.number("godwit.epoch"),
+            last.number("godwit.epoch"),
+        ));
+        ensure!(first.number("godwit.epoch") < last.number("godwit.epoch"));
+        Ok(())
+    }
+
+    /// Asks for a move as a part of `trace`; the answer says which trace it is a part of.
+    fn ask_for(&self, name: &str, node: &str, trace: &str) -> Result<()> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(MIGRATIONS)
+            .header("content-type", "application/json")
+            // Not sampled by the client: a job's trace is kept all the same.
+            .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-00"))
+            .body(migration(name, &self.guest.name, Some(node)).to_string())?;
+        let answer = self.env.exchange(request)?;
+        ensure!(answer.status().as_u16() == 201, "{}", answer.body());
+        let told = answer.headers().get("traceresponse");
+        let told = told.context("the answer names no trace")?.to_str()?;
+        ensure!(told.contains(trace), "asked in {trace}, answered in {told}");
+        Ok(())
+    }
+
+    fn succeeds(&self, name: &str) -> Result<Value> {
+        let (phase, object) = self
+            .env
+            .until("the end of the migration", || self.env.ended(name))?;
+        ensure!(phase == "Succeeded", "{name}: {object:#}");
+        Ok(object)
+    }
+
+    /// A trace with its last step, once every span has its parent: exporters send in batches.
+    fn whole_trace(&self, trace: &str) -> Result<Vec<Seen>> {
+        let looked = self.env.until("the whole trace", || {
+            let spans = self.collector.trace(trace);
+            let ended = ["HandedOver", "blackout", "request"];
+            let has = |name: &str| spans.iter().any(|span| span.name.contains(name));
+            let request = spans.iter().any(|span| span.parent == "00f067aa0ba902b7");
+            let whole = has(ended[0]) && has(ended[1]) && request && orphans(&spans).is_empty();
+            Ok(whole.then_some(spans))
+        });
+        looked.with_context(|| {
+            let spans = self.collector.trace(trace);
+            format!("orphans {:#?} in {spans:#?}", orphans(&spans))
+        })
+    }
+}
+
+/// Spans whose parent is not there, but for the one that the client's span caused.
+fn orphans(spans: &[Seen]) -> Vec<&Seen> {
+    let ids: BTreeSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
+    spans
+        .iter()
+        .filter(|span| span.parent != "00f067aa0ba902b7" && !ids.contains(span.parent.as_str()))
+        .collect()
+}
+
+fn named<'a>(spans: &'a [Seen], name: &str) -> Result<&'a Seen> {
+    let mut found = spans.iter().filter(|span| span.name.ends_with(name));
+    let span = found
+        .next()
+        .with_context(|| format!("no span {name} in {spans:#?}"))?;
+    ensure!(found.next().is_none(), "{name} is there twice: {spans:#?}");
+    Ok(span)
+}
+
+/// Gateway, coordinator, scheduler and both agents, each called by the one that should.
+fn five_processes(spans: &[Seen]) -> Result<()> {
+    let processes: BTreeSet<_> = spans.iter().map(|span| &span.process).collect();
+    let services = |name: &str| {
+        processes
+            .iter()
+            .filter(|(service, _)| service == name)
+            .count()
+    };
+    ensure!(processes.len() == 5, "{processes:#?}");
+    ensure!(services("godwit-node-agent") == 2, "{processes:#?}");
+    let id = |name: &str| named(spans, name).map(|span| &span.id);
+    let parent = |name: &str| named(spans, name).map(|span| &span.parent);
+    let request = spans.iter().find(|span| span.parent == "00f067aa0ba902b7");
+    let request = request.context("no span of the request")?;
+    ensure!(request.process.0 == "godwit-api-gateway", "{request:#?}");
+    for step in STEPS {
+        ensure!(parent(step)? == &request.id, "{step}: {spans:#?}");
+    }
+    ensure!(parent("Placement/Reserve")? == id("Placing")?);
+    ensure!(parent("Agent/PrepareTarget")? == id("Preparing")?);
+    ensure!(parent("Agent/StartCopy")? == id("Copying")?);
+    ensure!(parent("Agent/AllowSwitchover")? == id("SwitchAllowed")?);
+    ensure!(parent("Agent/DeliverProof")? == id("Agent/StartCopy")?);
+    ensure!(parent("blackout")? == id("SwitchAllowed")?);
+    let process = |name: &str| named(spans, name).map(|span| &span.process);
+    ensure!(process("Agent/DeliverProof")? == process("Agent/PrepareTarget")?);
+    ensure!(process("Agent/DeliverProof")? != process("Agent/StartCopy")?);
+    Ok(())
+}
+
+/// Each step begins when the one before ended, by the ledger's clock.
+fn steps_follow_each_other(spans: &[Seen]) -> Result<()> {
+    for pair in STEPS.windows(2) {
+        let (one, next) = (named(spans, pair[0])?, named(spans, pair[1])?);
+        ensure!(one.ended == next.began, "{one:#?} {next:#?}");
+    }
+    Ok(())
+}
+
+/// Every pass from the first on, with what it sent and what the guest dirtied.
+fn passes_have_their_numbers(spans: &[Seen]) -> Result<()> {
+    let copy = &named(spans, "Agent/StartCopy")?.id;
+    let mut passes: Vec<&Seen> = spans.iter().filter(|span| span.name == "pass").collect();
+    passes.sort_by_key(|span| span.number("godwit.pass"));
+    let numbers: Vec<i64> = passes
+        .iter()
+        .map(|span| span.number("godwit.pass"))
+        .collect();
+    let expected: Vec<i64> = (1..).take(passes.len()).collect();
+    ensure!(numbers.len() > 1 && numbers == expected, "{numbers:?}");
+    ensure!(
+        passes.iter().all(|span| &span.parent == copy),
+        "{passes:#?}"
+    );
+    ensure!(passes[0].number("godwit.bytes") > 1_000_000, "{passes:#?}");
+    let dirtied = |span: &&&Seen| span.number("godwit.dirty_bytes_per_second") > 0;
+    ensure!(passes.iter().any(|span| dirtied(&span)), "{passes:#?}");
+    let sent: i64 = passes.iter().map(|span| span.number("godwit.bytes")).sum();
+    let told = named(spans, "blackout")?.number("godwit.bytes");
+    say(&format!(
+        "{} passes sent {sent} bytes; the history has {told}",
+        passes.len()
+    ));
+    ensure!(sent <= told.max(sent) && sent > 0);
+    Ok(())
 }

@@ -109,7 +109,7 @@ async fn a_job_has_one_owner_and_a_stale_one_changes_nothing() {
         epoch: Epoch(2),
     };
     assert_eq!(setup.record(&zombie, pending, placing).await, stale);
-    assert_eq!(setup.record(&heir, pending, placing).await, Recorded::Now);
+    assert!(setup.record(&heir, pending, placing).await.is_now());
     let stale = Recorded::Stale {
         found: placing,
         epoch: Epoch(2),
@@ -211,7 +211,7 @@ async fn run_to_hand_over(setup: &Setup, target: &NodeName) -> (JobId, godwit_le
     setup
         .change(async |tx| {
             assert_eq!(tx.reserve(room).await?, Reserved::Held);
-            assert_eq!(tx.job_record(&lease, place).await?, Recorded::Now);
+            assert!(tx.job_record(&lease, place).await?.is_now());
             Ok(())
         })
         .await;
@@ -232,7 +232,7 @@ async fn run_to_hand_over(setup: &Setup, target: &NodeName) -> (JobId, godwit_le
         let told = setup
             .change(async |tx| tx.job_record(&lease, facts).await)
             .await;
-        assert_eq!(told, Recorded::Now);
+        assert!(told.is_now());
     }
     setup
         .advance(&lease, JobState::Copying, JobState::SwitchAllowed)
@@ -253,7 +253,7 @@ async fn a_hand_over_moves_the_machine_its_epoch_and_its_room_at_once() {
         .change(async |tx| {
             let epoch = tx.hand_over(&lease, &machine, &worker1, &worker2).await?;
             let step = step(JobState::SwitchAllowed, JobState::HandedOver);
-            assert_eq!(tx.job_record(&lease, step).await?, Recorded::Now);
+            assert!(tx.job_record(&lease, step).await?.is_now());
             Ok(epoch)
         })
         .await;

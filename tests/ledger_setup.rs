@@ -100,7 +100,7 @@ impl Setup {
 
     /// Records a step that nobody else stands against.
     pub(crate) async fn advance(&self, lease: &Lease, from: JobState, to: JobState) {
-        assert_eq!(self.record(lease, from, to).await, Recorded::Now);
+        assert!(self.record(lease, from, to).await.is_now());
     }
 
     /// Begins, does `work`, commits.

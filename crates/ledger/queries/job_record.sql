@@ -38,4 +38,4 @@ recorded AS (
     FROM moved
     WHERE $2 <> $3
 )
-SELECT EXISTS (SELECT FROM moved) AS recorded
+SELECT (SELECT state_since FROM moved) AS since

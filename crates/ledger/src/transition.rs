@@ -42,7 +42,10 @@ pub struct JobChange {
 #[must_use]
 pub enum Recorded {
     /// It is recorded, once this transaction commits.
-    Now,
+    Now {
+        /// Since when the job is in its state, by the database's clock.
+        since: Timestamp,
+    },
     /// Someone else moved the job. Stop, don't retry.
     Stale {
         /// The state it is in.
@@ -50,6 +53,13 @@ pub enum Recorded {
         /// The epoch of its newest owner.
         epoch: Epoch,
     },
+}
+
+impl Recorded {
+    /// Whether it is recorded, once the transaction commits.
+    pub const fn is_now(&self) -> bool {
+        matches!(self, Self::Now { .. })
+    }
 }
 
 /// One line of a job's history.
@@ -114,9 +124,13 @@ impl Tx {
             .bind(&set.history)
             .bind(step.to.is_final() && step.from != step.to)
             .bind(&lease.owner);
-        if self.fetch_one(statement).await?.try_get("recorded")? {
+        if let Some(since) = self
+            .fetch_one(statement)
+            .await?
+            .try_get::<Option<At>, _>("since")?
+        {
             self.wrote(None);
-            return Ok(Recorded::Now);
+            return Ok(Recorded::Now { since: since.0 });
         }
         // Read anew: the statement above may have waited for a claim that it does not see.
         let job = self.job(&lease.job.id).await?;

@@ -1,6 +1,6 @@
 //! Building clients: one lazy, warm channel to a service or an agent; deadlines and repetition.
 //!
-//! Every call carries the trace of the span it is made in.
+//! Every call carries the trace of the span it is made in, or of the step that it is told to be a part of.
 
 use std::time::Duration;
 
@@ -34,14 +34,19 @@ pub struct Outgoing;
 
 impl Interceptor for Outgoing {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let context = telemetry::trace_context();
-        // Outside of a trace the context is empty.
-        if !context.is_empty()
-            && let Ok(value) = MetadataValue::try_from(context)
-        {
-            request.metadata_mut().insert(TRACEPARENT, value);
+        if !request.metadata().contains_key(TRACEPARENT) {
+            part_of(&mut request, &telemetry::trace_context());
         }
         Ok(request)
+    }
+}
+
+/// Makes a call a part of the span that `traceparent` names; empty text names none.
+pub fn part_of<T>(request: &mut Request<T>, traceparent: &str) {
+    if !traceparent.is_empty()
+        && let Ok(value) = MetadataValue::try_from(traceparent)
+    {
+        request.metadata_mut().insert(TRACEPARENT, value);
     }
 }
 

@@ -143,8 +143,14 @@ fn span(request: &http::Request<()>) -> Span {
     let Some(context) = context.and_then(|context| context.to_str().ok()) else {
         return Span::none();
     };
-    let method = request.uri().path();
-    let span = info_span!("rpc", otel.name = method, otel.kind = "server", method);
+    let method = request.uri().path().trim_start_matches('/');
+    let span = info_span!(
+        "rpc",
+        otel.name = method,
+        otel.kind = "server",
+        rpc.system.name = "grpc",
+        rpc.method = method,
+    );
     telemetry::join(&span, context);
     span
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use godwit_runtime::config::Common;
-use godwit_runtime::telemetry::{self, FinishedStep};
+use godwit_runtime::telemetry::{self, SpanKey, StepSpan};
 use godwit_runtime::{Context, ServiceConfig};
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
@@ -33,15 +33,13 @@ impl ServiceConfig for Config {
 async fn serve(context: Context<Config>) -> anyhow::Result<()> {
     let trace = async { telemetry::trace_context() };
     let trace = trace.instrument(tracing::info_span!("request")).await;
-    context.steps.finished(FinishedStep {
-        trace: &trace,
+    let key = SpanKey {
         job: "43f5b34d-94b4-4cda-9a69-cca8d4b4c587",
         step: "Copying",
-        epoch: 3,
-        began: SystemTime::now(),
-        ended: SystemTime::now(),
-        attributes: &[],
-    });
+        nth: 3,
+    };
+    let now = SystemTime::now();
+    context.steps.record(StepSpan::new(&trace, key, (now, now)));
     context.readiness.set("example", true);
     match context.config.fault.as_str() {
         "panic" => {

@@ -2,19 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use godwit_apimachinery::UserInfo;
 use godwit_runtime::metrics::Metrics;
-use http::{Method, header};
+use godwit_runtime::telemetry::{self, TraceLabel};
+use http::{HeaderName, HeaderValue, Method, header};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use tracing::{Instrument, field, info_span};
 
 use crate::audit::AuditId;
@@ -24,10 +25,13 @@ const BUCKETS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
+/// Header of an answer that names its trace, as W3C Trace Context level 2 proposes.
+const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+
 /// What is counted, under the names that kube-apiserver's dashboards know.
 pub(crate) struct Observer {
     requests: Family<Labels, Counter>,
-    durations: Family<VerbLabels, Histogram>,
+    durations: Family<VerbLabels, HistogramWithExemplars<TraceLabel>>,
     running: Gauge,
     resources: HashSet<&'static str>,
 }
@@ -50,7 +54,9 @@ impl Observer {
     pub(crate) fn new(metrics: &Metrics, resources: HashSet<&'static str>) -> Arc<Self> {
         let observer = Self {
             requests: Family::default(),
-            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            durations: Family::new_with_constructor(|| {
+                HistogramWithExemplars::new(BUCKETS.into_iter())
+            }),
             running: Gauge::default(),
             resources,
         };
@@ -95,8 +101,10 @@ pub(crate) async fn observe(
         user = field::Empty,
         audit_id = request.extensions().get::<AuditId>().map(|id| id.0.as_str()),
     );
+    telemetry::join(&span, &asked.traceparent);
+    let trace = span.in_scope(telemetry::trace_context);
     let began = Instant::now();
-    let response = {
+    let mut response = {
         let _running = Running::begin(&observer.running);
         next.run(request).instrument(span.clone()).await
     };
@@ -113,10 +121,14 @@ pub(crate) async fn observe(
         .inc();
     if verb != "WATCH" {
         let labels = VerbLabels { verb, resource };
-        observer
-            .durations
-            .get_or_create(&labels)
-            .observe(began.elapsed().as_secs_f64());
+        observer.durations.get_or_create(&labels).observe(
+            began.elapsed().as_secs_f64(),
+            TraceLabel::of(&trace),
+            Some(SystemTime::now()),
+        );
+    }
+    if let Ok(trace) = HeaderValue::try_from(trace) {
+        response.headers_mut().insert(TRACE_RESPONSE, trace);
     }
     let user = response.extensions().get::<UserInfo>();
     let user = user.map_or("", |user| user.name.as_str());
@@ -146,6 +158,8 @@ struct Asked {
     verb: &'static str,
     resource: &'static str,
     user_agent: String,
+    /// The client's own trace; empty when it has none.
+    traceparent: String,
     /// What kubectl was called with (KEP-859), for example `kubectl apply`.
     command: String,
 }
@@ -170,6 +184,7 @@ impl Asked {
             verb: verb(request.method(), &path, query),
             resource: observer.resource(&path),
             user_agent: text(header::USER_AGENT.as_str()),
+            traceparent: text("traceparent"),
             command: text("kubectl-command"),
             path,
         }

@@ -57,7 +57,7 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
             chapter.set.history = numbers(source, target);
             if let Some(blackout) = blackout(source, target) {
                 let forecast = Terms::of(job).forecast_blackout();
-                drive.shared.telemetry.blackout(blackout, forecast);
+                drive.shared.telemetry.blackout(job, blackout, forecast);
             }
         }
         JobState::Aborting => {

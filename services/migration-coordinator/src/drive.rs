@@ -21,6 +21,7 @@ use crate::hosts::{self, HostWatch};
 use crate::shared::{Limits, Shared};
 use crate::step::{self, Outcome};
 use crate::terms::Terms;
+use crate::trace;
 
 /// How often a waiting job looks at the ledger although nobody poked it.
 const POLL: Duration = Duration::from_secs(1);
@@ -85,6 +86,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
     let job = lease.job.id.clone();
     let state = lease.job.state;
     info!(%job, %state, epoch = %lease.epoch, "job claimed");
+    trace::retell(&shared, &lease).await;
     let stop = shared.shutdown.clone();
     let (keeper, kept) = (Arc::clone(&shared), lease.clone());
     let lost = Arc::new(Notify::new());

@@ -11,6 +11,7 @@ mod step;
 mod story;
 mod telemetry;
 mod terms;
+mod trace;
 mod waiting;
 
 fn main() -> std::process::ExitCode {

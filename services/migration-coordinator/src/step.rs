@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use godwit_ledger::{JobRow, LedgerError, Recorded, Tx};
+use godwit_ledger::{JobRow, Lease, LedgerError, Recorded, Tx};
 use godwit_model::limits::DOWNTIME_MAX_MS;
 use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
@@ -12,7 +12,7 @@ use godwit_model::migration::source::SourceState;
 use godwit_model::{Bytes, Epoch};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
-use godwit_rpc::{Code, Request, Status};
+use godwit_rpc::{Code, Request, Status, client};
 use godwit_runtime::failpoint;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -23,6 +23,7 @@ use crate::drive::{Drive, JobFacts};
 use crate::hosts;
 use crate::story;
 use crate::terms::{self, Terms, Wishes};
+use crate::trace::{self, Move};
 use crate::waiting::{say, wait};
 
 /// Longest wait for a host's or the scheduler's answer; preparing a target starts a QEMU.
@@ -152,22 +153,17 @@ async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
 }
 
 async fn ask_scheduler(drive: &Drive, wishes: &Wishes) -> Result<ReserveResponse, Status> {
-    let mut request = Request::new(ReserveRequest {
+    let request = ReserveRequest {
         machine: drive.lease.job.machine.to_string(),
         job: drive.lease.job.id.to_string(),
         epoch: drive.lease.epoch.0,
         added_node_selector: wishes.selector.clone(),
         preferred_node: wishes.target.clone(),
         inbound_max: drive.shared.limits().queue.inbound_per_node,
-    });
-    request.set_timeout(CALL_MAX);
-    Ok(drive
-        .shared
-        .scheduler
-        .clone()
-        .reserve(request)
-        .await?
-        .into_inner())
+    };
+    let mut scheduler = drive.shared.scheduler.clone();
+    let answer = scheduler.reserve(timed(&drive.lease.job, request)).await?;
+    Ok(answer.into_inner())
 }
 
 /// Records a transition with its views and events, and those that follow from the same facts.
@@ -205,11 +201,14 @@ async fn record_in(
     };
     let moves = committed.inspect_err(|_| drive.lease.job = before)?;
     let terms = Terms::of(&drive.lease.job);
-    for Move { from, to, reason } in &moves {
-        let job = &drive.lease.job.id;
-        info!(%job, from = %from.0, to = %to.0, reason, "transition");
+    for moved in &moves {
+        let Move {
+            from, to, reason, ..
+        } = moved;
+        let job = &drive.lease.job;
+        info!(job = %job.id, from = %from.0, to = %to.0, reason, "transition");
         let telemetry = &drive.shared.telemetry;
-        telemetry.step(&drive.lease, *from, *to);
+        telemetry.step(job, moved);
         if to.0 == JobState::Succeeded
             && let (Some(since), Some(forecast)) = (drive.reserved_at, terms.forecast())
         {
@@ -242,14 +241,8 @@ fn retire_early(drive: &Drive) {
     let Some(source) = &drive.source else { return };
     let reference = hosts::job_ref(&drive.lease.job, drive.lease.epoch);
     let mut agent = source.agent();
-    tokio::spawn(async move { agent.retire_source(timed(reference)).await });
-}
-
-/// One transition as it was written: the states, and since when each is.
-struct Move {
-    from: (JobState, Timestamp),
-    to: (JobState, Timestamp),
-    reason: String,
+    let request = timed(&drive.lease.job, reference);
+    tokio::spawn(async move { agent.retire_source(request).await });
 }
 
 /// What writing led to.
@@ -274,10 +267,11 @@ async fn write_all(
     let mut next = first;
     loop {
         let recorded = story::write(tx, &drive.lease, &next, (&mut views, &now)).await?;
-        if let Recorded::Stale { found, epoch } = recorded {
-            return Ok(Written::Stale { found, epoch });
-        }
-        moves.push(advance(&mut drive.lease.job, next));
+        let since = match recorded {
+            Recorded::Now { since } => since,
+            Recorded::Stale { found, epoch } => return Ok(Written::Stale { found, epoch }),
+        };
+        moves.push(advance(&mut drive.lease, next, since));
         let Action::Record { to, reason } = drive.decide(facts) else {
             return Ok(Written::All(moves));
         };
@@ -285,10 +279,12 @@ async fn write_all(
     }
 }
 
-/// The job as it is after this chapter.
-fn advance(job: &mut JobRow, chapter: Chapter) -> Move {
-    let now = Timestamp::now();
-    let from = (job.state, std::mem::replace(&mut job.state_since, now));
+/// The job as it is after this chapter, since then.
+fn advance(lease: &mut Lease, chapter: Chapter, since: Timestamp) -> Move {
+    let epoch = lease.epoch;
+    let job = &mut lease.job;
+    let from = (job.state, trace::since(job));
+    job.state_since = since;
     job.state = chapter.to;
     job.target = chapter.set.target.or_else(|| job.target.take());
     job.failure = chapter.set.failure.or_else(|| job.failure.take());
@@ -304,8 +300,9 @@ fn advance(job: &mut JobRow, chapter: Chapter) -> Move {
     }
     Move {
         from,
-        to: (chapter.to, now),
+        to: (chapter.to, since),
         reason: chapter.reason,
+        epoch,
     }
 }
 
@@ -367,7 +364,10 @@ pub(crate) async fn last_resort(drive: &mut Drive, facts: &JobFacts) -> Result<(
         job: Some(hosts::job_ref(job, drive.lease.epoch)),
         downtime_limit_ms: DOWNTIME_MAX_MS,
     };
-    let raised = source.agent().raise_downtime_limit(timed(request)).await;
+    let raised = source
+        .agent()
+        .raise_downtime_limit(timed(job, request))
+        .await;
     if let Err(status) = raised {
         let id = &job.id;
         warn!(job = %id, message = status.message(), "the blackout's limit could not be raised");
@@ -400,16 +400,17 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
         };
-        agent.prepare_target(timed(request)).await?
+        agent.prepare_target(timed(job, request)).await?
     } else {
-        agent.discard_target(timed(reference)).await?
+        agent.discard_target(timed(job, reference)).await?
     };
     host.heard_target(mark, TargetFact::try_from(answer.into_inner())?);
     Ok(())
 }
 
 async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
-    let reference = hosts::job_ref(&drive.lease.job, drive.lease.epoch);
+    let job = &drive.lease.job;
+    let reference = hosts::job_ref(job, drive.lease.epoch);
     let host = drive
         .source
         .as_ref()
@@ -418,14 +419,13 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
     let mark = host.mark();
     let answer = match command {
         Command::StartCopy => {
-            agent
-                .start_copy(timed(copy_request(drive, reference)?))
-                .await?
+            let copy = copy_request(drive, reference)?;
+            agent.start_copy(timed(job, copy)).await?
         }
-        Command::AllowSwitchover => agent.allow_switchover(timed(reference)).await?,
-        Command::CancelCopy => agent.cancel_copy(timed(reference)).await?,
-        Command::RevertSource => agent.revert_source(timed(reference)).await?,
-        Command::RetireSource => agent.retire_source(timed(reference)).await?,
+        Command::AllowSwitchover => agent.allow_switchover(timed(job, reference)).await?,
+        Command::CancelCopy => agent.cancel_copy(timed(job, reference)).await?,
+        Command::RevertSource => agent.revert_source(timed(job, reference)).await?,
+        Command::RetireSource => agent.retire_source(timed(job, reference)).await?,
         Command::PrepareTarget | Command::DiscardTarget => {
             return Err(Status::internal("an order for the target"));
         }
@@ -453,9 +453,10 @@ fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyReque
     })
 }
 
-fn timed<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_MAX);
+/// A call that is a part of the step that the job is in.
+fn timed<T>(job: &JobRow, message: T) -> Request<T> {
+    let mut request = client::within(CALL_MAX, message);
+    client::part_of(&mut request, &trace::of_step(job));
     request
 }
 

@@ -1,16 +1,20 @@
 //! Metrics and the trace of each job, written after the commit that they tell of.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use godwit_ledger::Lease;
-use godwit_model::migration::job::JobState;
+use godwit_ledger::JobRow;
 use godwit_runtime::metrics::Metrics;
-use godwit_runtime::telemetry::{FinishedStep, StepSpans};
-use jiff::Timestamp;
+use godwit_runtime::telemetry::{StepSpans, TraceLabel};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+use crate::trace::{self, Move};
+
+/// Seconds, each bucket with a trace that fell into it.
+type Times = HistogramWithExemplars<TraceLabel>;
 
 /// Of what was and what was forecast: 1 is right, and both ways are told apart.
 const RATIOS: [f64; 15] = [
@@ -33,8 +37,8 @@ struct Step {
 pub(crate) struct Telemetry {
     spans: StepSpans,
     ended: Family<Ended, Counter>,
-    steps: Family<Step, Histogram>,
-    blackout: Histogram,
+    steps: Family<Step, Times>,
+    blackout: Times,
     forecast_took: Histogram,
     forecast_blackout: Histogram,
 }
@@ -45,10 +49,8 @@ impl Telemetry {
         let telemetry = Self {
             spans,
             ended: Family::default(),
-            steps: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.001, 2.0, 18))
-            }),
-            blackout: Histogram::new(exponential_buckets(0.001, 1.6, 20)),
+            steps: Family::new_with_constructor(|| Times::new(exponential_buckets(0.001, 2.0, 18))),
+            blackout: Times::new(exponential_buckets(0.001, 1.6, 20)),
             forecast_took: Histogram::new(RATIOS),
             forecast_blackout: Histogram::new(RATIOS),
         };
@@ -82,58 +84,29 @@ impl Telemetry {
         telemetry
     }
 
-    /// A job left one state, since the first time, for another, since the second.
-    pub(crate) fn step(
-        &self,
-        lease: &Lease,
-        (from, began): (JobState, Timestamp),
-        (to, ended): (JobState, Timestamp),
-    ) {
-        let job = &lease.job;
-        let took = ended.duration_since(began).unsigned_abs();
-        self.steps
-            .get_or_create(&Step {
-                state: from.as_str(),
-            })
-            .observe(took.as_secs_f64());
-        if to.is_final() {
-            let result = to.as_str();
+    /// A step of the leased job ended.
+    pub(crate) fn step(&self, job: &JobRow, moved: &Move) {
+        let (from, to) = (moved.from, moved.to);
+        let took = to.1.duration_since(from.1).unsigned_abs();
+        let labels = Step {
+            state: from.0.as_str(),
+        };
+        observe(&self.steps.get_or_create(&labels), took, &job.trace);
+        if to.0.is_final() {
+            let result = to.0.as_str();
             self.ended.get_or_create(&Ended { result }).inc();
         }
-        self.spans.finished(FinishedStep {
-            trace: &job.trace,
-            job: job.id.as_str(),
-            step: from.as_str(),
-            epoch: lease.epoch.0,
-            began: began.into(),
-            ended: ended.into(),
-            attributes: &[
-                (
-                    "godwit.vmi",
-                    format!("{}/{}", job.vmi.namespace, job.vmi.name),
-                ),
-                (
-                    "godwit.source",
-                    job.source
-                        .as_ref()
-                        .map(ToString::to_string)
-                        .unwrap_or_default(),
-                ),
-                (
-                    "godwit.target",
-                    job.target
-                        .as_ref()
-                        .map(ToString::to_string)
-                        .unwrap_or_default(),
-                ),
-                ("godwit.to", to.to_string()),
-            ],
-        });
+        trace::step(&self.spans, job, moved);
+    }
+
+    /// Writes spans of jobs' steps.
+    pub(crate) const fn spans(&self) -> &StepSpans {
+        &self.spans
     }
 
     /// A guest's CPUs ran nowhere for `took`.
-    pub(crate) fn blackout(&self, took: Duration, forecast: Option<Duration>) {
-        self.blackout.observe(took.as_secs_f64());
+    pub(crate) fn blackout(&self, job: &JobRow, took: Duration, forecast: Option<Duration>) {
+        observe(&self.blackout, took, &job.trace);
         if let Some(forecast) = forecast {
             self.forecast_blackout.observe(ratio(took, forecast));
         }
@@ -143,6 +116,12 @@ impl Telemetry {
     pub(crate) fn forecast_took(&self, took: Duration, forecast: Duration) {
         self.forecast_took.observe(ratio(took, forecast));
     }
+}
+
+/// With the trace that the time is of.
+fn observe(histogram: &Times, took: Duration, trace: &str) {
+    let now = SystemTime::now();
+    histogram.observe(took.as_secs_f64(), TraceLabel::of(trace), Some(now));
 }
 
 fn ratio(was: Duration, forecast: Duration) -> f64 {

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -158,10 +158,15 @@ pub(crate) async fn at(due: Option<Instant>) {
     }
 }
 
-/// Microseconds since the Unix epoch of an event; this host's clock when it has no time.
+/// When an event was; this host's clock when it has no time.
+pub(crate) fn moment(stamped: &Stamped) -> SystemTime {
+    stamped.at.unwrap_or_else(SystemTime::now)
+}
+
+/// Microseconds since the Unix epoch of an event.
 pub(crate) fn micros(stamped: &Stamped) -> u64 {
-    let at = stamped.at.unwrap_or_else(std::time::SystemTime::now);
-    let since = at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = moment(stamped).duration_since(SystemTime::UNIX_EPOCH);
+    let since = since.unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 

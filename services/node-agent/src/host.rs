@@ -17,6 +17,7 @@ use godwit_model::{Epoch, JobId, MachineId};
 use godwit_qemu::probe;
 use godwit_rpc::Channel;
 use godwit_rpc::client::ConnectError;
+use godwit_runtime::telemetry::StepSpans;
 
 use crate::addresses::Addresses;
 use crate::config::Settings;
@@ -40,6 +41,7 @@ type JobKey = (MachineId, JobId);
 pub(crate) struct Parts {
     pub(crate) facts: probe::Host,
     pub(crate) metrics: Metrics,
+    pub(crate) steps: StepSpans,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -58,6 +60,8 @@ pub(crate) struct Host {
     pub(crate) addresses: Addresses,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// Where the passes of copies are told.
+    pub(crate) steps: StepSpans,
     /// Cancelled when the agent must end. Tasks end between two events, machines go on.
     pub(crate) shutdown: CancellationToken,
     /// When this agent started.
@@ -77,6 +81,7 @@ impl Host {
         let Parts {
             facts,
             metrics,
+            steps,
             shutdown,
         } = parts;
         Arc::new(Self {
@@ -86,6 +91,7 @@ impl Host {
             store,
             addresses: Addresses::default(),
             metrics,
+            steps,
             shutdown,
             started_at: Timestamp::now(),
             began: Instant::now(),

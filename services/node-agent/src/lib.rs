@@ -54,7 +54,7 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
         metrics,
         readiness,
-        steps: _,
+        steps,
     } = context;
     readiness.set("adopted", false);
     let probe = probe::Request {
@@ -82,6 +82,7 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let parts = Parts {
         facts,
         metrics: metrics.registry(metrics::Metrics::new),
+        steps,
         shutdown,
     };
     let host = Host::new(settings, store, parts);

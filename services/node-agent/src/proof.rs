@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{Proof, TargetState};
+use godwit_rpc::client::part_of;
+use godwit_rpc::{Channel, Request};
 use godwit_runtime::failpoint;
 
 use crate::metrics::{Metrics, Piece};
@@ -28,14 +29,20 @@ pub(crate) enum Outcome {
     Refused(String),
 }
 
-/// Delivers `proof`; returns when the target has decided.
-pub(crate) async fn deliver(channel: Channel, proof: Proof, metrics: &Metrics) -> Outcome {
+/// Delivers `proof` as a part of the copy's `trace`; returns when the target has decided.
+pub(crate) async fn deliver(
+    channel: Channel,
+    (proof, trace): (Proof, &str),
+    metrics: &Metrics,
+) -> Outcome {
     let mut client = AgentClient::new(channel);
     let mut pause = RETRY_FIRST;
     loop {
         failpoint!("proof.sent.before");
         let began = Instant::now();
-        let call = client.deliver_proof(proof.clone());
+        let mut request = Request::new(proof.clone());
+        part_of(&mut request, trace);
+        let call = client.deliver_proof(request);
         let answer = tokio::time::timeout(ANSWER_LIMIT, call).await;
         failpoint!("proof.sent.after");
         let why = match answer {

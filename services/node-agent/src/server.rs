@@ -20,6 +20,7 @@ use godwit_rpc::peer::{self, Role};
 use godwit_rpc::{Request, Response, Routes, Status, async_trait};
 
 use godwit_runtime::failpoint;
+use godwit_runtime::telemetry::trace_context;
 
 use crate::half::HalfError;
 use crate::hooks;
@@ -398,6 +399,7 @@ fn copy_order(request: wire::StartCopyRequest) -> Result<CopyOrder, Status> {
         },
         auto_converge: limits.auto_converge,
         at_once: false,
+        trace: trace_context(),
     })
 }
 

@@ -7,10 +7,11 @@
 mod effects;
 mod key;
 mod observed;
+mod passes;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +36,7 @@ use crate::metrics::CopyLabels;
 use crate::proof;
 use crate::text::chain;
 use crate::vm::Vm;
+use passes::Passes;
 
 /// Handle of a source half.
 pub(crate) type Handle = Half<Order, SourceFact>;
@@ -69,6 +71,9 @@ pub(crate) struct CopyOrder {
     /// Whether QEMU may plan for the longest stop from now on, rather than step by step.
     #[serde(default)]
     pub(crate) at_once: bool,
+    /// `traceparent` of the order, for the copy's passes; may be empty.
+    #[serde(default)]
+    pub(crate) trace: String,
 }
 
 impl CopyOrder {
@@ -129,6 +134,7 @@ struct Owner {
     poll_at: Option<Instant>,
     /// When it began to send again what the guest wrote meanwhile, and the limits that it has.
     resending: Option<(Instant, Limits)>,
+    passes: Passes,
     /// Whether QEMU was asked and hasn't answered.
     polling: bool,
     retry: Option<(SourceEffect, Instant)>,
@@ -164,6 +170,7 @@ pub(crate) fn open(
         begun: false,
         poll_at: None,
         resending: None,
+        passes: Passes::default(),
         polling: false,
         retry: None,
         facts,
@@ -328,6 +335,10 @@ impl Owner {
         }
         if !self.is_copying() {
             self.poll_at = None;
+        }
+        if !self.is_copying() && state != SourceState::Completed {
+            self.end_pass(SystemTime::now());
+            self.tell_passes();
         }
         if !matches!(state, SourceState::Completed)
             && let Some(sender) = self.sender.take()

@@ -2,6 +2,7 @@
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use prometheus_client::encoding::EncodeLabelSet;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// `traceparent` of the current span; empty when it is in no trace.
@@ -22,6 +23,20 @@ pub fn join(span: &tracing::Span, traceparent: &str) {
     if let Some(parent) = parse(traceparent) {
         // An error says that the span is filtered out or that no traces are set up.
         let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    }
+}
+
+/// Label of an exemplar: which trace a measured value is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TraceLabel {
+    trace_id: String,
+}
+
+impl TraceLabel {
+    /// The trace that `traceparent` names; `None` for text that names none.
+    pub fn of(traceparent: &str) -> Option<Self> {
+        let trace_id = parse(traceparent)?.trace_id().to_string();
+        Some(Self { trace_id })
     }
 }
 

@@ -12,24 +12,27 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanProcessor,
 };
 use tonic::transport::Endpoint;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+use uuid::Uuid;
 
 use crate::build;
 use crate::config::{Common, LogFormat};
 use export::{Patient, Shared};
 
-pub use context::{join, trace_context};
-pub use steps::{FinishedStep, SpanKey, StepSpan, StepSpans};
+pub use context::{TraceLabel, join, trace_context};
+pub use opentelemetry::Value as Attribute;
+pub use steps::{SpanKey, StepSpan, StepSpans};
 
 /// Longest wait for the last spans at the end of a process.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
@@ -78,12 +81,16 @@ pub(crate) fn init(
 ) -> Result<(Guard, StepSpans), TelemetryError> {
     let resource = Resource::builder()
         .with_service_name(format!("godwit-{service}"))
-        .with_attribute(opentelemetry::KeyValue::new(
-            "service.version",
-            build::VERSION,
-        ))
+        .with_attributes([
+            KeyValue::new("service.version", build::VERSION),
+            // Tells the processes of one service apart.
+            KeyValue::new("service.instance.id", Uuid::new_v4().to_string()),
+        ])
         .build();
-    let mut provider = SdkTracerProvider::builder().with_resource(resource.clone());
+    // A job's trace is kept whatever the client's tracing made of its own request.
+    let mut provider = SdkTracerProvider::builder()
+        .with_sampler(Sampler::AlwaysOn)
+        .with_resource(resource.clone());
     let processor = match &common.otlp_endpoint {
         Some(endpoint) => Some(Arc::new(processor(endpoint, &resource)?)),
         None => None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceState};
-use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry::{InstrumentationScope, KeyValue, Value as Attribute};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanLinks, SpanProcessor};
 use sha2::{Digest, Sha256};
 
@@ -21,17 +21,15 @@ pub struct StepSpans {
     service: &'static str,
 }
 
-/// What makes a step's span one and the same.
+/// What makes a step's span one and the same, whichever owner of the job writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanKey<'a> {
     /// The job's id.
     pub job: &'a str,
     /// The step's name.
     pub step: &'a str,
-    /// Which time this step is done: the attempt of a job, the pass of a copy.
-    pub attempt: u32,
-    /// The owner's epoch.
-    pub epoch: u64,
+    /// Tells the times apart that a step is done: the number of a pass, or when the step began.
+    pub nth: u64,
 }
 
 /// One finished step of a job.
@@ -41,48 +39,40 @@ pub struct StepSpan<'a> {
     pub trace: &'a str,
     /// Which step.
     pub key: SpanKey<'a>,
-    /// The step that this one is a part of; `None` hangs it below the request.
+    /// The step that this one is a part of; `None` hangs it below the span of `trace`.
     pub parent: Option<SpanKey<'a>>,
     /// When the step began.
     pub began: SystemTime,
     /// When it ended.
     pub ended: SystemTime,
     /// What else is known of it.
-    pub attributes: &'a [(&'static str, String)],
+    pub attributes: &'a [(&'static str, Attribute)],
     /// `traceparent`s of spans in other traces that belong to it.
     pub links: &'a [&'a str],
     /// Why the step failed; `None` when it didn't.
     pub failure: Option<&'a str>,
 }
 
-/// A [`StepSpan`] without parts, links or failure.
-#[derive(Debug, Clone, Copy)]
-pub struct FinishedStep<'a> {
-    /// `traceparent` of the request that caused the job; empty joins no trace.
-    pub trace: &'a str,
-    /// The job's id.
-    pub job: &'a str,
-    /// The step's name.
-    pub step: &'a str,
-    /// The owner's epoch.
-    pub epoch: u64,
-    /// When the step began.
-    pub began: SystemTime,
-    /// When it ended.
-    pub ended: SystemTime,
-    /// What else is known of it.
-    pub attributes: &'a [(&'static str, String)],
+impl<'a> StepSpan<'a> {
+    /// A step below the span of `trace` that took from the first to the second of these times.
+    pub fn new(trace: &'a str, key: SpanKey<'a>, (began, ended): (SystemTime, SystemTime)) -> Self {
+        Self {
+            trace,
+            key,
+            parent: None,
+            began,
+            ended,
+            attributes: &[],
+            links: &[],
+            failure: None,
+        }
+    }
 }
 
 impl SpanKey<'_> {
     fn id(&self) -> SpanId {
-        let Self {
-            job,
-            step,
-            attempt,
-            epoch,
-        } = self;
-        let digest = Sha256::digest(format!("{job}\n{step}\n{attempt}\n{epoch}"));
+        let Self { job, step, nth } = self;
+        let digest = Sha256::digest(format!("{job}\n{step}\n{nth}"));
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&digest[..8]);
         SpanId::from_bytes(bytes)
@@ -90,7 +80,8 @@ impl SpanKey<'_> {
 
     /// `traceparent` of this step in the trace of `trace`; `None` when that names no trace.
     ///
-    /// For history rows and events, which link to the step that they tell of.
+    /// For calls that are a part of the step, and for what links to it. The step's span need not be
+    /// written yet: whoever ends the step writes it under this id.
     pub fn traceparent(&self, trace: &str) -> Option<String> {
         let root = context::parse(trace)?;
         Some(context::text(&self.within(&root)))
@@ -112,23 +103,9 @@ impl StepSpans {
         Self { processor, service }
     }
 
-    /// Queues one span for export; does nothing without a collector.
-    pub fn finished(&self, step: FinishedStep<'_>) {
-        self.record(StepSpan {
-            trace: step.trace,
-            key: SpanKey {
-                job: step.job,
-                step: step.step,
-                attempt: 0,
-                epoch: step.epoch,
-            },
-            parent: None,
-            began: step.began,
-            ended: step.ended,
-            attributes: step.attributes,
-            links: &[],
-            failure: None,
-        });
+    /// Whether there is a collector.
+    pub const fn is_exported(&self) -> bool {
+        self.processor.is_some()
     }
 
     /// Queues one span for export; does nothing without a collector.
@@ -151,10 +128,6 @@ fn span(service: &'static str, step: &StepSpan<'_>) -> Option<SpanData> {
         .map(|(key, value)| KeyValue::new(*key, value.clone()))
         .collect();
     attributes.push(KeyValue::new("godwit.job", step.key.job.to_owned()));
-    attributes.push(KeyValue::new("godwit.epoch", step.key.epoch.to_string()));
-    if step.key.attempt > 0 {
-        attributes.push(KeyValue::new("godwit.attempt", i64::from(step.key.attempt)));
-    }
     let links = step
         .links
         .iter()
@@ -189,44 +162,35 @@ mod tests {
 
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn key(step: &str, attempt: u32, epoch: u64) -> SpanKey<'_> {
+    fn key(step: &str, nth: u64) -> SpanKey<'_> {
         SpanKey {
             job: "43f5b34d-94b4-4cda-9a69-cca8d4b4c587",
             step,
-            attempt,
-            epoch,
+            nth,
         }
     }
 
     fn step<'a>(key: SpanKey<'a>, parent: Option<SpanKey<'a>>) -> StepSpan<'a> {
         StepSpan {
-            trace: TRACE,
-            key,
             parent,
-            began: SystemTime::UNIX_EPOCH,
-            ended: SystemTime::UNIX_EPOCH,
-            attributes: &[],
             links: &[TRACE, "nonsense"],
             failure: Some("no room"),
+            ..StepSpan::new(TRACE, key, (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH))
         }
     }
 
     #[test]
     fn a_steps_span_has_the_same_id_whoever_writes_it() {
-        assert_eq!(key("Copying", 0, 3).id(), key("Copying", 0, 3).id());
-        for other in [
-            key("Copying", 0, 4),
-            key("Copying", 1, 3),
-            key("Preparing", 0, 3),
-        ] {
-            assert_ne!(key("Copying", 0, 3).id(), other.id());
+        assert_eq!(key("Copying", 3).id(), key("Copying", 3).id());
+        for other in [key("Copying", 4), key("Preparing", 3)] {
+            assert_ne!(key("Copying", 3).id(), other.id());
         }
     }
 
     #[test]
     fn a_pass_hangs_below_its_copy_and_the_copy_below_the_request() {
-        let copy = span("test", &step(key("Copying", 0, 3), None)).unwrap();
-        let pass = span("test", &step(key("Pass", 1, 3), Some(key("Copying", 0, 3)))).unwrap();
+        let copy = span("test", &step(key("Copying", 3), None)).unwrap();
+        let pass = span("test", &step(key("pass", 1), Some(key("Copying", 3)))).unwrap();
         assert_eq!(copy.parent_span_id.to_string(), "00f067aa0ba902b7");
         assert_eq!(pass.parent_span_id, copy.span_context.span_id());
         assert_eq!(pass.span_context.trace_id(), copy.span_context.trace_id());
@@ -238,7 +202,7 @@ mod tests {
     fn a_job_outside_of_any_trace_has_no_spans() {
         let step = StepSpan {
             trace: "",
-            ..step(key("Copying", 0, 3), None)
+            ..step(key("Copying", 3), None)
         };
         assert!(span("test", &step).is_none());
         assert_eq!(step.key.traceparent(""), None);

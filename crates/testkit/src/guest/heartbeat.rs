@@ -71,6 +71,26 @@ impl Report {
             .sum()
     }
 
+    /// How long the guest's own clock stood still from before `from` to after `to`: the time that
+    /// the guest did not live through. `None` when it said too little within `window` of either.
+    ///
+    /// Of the heartbeats on each side the one that came with the least delay counts, so a busy
+    /// machine that delivers most of them late changes little.
+    pub fn standstill(&self, (from, to): (Instant, Instant), window: Duration) -> Option<Duration> {
+        let base = self.heard.first()?.at;
+        let lead = |heard: &Heard| {
+            let arrived = heard.at.duration_since(base).as_nanos();
+            Some(i128::try_from(arrived).ok()? - i128::from(heard.record.uptime_ns))
+        };
+        let least = |begin: Instant, end: Instant| {
+            let within = |heard: &&Heard| heard.at >= begin && heard.at <= end;
+            self.heard.iter().filter(within).filter_map(lead).min()
+        };
+        let before = least(from.checked_sub(window)?, from)?;
+        let after = least(to, to + window)?;
+        u64::try_from(after - before).ok().map(Duration::from_nanos)
+    }
+
     /// The last one heard.
     pub fn last(&self) -> Option<Heard> {
         self.heard.last().copied()
@@ -177,6 +197,29 @@ mod tests {
         assert_eq!((gap, before.sequence), (Duration::from_millis(40), 2));
         assert_eq!(report.missing(), 4);
         assert!(report.repeats().is_empty());
+    }
+
+    #[test]
+    fn a_standstill_is_what_the_guests_clock_lacks_whatever_came_late() {
+        let start = Instant::now();
+        let (at, uptime) = (Duration::from_millis, |ms: u64| ms * 1_000_000);
+        // Stopped from 100 to 130, ticks of 10; one heartbeat on each side comes 4 late.
+        let came = [(84, 80), (90, 90), (100, 100), (144, 110), (150, 120)];
+        let heard = came.map(|(came, lived)| Heard {
+            at: start + at(came),
+            record: Record {
+                boot_id: [1; 16],
+                sequence: lived,
+                counter: lived,
+                uptime_ns: uptime(lived),
+            },
+        });
+        let report = Report {
+            heard: heard.to_vec(),
+        };
+        let switch = (start + at(100), start + at(130));
+        assert_eq!(report.standstill(switch, at(50)), Some(at(30)));
+        assert_eq!(report.standstill(switch, at(5)), None);
     }
 
     #[test]

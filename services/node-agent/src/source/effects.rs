@@ -108,6 +108,7 @@ impl Owner {
             let progress = info.progress();
             if progress.total.0 > 0 {
                 self.line.progress = progress;
+                self.tell_passes();
             }
         }
     }
@@ -215,9 +216,11 @@ impl Owner {
         };
         let mut wire = proof_to_wire(&proof, self.line.half.epoch());
         wire.machine_epoch = self.line.machine_epoch.next().0;
+        let trace = self.line.copy.as_ref().map(|copy| copy.trace.clone());
+        let trace = trace.unwrap_or_default();
         let (notes, metrics) = (self.notes.clone(), self.host.metrics.clone());
         self.sender = Some(tokio::spawn(async move {
-            let outcome = proof::deliver(peer, wire, &metrics).await;
+            let outcome = proof::deliver(peer, (wire, &trace), &metrics).await;
             // This half may have ended.
             let _ = notes.send(Note::Proof(outcome)).await;
         }));

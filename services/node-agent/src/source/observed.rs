@@ -33,6 +33,7 @@ impl Owner {
                 let completed = *status == MigrationStatus::Completed;
                 if completed {
                     self.line.completed_at_us = Some(half::micros(&stamped));
+                    self.end_pass(half::moment(&stamped));
                 }
                 if *status == MigrationStatus::PreSwitchover {
                     self.bear_last_pages();
@@ -46,6 +47,7 @@ impl Owner {
             }
             Event::MigrationPass(pass) => {
                 self.line.progress.passes = u32::try_from(*pass).unwrap_or(u32::MAX);
+                self.begin_pass(half::moment(&stamped));
                 if *pass > 1 && self.resending.is_none() {
                     let limits = self
                         .line
@@ -213,6 +215,7 @@ impl Owner {
         let progress = info.progress();
         if progress.total.0 > 0 {
             self.line.progress = progress;
+            self.tell_passes();
             if let Some(labels) = &self.labels {
                 self.host.metrics.copying(labels, &progress);
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use godwit_ledger::{
     InstanceRow, JobChange, JobStep, Lease, Ledger, LedgerConfig, LedgerError, MigrationRequest,
-    NewObject, Object, ObjectKey, Recorded, ReservationRow, TraceContext, Tx,
+    NewObject, Object, ObjectKey, ReservationRow, TraceContext, Tx,
 };
 use godwit_model::migration::job::JobState;
 use godwit_model::{JobId, MachineId, NodeName};
@@ -511,7 +511,7 @@ impl Scene {
             set,
         };
         self.write(async |tx| {
-            assert_eq!(tx.job_record(lease, step).await?, Recorded::Now);
+            assert!(tx.job_record(lease, step).await?.is_now());
             Ok(())
         })
         .await;
