@@ -21,6 +21,17 @@ const MOVES: usize = 3;
 const BLACKOUT_APART_MAX: Duration = Duration::from_millis(5);
 /// How much of the guest's words on each side of a blackout is listened to.
 const AROUND: Duration = Duration::from_millis(300);
+/// The span of the client that asks.
+const CLIENT: &str = "00f067aa0ba902b7";
+/// What each process has to say last.
+const LAST: [&str; 6] = [
+    "HandedOver",
+    "blackout",
+    "Placement/Reserve",
+    "Agent/DeliverProof",
+    "Agent/RetireSource",
+    "pass",
+];
 /// The states of a migration that succeeds, in their order.
 const STEPS: [&str; 8] = [
     "Pending",
@@ -159,7 +170,7 @@ impl Scene {
             .uri(MIGRATIONS)
             .header("content-type", "application/json")
             // Not sampled by the client: a job's trace is kept all the same.
-            .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-00"))
+            .header("traceparent", format!("00-{trace}-{CLIENT}-00"))
             .body(migration(name, &self.guest.name, Some(node)).to_string())?;
         let answer = self.env.exchange(request)?;
         ensure!(answer.status().as_u16() == 201, "{}", answer.body());
@@ -181,11 +192,10 @@ impl Scene {
     fn whole_trace(&self, trace: &str) -> Result<Vec<Seen>> {
         let looked = self.env.until("the whole trace", || {
             let spans = self.collector.trace(trace);
-            let ended = ["HandedOver", "blackout", "request"];
-            let has = |name: &str| spans.iter().any(|span| span.name.contains(name));
-            let request = spans.iter().any(|span| span.parent == "00f067aa0ba902b7");
-            let whole = has(ended[0]) && has(ended[1]) && request && orphans(&spans).is_empty();
-            Ok(whole.then_some(spans))
+            let has = |name: &&str| spans.iter().any(|span| span.name.ends_with(*name));
+            let request = spans.iter().any(|span| span.parent == CLIENT);
+            let whole = LAST.iter().all(|name| has(&name)) && request;
+            Ok((whole && orphans(&spans).is_empty()).then_some(spans))
         });
         looked.with_context(|| {
             let spans = self.collector.trace(trace);
@@ -199,7 +209,7 @@ fn orphans(spans: &[Seen]) -> Vec<&Seen> {
     let ids: BTreeSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
     spans
         .iter()
-        .filter(|span| span.parent != "00f067aa0ba902b7" && !ids.contains(span.parent.as_str()))
+        .filter(|span| span.parent != CLIENT && !ids.contains(span.parent.as_str()))
         .collect()
 }
 
@@ -225,7 +235,7 @@ fn five_processes(spans: &[Seen]) -> Result<()> {
     ensure!(services("godwit-node-agent") == 2, "{processes:#?}");
     let id = |name: &str| named(spans, name).map(|span| &span.id);
     let parent = |name: &str| named(spans, name).map(|span| &span.parent);
-    let request = spans.iter().find(|span| span.parent == "00f067aa0ba902b7");
+    let request = spans.iter().find(|span| span.parent == CLIENT);
     let request = request.context("no span of the request")?;
     ensure!(request.process.0 == "godwit-api-gateway", "{request:#?}");
     for step in STEPS {

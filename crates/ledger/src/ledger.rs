@@ -2,6 +2,7 @@
 
 use crate::convert::At;
 use crate::error::retry_for;
+use crate::numbers::Numbers;
 use crate::session::{CONNECT_MAX, Session, Sessions};
 use crate::tx::{Locked, Statement};
 use crate::wakeup::{Listener, Notifier};
@@ -12,7 +13,7 @@ use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -52,6 +53,7 @@ pub struct LedgerConfig {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pub(crate) sessions: Sessions,
+    pub(crate) numbers: Numbers,
     options: PgConnectOptions,
     writers: Arc<Semaphore>,
     notifier: Notifier,
@@ -74,6 +76,7 @@ impl Ledger {
         Ok(Self {
             notifier: Notifier::start(sessions.clone()),
             sessions,
+            numbers: Numbers::default(),
             options,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             listener: Arc::default(),
@@ -112,10 +115,13 @@ impl Ledger {
     }
 
     async fn begin_in_turn(&self) -> Result<Tx, LedgerError> {
+        let asked = Instant::now();
         let turn = Arc::clone(&self.writers).acquire_owned().await;
         let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
         let locked = retry_for(BEGIN_RETRY_MAX, || Locked::begin(&self.sessions)).await?;
-        Ok(Tx::new(locked, turn, self.notifier.clone()))
+        self.numbers.begun(asked.elapsed());
+        let shared = (self.notifier.clone(), self.numbers.clone());
+        Ok(Tx::new(locked, turn, shared))
     }
 
     /// Wake-ups after commits of any process. Call it inside a tokio runtime.

@@ -71,6 +71,12 @@ impl Sessions {
         Ok(Self { pool, trouble })
     }
 
+    /// Connections that there are, and those of them that nobody uses.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let all = usize::try_from(self.pool.size()).unwrap_or(usize::MAX);
+        (all, self.pool.num_idle())
+    }
+
     pub(crate) async fn get(&self) -> Result<Session, sqlx::Error> {
         // On the heap, since every caller's future holds it.
         let connection = Box::pin(self.pool.acquire()).await?;

@@ -3,6 +3,7 @@
 use crate::LedgerError;
 use crate::convert::At;
 use crate::error::may_have_committed;
+use crate::numbers::Numbers;
 pub(crate) use crate::session::Statement;
 use crate::session::{Session, Sessions};
 use crate::wakeup::Notifier;
@@ -10,6 +11,7 @@ use godwit_model::Revision;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// A write transaction under the cluster-wide revision lock. Dropping it rolls back.
@@ -20,6 +22,9 @@ pub struct Tx {
     session: Session,
     _turn: OwnedSemaphorePermit,
     notifier: Notifier,
+    numbers: Numbers,
+    /// When it got the revision lock, by this process's clock.
+    begun: Instant,
     now: Timestamp,
     revision: Revision,
     wrote: bool,
@@ -48,11 +53,17 @@ impl Locked {
 }
 
 impl Tx {
-    pub(crate) fn new(locked: Locked, turn: OwnedSemaphorePermit, notifier: Notifier) -> Self {
+    pub(crate) fn new(
+        locked: Locked,
+        turn: OwnedSemaphorePermit,
+        (notifier, numbers): (Notifier, Numbers),
+    ) -> Self {
         Self {
             session: locked.session,
             _turn: turn,
             notifier,
+            numbers,
+            begun: Instant::now(),
             now: locked.now,
             revision: locked.revision,
             wrote: false,
@@ -81,6 +92,12 @@ impl Tx {
     /// `Conflict` when a statement of this transaction failed: nothing is written. `Unknown` when
     /// the connection broke during the commit.
     pub async fn commit(mut self) -> Result<Revision, LedgerError> {
+        let done = self.end().await;
+        self.numbers.committed(self.begun, &done);
+        done
+    }
+
+    async fn end(&mut self) -> Result<Revision, LedgerError> {
         // Postgres would answer COMMIT with success, and roll back.
         if !self.session.is_sound() {
             return Err(LedgerError::Conflict);

@@ -1,5 +1,6 @@
 //! Generated gRPC code, conversions to and from the model, client and server builders.
 
+mod calls;
 pub mod client;
 pub mod convert;
 pub mod peer;

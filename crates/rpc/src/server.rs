@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Identity, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use tonic::transport::{Certificate, Server, ServerTlsConfig};
 use tonic::{Request, Status};
 use tracing::{Span, info_span};
 
+use crate::calls::Calls;
 use crate::client::TRACEPARENT;
 use crate::peer::Unauthenticated;
 
@@ -36,6 +38,8 @@ pub struct ServerParts {
     pub identity: Option<Identity>,
     /// The services.
     pub routes: Routes,
+    /// Where the calls are counted.
+    pub metrics: Metrics,
     /// Ends the server: calls may take 2 s more, streams are cut.
     pub shutdown: CancellationToken,
 }
@@ -89,6 +93,7 @@ pub async fn serve_on(listener: TcpListener, parts: ServerParts) -> Result<(), S
         bind,
         identity,
         routes,
+        metrics,
         shutdown,
     } = parts;
     let failed = |source| ServeError::Serve { bind, source };
@@ -114,6 +119,7 @@ pub async fn serve_on(listener: TcpListener, parts: ServerParts) -> Result<(), S
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = server
+        .layer(Calls::new(&metrics))
         .layer(tonic::service::InterceptorLayer::new(mark))
         .add_routes(routes)
         .add_service(reflection)

@@ -13,6 +13,7 @@ use godwit_rpc::maintenance::v1::{PokeRequest, PokeResponse};
 use godwit_rpc::peer::{self, Peer, Role};
 use godwit_rpc::server::{ServerParts, serve_on};
 use godwit_rpc::{Code, Request, Response, Routes, Status, client};
+use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Identity, telemetry};
 use godwit_testkit::certs::{Ca, Subject};
 use opentelemetry::trace::TracerProvider;
@@ -62,6 +63,7 @@ async fn start(identity: Option<Identity>) -> Running {
     let mut routes = Routes::builder();
     routes.add_service(MaintenanceServer::new(service.clone()));
     let parts = ServerParts {
+        metrics: Metrics::default(),
         bind: address,
         identity,
         routes: routes.routes(),

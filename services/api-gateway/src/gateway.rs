@@ -42,6 +42,7 @@ use crate::prune;
 use crate::rbac;
 use crate::retire;
 use crate::review;
+use crate::sizes;
 use crate::store::LedgerStore;
 use crate::tls::{self, Acceptor};
 use crate::token_review;
@@ -113,6 +114,12 @@ impl Gateway {
         let life = (readiness.clone(), shutdown.clone());
         tokio::spawn(feed::follow(feed, poke.clone(), life));
         tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
+        metrics.registry(|registry| ledger.register(registry));
+        tokio::spawn(sizes::run(
+            ledger.clone(),
+            metrics.clone(),
+            shutdown.clone(),
+        ));
         let bearers = Bearers::start(&config, &shutdown).context("set up tokens")?;
         let trail = (&metrics, shutdown.clone());
         let (trail, trail_ended) = Trail::start(&config.audit, ledger.clone(), trail)?;

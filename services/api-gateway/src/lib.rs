@@ -28,6 +28,7 @@ mod prune;
 mod rbac;
 mod retire;
 mod review;
+mod sizes;
 mod store;
 mod tls;
 mod token_review;

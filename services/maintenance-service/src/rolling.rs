@@ -24,6 +24,7 @@ use tracing::{info, info_span, warn};
 
 pub(crate) use budgets::Budgets;
 
+use crate::telemetry::RollingTelemetry;
 use calls::Callers;
 use look::{Situation, look};
 
@@ -53,6 +54,7 @@ pub(crate) struct Rollings {
     answers: Arc<Mutex<BTreeMap<String, Heard>>>,
     /// A call was answered.
     answered: Arc<Notify>,
+    telemetry: RollingTelemetry,
     shutdown: CancellationToken,
 }
 
@@ -84,7 +86,7 @@ impl Rollings {
         ledger: Ledger,
         identity: Option<Identity>,
         (made, requested): (Arc<Notify>, Arc<Notify>),
-        shutdown: CancellationToken,
+        (telemetry, shutdown): (RollingTelemetry, CancellationToken),
     ) -> Self {
         Self {
             ledger,
@@ -93,6 +95,7 @@ impl Rollings {
             callers: Callers::new(identity),
             answers: Arc::default(),
             answered: Arc::default(),
+            telemetry,
             shutdown,
         }
     }
@@ -104,6 +107,11 @@ impl Rollings {
     pub(crate) async fn round(&self) -> Result<bool, LedgerError> {
         let mut stepped = false;
         let rollings = self.ledger.list(ROLLINGS).await?;
+        let records = rollings.iter().filter_map(|rolling| {
+            let record = status::record(rolling).ok()?;
+            Some((rolling.key.name.as_str(), record))
+        });
+        self.telemetry.stand(records);
         if rollings.is_empty() {
             return Ok(false);
         }

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::drain::{self, Drains};
 use crate::drain_plan::{self, Plans};
 use crate::rolling::{self, Rollings};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{RollingTelemetry, Telemetry};
 
 /// Who may wake the maintenance-service.
 const CALLERS: &[Role] = &[
@@ -66,19 +66,21 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     .await?;
     ledger.migrate().await?;
     readiness.set("ledger", true);
+    metrics.registry(|registry| ledger.register(registry));
     let coordinator = client::connect(&config.coordinator, identity.as_ref())?;
     let (changed, requested) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let rollings = Rollings::new(
         ledger.clone(),
         identity.clone(),
         (Arc::clone(&changed), Arc::clone(&requested)),
-        shutdown.clone(),
+        (RollingTelemetry::new(&metrics), shutdown.clone()),
     );
     let mut routes = Routes::builder();
     routes.add_service(MaintenanceServer::new(Door {
         changed: Arc::clone(&changed),
     }));
     let parts = ServerParts {
+        metrics: metrics.clone(),
         bind: config.bind,
         identity,
         routes: routes.routes(),

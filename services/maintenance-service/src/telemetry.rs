@@ -1,9 +1,10 @@
-//! Metrics of drains, a series for each node under maintenance.
+//! Metrics of drains, a series for each node under maintenance, and of rolling maintenances.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use godwit_ledger::Object;
+use godwit_model::rolling::Record;
 use godwit_runtime::metrics::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -15,6 +16,85 @@ use crate::plan::Standing;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Node {
     node: String,
+}
+
+/// Labels of a rolling maintenance's nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rolled {
+    name: String,
+    state: String,
+}
+
+/// Labels of a rolling maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phased {
+    name: String,
+    phase: String,
+}
+
+/// Numbers of the rolling maintenances; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RollingTelemetry {
+    nodes: Family<Rolled, Gauge>,
+    phases: Family<Phased, Gauge>,
+    progress: Family<Named, Gauge>,
+}
+
+/// Labels of a rolling maintenance's progress.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Named {
+    name: String,
+}
+
+impl RollingTelemetry {
+    /// Registers the metrics.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let telemetry = Self::default();
+        metrics.registry(|registry| {
+            registry.register(
+                "godwit_rolling_nodes",
+                "Nodes of a rolling maintenance, by how far they are",
+                telemetry.nodes.clone(),
+            );
+            registry.register(
+                "godwit_rolling_phase",
+                "Rolling maintenances, and the phase that each is in",
+                telemetry.phases.clone(),
+            );
+            registry.register(
+                "godwit_rolling_progress",
+                "Nodes that a rolling maintenance has done with, percent",
+                telemetry.progress.clone(),
+            );
+        });
+        telemetry
+    }
+
+    /// The rolling maintenances stand so; there are no others.
+    pub(crate) fn stand<'a>(&self, records: impl Iterator<Item = (&'a str, Record)>) {
+        self.nodes.clear();
+        self.phases.clear();
+        self.progress.clear();
+        for (name, record) in records {
+            let name = name.to_owned();
+            let phase = format!("{:?}", record.phase);
+            let labels = Phased {
+                name: name.clone(),
+                phase,
+            };
+            self.phases.get_or_create(&labels).set(1);
+            for node in &record.nodes {
+                let state = format!("{:?}", node.state);
+                let name = name.clone();
+                self.nodes.get_or_create(&Rolled { name, state }).inc();
+            }
+            let over = record.nodes.iter().filter(|node| node.state.is_over());
+            let over = 100 * over.count();
+            let percent = over.checked_div(record.nodes.len()).unwrap_or_default();
+            let progress = self.progress.get_or_create(&Named { name });
+            progress.set(i64::try_from(percent).unwrap_or_default());
+        }
+    }
 }
 
 /// The service's numbers.

@@ -86,6 +86,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
     let job = lease.job.id.clone();
     let state = lease.job.state;
     info!(%job, %state, epoch = %lease.epoch, "job claimed");
+    shared.telemetry.leases().begin(lease.epoch);
     trace::retell(&shared, &lease).await;
     let stop = shared.shutdown.clone();
     let (keeper, kept) = (Arc::clone(&shared), lease.clone());
@@ -107,14 +108,19 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
         said: None,
         said_at: None,
     };
+    let mut taken = false;
     tokio::select! {
         end = drive.run(&poked) => match end {
             End::Final => info!(%job, state = %drive.lease.job.state, "job over"),
-            End::Lost => info!(%job, "job is somebody else's"),
+            End::Lost => {
+                taken = true;
+                info!(%job, "job is somebody else's");
+            }
         },
         () = keep(&keeper, &kept, &lost) => {}
         () = stop.cancelled() => debug!(%job, "job left to the next owner"),
     }
+    drive.shared.telemetry.leases().end(taken);
     drive.shared.queue_moved.notify_waiters();
     if let Err(error) = drive.shared.ledger.job_lease_release(&drive.lease).await {
         debug!(%job, %error, "the lease runs out by itself");

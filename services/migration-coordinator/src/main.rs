@@ -3,6 +3,7 @@
 mod chapter;
 mod claim;
 mod config;
+mod counts;
 mod drive;
 mod hosts;
 mod server;

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::claim::claim_all;
 use crate::config::Config;
+use crate::counts;
 use crate::hosts::Hosts;
 use crate::shared::{Limits, Shared, follow_limits, follow_passages};
 use crate::telemetry::Telemetry;
@@ -69,6 +70,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     .await?;
     ledger.migrate().await?;
     readiness.set("ledger", true);
+    metrics.registry(|registry| ledger.register(registry));
     let scheduler = PlacementClient::new(client::connect(&config.scheduler, identity.as_ref())?);
     let bind = config.bind;
     let shared = Arc::new(Shared {
@@ -89,15 +91,18 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let mut routes = Routes::builder();
     routes.add_service(MigrationServer::new(Door { pokes }));
     let parts = ServerParts {
+        metrics: metrics.clone(),
         bind,
         identity,
         routes: routes.routes(),
         shutdown,
     };
     let limits = tokio::spawn(follow_limits(Arc::clone(&shared)));
+    let counting = tokio::spawn(counts::follow(Arc::clone(&shared)));
     let passages = tokio::spawn(follow_passages(Arc::clone(&shared)));
     let (served, ()) = tokio::join!(server::serve(parts), claim_all(shared, poked));
     limits.await?;
     passages.await?;
+    counting.await?;
     Ok(served?)
 }

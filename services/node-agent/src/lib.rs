@@ -40,6 +40,7 @@ use tracing::{info, warn};
 use godwit_qemu::probe;
 use godwit_rpc::server::{ServerParts, serve};
 use godwit_runtime::Context;
+use godwit_runtime::metrics::Metrics;
 
 use crate::config::Config;
 use crate::host::{Host, Parts};
@@ -92,11 +93,12 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
     for scheduler in host.config.schedulers.clone() {
         godwit_runtime::spawn("report", report::report(Arc::clone(&host), scheduler));
     }
-    listen(host).await
+    listen(host, metrics).await
 }
 
-async fn listen(host: Arc<Host>) -> anyhow::Result<()> {
+async fn listen(host: Arc<Host>, metrics: Metrics) -> anyhow::Result<()> {
     let parts = ServerParts {
+        metrics,
         bind: host.config.bind,
         identity: host.config.identity.clone(),
         shutdown: host.shutdown.clone(),

@@ -135,6 +135,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     .await?;
     ledger.migrate().await?;
     readiness.set("ledger", true);
+    metrics.registry(|registry| ledger.register(registry));
     let inventory = Arc::new(Inventory::new(config.node_silence()));
     let agents = Arc::new(Agents::new(identity.clone()));
     let floor = Arc::new(FloorKeeper::default());
@@ -148,6 +149,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     routes.add_service(InventoryServer::new(doors.clone()));
     routes.add_service(PlacementServer::new(doors));
     let parts = ServerParts {
+        metrics: metrics.clone(),
         bind: config.bind,
         identity,
         routes: routes.routes(),

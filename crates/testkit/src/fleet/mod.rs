@@ -28,6 +28,7 @@ use godwit_model::{Bytes, NodeName};
 use godwit_rpc::agent::v1::agent_server::AgentServer;
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Channel, Routes, Status, client};
+use godwit_runtime::metrics::Metrics;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -149,6 +150,7 @@ impl Fleet {
             Arc::clone(&self.world),
         ));
         let parts = ServerParts {
+            metrics: Metrics::default(),
             bind,
             identity: None,
             routes: Routes::new(AgentServer::new(Door(Arc::clone(&host)))),

@@ -9,10 +9,12 @@ use godwit_rpc::agent::v1::hooks_server::{Hooks, HooksServer};
 use godwit_rpc::agent::v1::{HookReport, HookState, RunHookRequest};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
+use godwit_runtime::metrics::Metrics;
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::rolling::{ROLLINGS, Rollings};
+use crate::telemetry::RollingTelemetry;
 
 /// More rounds than any of these takes.
 const ROUNDS_MAX: usize = 200;
@@ -76,6 +78,7 @@ impl Fleet {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let bind = listener.local_addr().unwrap();
             let parts = ServerParts {
+                metrics: Metrics::default(),
                 bind,
                 identity: None,
                 routes: Routes::new(HooksServer::new(Door(Arc::clone(&pretence)))),
@@ -170,7 +173,7 @@ async fn rollings(scene: &Scene) -> Rollings {
         connect(&scene.url).await,
         None,
         (made, requested),
-        CancellationToken::new(),
+        (RollingTelemetry::default(), CancellationToken::new()),
     )
 }
 

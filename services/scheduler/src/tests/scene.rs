@@ -15,6 +15,7 @@ use godwit_rpc::agent::v1::{self as wire, MachineReport, MachineState};
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
+use godwit_runtime::metrics::Metrics;
 use godwit_testkit::postgres::Postgres;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -252,6 +253,7 @@ impl Host {
         let bind = listener.local_addr().unwrap();
         let pretence = Arc::new(Pretence::default());
         let parts = ServerParts {
+            metrics: Metrics::default(),
             bind,
             identity: None,
             routes: Routes::new(AgentServer::new(Door(Arc::clone(&pretence)))),
