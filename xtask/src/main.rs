@@ -2,9 +2,11 @@
 
 mod bench;
 mod chart;
+mod dashboards;
 mod fuzz;
 mod lab;
 mod mutants;
+mod observability;
 mod safety;
 mod test;
 mod tidy;
@@ -30,13 +32,14 @@ enum Command {
     Bench(bench::Arguments),
     /// Every check; with a filter, only the tests that match it.
     ///
-    /// `safety`, `chaos`, `watch` and `fuzz` are suites of their own. `safety`: the model check,
+    /// `safety`, `chaos`, `watch`, `fuzz` and `observability` are suites of their own. `safety`: the model check,
     /// simulated runs, and every fault at every step on real machines. `chaos`: takeovers, frozen
     /// owners, an agent and the ledger killed, and drains under random deaths. `watch`: two hundred
     /// watchers, fifty writers, and the faults of a database and of gateways. `fuzz`: requests made
     /// from the published OpenAPI documents, and made-up input for every parser of the API.
+    /// `observability`: every panel, rule and alert against Debian's Prometheus on a lab at work.
     Test {
-        /// Part of a test's name, `safety`, `chaos`, `watch` or `fuzz`.
+        /// Part of a test's name, `safety`, `chaos`, `watch`, `fuzz` or `observability`.
         filter: Option<String>,
         /// Only the lab suite: the lab's document, moves, drains and restarts on a whole lab.
         #[arg(long, conflicts_with = "filter")]
@@ -47,6 +50,8 @@ enum Command {
     Chart(chart::Arguments),
     /// Takes one guard of the protocol away at a time: each has to make a check fail.
     Mutants,
+    /// Writes Grafana's dashboards from the table of their panels.
+    Dashboards,
     /// Who may import what, sizes, words.
     Tidy,
 }
@@ -61,10 +66,12 @@ fn main() -> ExitCode {
             Some("chaos") => safety::chaos(),
             Some("watch") => safety::watch(),
             Some("fuzz") => fuzz::run(),
+            Some("observability") => observability::run(),
             filter => test::run(filter),
         },
         Command::Chart(arguments) => chart::run(&arguments),
         Command::Mutants => mutants::run(),
+        Command::Dashboards => dashboards::run(),
         Command::Tidy => tidy::run(),
     };
     match done {

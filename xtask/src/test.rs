@@ -16,6 +16,8 @@ const FAULT_SUITES: &str = "fault_suite";
 const WATCH_SUITE: &str = "watch_suite";
 /// The suite of `cargo xtask test fuzz`.
 const FUZZ_SUITE: &str = "fuzz_suite";
+/// The suite of `cargo xtask test observability`.
+const OBSERVABILITY_SUITE: &str = "observability_suite";
 
 /// Runs every check, or only the tests that match `filter`.
 ///
@@ -79,7 +81,13 @@ fn tests(filter: Option<&str>) -> Result<()> {
     arguments.extend(filter);
     if !has("cargo-nextest") {
         arguments.push("--");
-        for suite in [LAB_SUITE, FAULT_SUITES, WATCH_SUITE, FUZZ_SUITE] {
+        for suite in [
+            LAB_SUITE,
+            FAULT_SUITES,
+            WATCH_SUITE,
+            FUZZ_SUITE,
+            OBSERVABILITY_SUITE,
+        ] {
             arguments.extend(["--skip", suite]);
         }
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use godwit_ledger::JobRow;
 use godwit_model::Epoch;
+use godwit_model::migration::job::JobState;
 use godwit_model::migration::view;
 use godwit_runtime::metrics::Metrics;
 use godwit_runtime::telemetry::{StepSpans, TraceLabel};
@@ -77,6 +78,11 @@ impl Telemetry {
             forecast_took: Histogram::new(RATIOS),
             forecast_blackout: Histogram::new(RATIOS),
         };
+        // There from the start: an increase from nothing to one is none to Prometheus.
+        for result in [JobState::Succeeded, JobState::Failed] {
+            let result = result.as_str();
+            drop(telemetry.ended.get_or_create(&Ended { result }));
+        }
         metrics.registry(|registry| {
             registry.register(
                 "godwit_migrations_ended",

@@ -66,6 +66,9 @@ struct Inner {
     remaining: Family<CopyLabels, Amount>,
     dirty_rate: Family<CopyLabels, Amount>,
     transfer_rate: Family<CopyLabels, Amount>,
+    passes: Family<CopyLabels, Amount>,
+    throttle: Family<CopyLabels, Amount>,
+    expected_blackout: Family<CopyLabels, Gauge<f64, AtomicU64>>,
     machines: Gauge,
     fsync: Histogram,
     blackout: Family<PieceLabels, Histogram>,
@@ -74,6 +77,21 @@ struct Inner {
 /// From 10 µs to 10 s, three a decade.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.00001, 2.154_434_69, 19))
+}
+
+impl Inner {
+    /// What KubeVirt has no name for.
+    fn register_own(&self, registry: &mut Registry) {
+        let help = "Passes of a copy over dirty memory so far";
+        registry.register("godwit_vmi_migration_passes", help, self.passes.clone());
+        let help = "How much QEMU slows a guest down so that its copy converges";
+        let throttle = self.throttle.clone();
+        registry.register("godwit_vmi_migration_throttle_percent", help, throttle);
+        let help = "How long a guest would stand still if it were stopped now, by QEMU's estimate";
+        let name = "godwit_vmi_migration_expected_blackout";
+        let expected = self.expected_blackout.clone();
+        registry.register_with_unit(name, help, Unit::Seconds, expected);
+    }
 }
 
 impl Metrics {
@@ -85,6 +103,9 @@ impl Metrics {
             remaining: Family::default(),
             dirty_rate: Family::default(),
             transfer_rate: Family::default(),
+            passes: Family::default(),
+            throttle: Family::default(),
+            expected_blackout: Family::default(),
             machines: Gauge::default(),
             fsync: seconds(),
             blackout: Family::new_with_constructor(seconds),
@@ -116,6 +137,7 @@ impl Metrics {
             let name = format!("kubevirt_vmi_migration_{name}_rate");
             registry.register_with_unit(name, help, Unit::Bytes, family.clone());
         }
+        inner.register_own(registry);
         let help = "Machines with a QEMU on this host";
         registry.register("godwit_agent_machines", help, inner.machines.clone());
         let help = "Time until a line of a job's log is on disk";
@@ -142,6 +164,11 @@ impl Metrics {
         set(&self.inner.remaining, progress.remaining.0);
         set(&self.inner.dirty_rate, progress.dirty_rate);
         set(&self.inner.transfer_rate, progress.throughput);
+        set(&self.inner.passes, progress.passes.into());
+        set(&self.inner.throttle, progress.throttle_percent.into());
+        let expected = Duration::from_millis(progress.expected_downtime_ms);
+        let gauge = self.inner.expected_blackout.get_or_create(labels);
+        gauge.set(expected.as_secs_f64());
     }
 
     /// The copy has ended, and its series with it.
@@ -153,9 +180,12 @@ impl Metrics {
             &inner.remaining,
             &inner.dirty_rate,
             &inner.transfer_rate,
+            &inner.passes,
+            &inner.throttle,
         ] {
             family.remove(labels);
         }
+        inner.expected_blackout.remove(labels);
     }
 
     /// A line of a log reached the disk.
