@@ -91,8 +91,10 @@ impl Faults {
         Self::start_with(Self::options(coordinators, None))
     }
 
-    /// As [`Self::start`], with spans sent to `endpoint`.
-    pub(crate) fn start_traced(coordinators: u16, endpoint: String) -> Result<Self> {
+    /// As [`Self::start`], with spans sent to this machine's `port`, from its hosts too.
+    pub(crate) fn start_traced(coordinators: u16, port: u16) -> Result<Self> {
+        let lab = Lab::new(Self::options(coordinators, None));
+        let endpoint = format!("http://{}:{port}", lab.network().management());
         Self::start_with(Self::options(coordinators, Some(endpoint)))
     }
 

@@ -1,7 +1,6 @@
 //! A collector that really listens: keeps every span that a lab's services send by OTLP.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -80,12 +79,12 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    /// Listens on a port of its own.
-    pub(crate) fn start() -> (Self, SocketAddr) {
+    /// Listens on a port of its own, which it answers, for all hosts of a lab.
+    pub(crate) fn start() -> (Self, u16) {
         let collector = Self::default();
         let service = TraceServiceServer::new(collector.clone());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
         listener.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -99,7 +98,7 @@ impl Collector {
                 server.serve_with_incoming(incoming).await
             })
         });
-        (collector, address)
+        (collector, port)
     }
 
     /// The spans of a trace so far, in the order of their begin.

@@ -20,7 +20,7 @@ const MOVES: usize = 3;
 /// What a blackout's span and the guest may differ by.
 const BLACKOUT_APART_MAX: Duration = Duration::from_millis(5);
 /// How much of the guest's words on each side of a blackout is listened to.
-const AROUND: Duration = Duration::from_millis(300);
+const AROUND: Duration = Duration::from_secs(1);
 /// The span of the client that asks.
 const CLIENT: &str = "00f067aa0ba902b7";
 /// What each process has to say last.
@@ -46,8 +46,8 @@ const STEPS: [&str; 8] = [
 
 #[test]
 fn lab_trace_follows_a_migration_through_five_processes_and_the_death_of_its_owner() {
-    let (collector, address) = Collector::start();
-    let env = Faults::start_traced(2, format!("http://{address}")).unwrap();
+    let (collector, port) = Collector::start();
+    let env = Faults::start_traced(2, port).unwrap();
     let scene = Scene {
         guest: Guest::start_as(
             &env,
@@ -194,7 +194,7 @@ impl Scene {
             let spans = self.collector.trace(trace);
             let has = |name: &&str| spans.iter().any(|span| span.name.ends_with(*name));
             let request = spans.iter().any(|span| span.parent == CLIENT);
-            let whole = LAST.iter().all(|name| has(&name)) && request;
+            let whole = LAST.iter().all(|name| has(name)) && request;
             Ok((whole && orphans(&spans).is_empty()).then_some(spans))
         });
         looked.with_context(|| {
@@ -213,13 +213,11 @@ fn orphans(spans: &[Seen]) -> Vec<&Seen> {
         .collect()
 }
 
+/// The first span whose name ends so: an order that was not answered in time is given again.
 fn named<'a>(spans: &'a [Seen], name: &str) -> Result<&'a Seen> {
-    let mut found = spans.iter().filter(|span| span.name.ends_with(name));
-    let span = found
-        .next()
-        .with_context(|| format!("no span {name} in {spans:#?}"))?;
-    ensure!(found.next().is_none(), "{name} is there twice: {spans:#?}");
-    Ok(span)
+    let found = spans.iter().filter(|span| span.name.ends_with(name));
+    let first = found.min_by_key(|span| span.began);
+    first.with_context(|| format!("no span {name} in {spans:#?}"))
 }
 
 /// Gateway, coordinator, scheduler and both agents, each called by the one that should.

@@ -31,14 +31,13 @@ const MAY_BE_EMPTY: [(&str, &str, &str); 1] = [(
 )];
 /// Words that our metrics' names begin with.
 const OURS: [&str; 5] = ["godwit", "kubevirt", "apiserver", "process", "up"];
-/// Longest rolling maintenance.
 const MAINTENANCES: &str = "/apis/kubevirt.io/v1alpha1/nodemaintenances";
 const ROLLINGS: &str = "/apis/godwit.io/v1alpha1/rollingmaintenances";
 
 #[test]
 fn observability_suite_leaves_no_panel_and_no_rule_without_data() {
-    let (collector, address) = Collector::start();
-    let env = Faults::start_traced(1, format!("http://{address}")).unwrap();
+    let (collector, port) = Collector::start();
+    let env = Faults::start_traced(1, port).unwrap();
     let prometheus = Prometheus::start(&env).unwrap();
     work(&env).unwrap();
     let mut faults = panels(&env, &prometheus).unwrap();
@@ -215,6 +214,13 @@ impl Prometheus {
                 .is_ok_and(|said| said.contains(" 200 "))
                 .then_some(()))
         })?;
+        // What happened before the first scrape is no increase to it.
+        let services = env.lab().services().len().to_string();
+        env.until("every service to be scraped", || {
+            let answer = answer("/api/v1/query?query=sum(up)")?;
+            let up = &answer["data"]["result"][0]["value"][1];
+            Ok((up == services.as_str()).then_some(()))
+        })?;
         Ok(prometheus)
     }
 
@@ -366,7 +372,7 @@ fn rules(prometheus: &Prometheus) -> Result<Vec<String>> {
     for (rule, expression) in &rules {
         let title = rule["alert"]
             .as_str()
-            .or(rule["record"].as_str())
+            .or_else(|| rule["record"].as_str())
             .unwrap_or_default();
         let series = prometheus.range(expression)?;
         if rule["record"].is_string() && !series.iter().any(has_number) {

@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<()> {
     step("panels and rules", || tools::cargo(&suite))?;
     step("pictures", || {
         let panels = tools::root().join("target/tmp/panels.json");
-        let mut draw = Command::new("python3");
+        let mut draw = Command::new("/usr/bin/python3");
         draw.arg(folder.join("draw.py"));
         draw.arg(panels).arg(tools::root().join("docs/pictures"));
         succeeds(draw)

@@ -44,9 +44,10 @@ impl Calls {
 
     fn answered(&self, path: &str, code: Code, began: Instant) {
         // Whoever calls what there isn't must not make a series of each name.
-        let method = match code {
-            Code::Unimplemented => "other",
-            _ => path.trim_start_matches('/'),
+        let method = if code == Code::Unimplemented {
+            "other"
+        } else {
+            path.trim_start_matches('/')
         };
         let labels = Labels {
             method: method.to_owned(),

@@ -79,6 +79,17 @@ impl Telemetry {
             forecast_blackout: Histogram::new(RATIOS),
         };
         // There from the start: an increase from nothing to one is none to Prometheus.
+        for state in JobState::ALL {
+            let labels = Step {
+                state: state.as_str(),
+            };
+            if !state.is_final() {
+                drop(telemetry.steps.get_or_create(&labels));
+            }
+            if let Some(phase) = view::phase(state) {
+                drop(telemetry.phases.get_or_create(&Phase { phase }));
+            }
+        }
         for result in [JobState::Succeeded, JobState::Failed] {
             let result = result.as_str();
             drop(telemetry.ended.get_or_create(&Ended { result }));

@@ -144,6 +144,10 @@ impl Metrics {
         let fsync = inner.fsync.clone();
         registry.register_with_unit("godwit_agent_log_sync", help, Unit::Seconds, fsync);
         let help = "Parts of a blackout that the agents add to QEMU's own";
+        // There from the start: an increase from nothing to one is none to Prometheus.
+        for piece in [Piece::Proof, Piece::Journal, Piece::Continue] {
+            drop(inner.blackout.get_or_create(&PieceLabels { piece }));
+        }
         let blackout = inner.blackout.clone();
         registry.register_with_unit("godwit_agent_blackout", help, Unit::Seconds, blackout);
         Self {

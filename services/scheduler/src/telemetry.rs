@@ -21,6 +21,16 @@ const PHASE_BOUNDS: [f64; 17] = [
     1200.0, 1800.0,
 ];
 
+/// Phases of an instance.
+const PHASES: [&str; 6] = [
+    "Pending",
+    "Scheduling",
+    "Scheduled",
+    "Running",
+    "Succeeded",
+    "Failed",
+];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Node {
     node: String,
@@ -90,6 +100,11 @@ impl Telemetry {
     /// Registers the metrics.
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let own = Self::default();
+        // There from the start: an increase from nothing to one is none to Prometheus.
+        for phase in PHASES {
+            let phase = phase.to_owned();
+            drop(own.phases.0.get_or_create(&Phase { phase }));
+        }
         metrics.registry(|registry| {
             registry.register(
                 "godwit_node_ready",
