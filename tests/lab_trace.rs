@@ -194,7 +194,7 @@ impl Scene {
             let spans = self.collector.trace(trace);
             let has = |name: &&str| spans.iter().any(|span| span.name.ends_with(*name));
             let request = spans.iter().any(|span| span.parent == CLIENT);
-            let whole = LAST.iter().all(|name| has(name)) && request;
+            let whole = LAST.iter().all(has) && request;
             Ok((whole && orphans(&spans).is_empty()).then_some(spans))
         });
         looked.with_context(|| {

@@ -114,12 +114,7 @@ impl Gateway {
         let life = (readiness.clone(), shutdown.clone());
         tokio::spawn(feed::follow(feed, poke.clone(), life));
         tokio::spawn(prune::run(ledger.clone(), shutdown.clone()));
-        metrics.registry(|registry| ledger.register(registry));
-        tokio::spawn(sizes::run(
-            ledger.clone(),
-            metrics.clone(),
-            shutdown.clone(),
-        ));
+        sizes::start(&ledger, &metrics, &shutdown);
         let bearers = Bearers::start(&config, &shutdown).context("set up tokens")?;
         let trail = (&metrics, shutdown.clone());
         let (trail, trail_ended) = Trail::start(&config.audit, ledger.clone(), trail)?;

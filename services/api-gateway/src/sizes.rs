@@ -19,8 +19,14 @@ struct Table {
     table: String,
 }
 
-/// Measures until `shutdown`. Every replica says the same.
-pub(crate) async fn run(ledger: Ledger, metrics: Metrics, shutdown: CancellationToken) {
+/// Tells until `shutdown` what the ledger's connections do and how large its tables are. Every
+/// replica says the same of the tables.
+pub(crate) fn start(ledger: &Ledger, metrics: &Metrics, shutdown: &CancellationToken) {
+    metrics.registry(|registry| ledger.register(registry));
+    tokio::spawn(measure(ledger.clone(), metrics.clone(), shutdown.clone()));
+}
+
+async fn measure(ledger: Ledger, metrics: Metrics, shutdown: CancellationToken) {
     let (rows, bytes) = (
         Family::<Table, Gauge>::default(),
         Family::<Table, Gauge>::default(),
