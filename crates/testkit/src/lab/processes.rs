@@ -35,12 +35,16 @@ impl Process {
 
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
-        // Takes the exit of a child of ours; fails for all others, which is as good.
-        let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        stat(self.pid).is_some_and(|(state, started)| {
+        let alive = stat(self.pid).is_some_and(|(state, started)| {
             // Its other threads may hold its ports for a moment longer than the first one lives.
             started == self.started && (state != "Z" || threads(self.pid) > 1)
-        })
+        });
+        if !alive {
+            // Takes the exit of a child of ours, after it was seen to have ended, so that none is
+            // left; fails for all others, which is as good.
+            let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
+        }
+        alive
     }
 
     /// Ends it: SIGTERM, and SIGKILL when that isn't enough.
