@@ -31,6 +31,8 @@ const PLACES: [&str; 10] = [
 ];
 /// Deaths at each place.
 const TRIALS: usize = 5;
+/// Most trials in which a frozen owner may find its connection broken.
+const THAWS: u32 = 5;
 
 /// The ledger of the lab, to see who owns a job.
 struct Eye<'a> {
@@ -155,8 +157,20 @@ pub(crate) fn owner_freezes(env: &Faults) -> Result<()> {
         ("order.AllowSwitchover.before", "order refused"),
         ("order.PrepareTarget.after", "transition refused"),
     ] {
-        env.ready()?;
-        thaws(&eye, &guest, place, refusal)?;
+        let mut trials = 1..=THAWS;
+        let refused = loop {
+            let Some(trial) = trials.next() else {
+                break false;
+            };
+            env.ready()?;
+            if thaws(&eye, &guest, place, refusal, trial)? {
+                break true;
+            }
+            say(&format!(
+                "frozen at {place}: the connection broke before the host heard of it, stepped down"
+            ));
+        };
+        ensure!(refused, "{place}: nothing was refused in {THAWS} trials");
         say(&format!(
             "frozen at {place}: refused and logged ({refusal}), stepped down"
         ));
@@ -165,10 +179,11 @@ pub(crate) fn owner_freezes(env: &Faults) -> Result<()> {
     guest.remove(env)
 }
 
-fn thaws(eye: &Eye, guest: &Guest, place: &str, refusal: &str) -> Result<()> {
+/// One trial. Whether what the owner tried was refused; else it had no connection to try it over.
+fn thaws(eye: &Eye, guest: &Guest, place: &str, refusal: &str, trial: u32) -> Result<bool> {
     let env = eye.env;
     let (_, to) = way(env, guest)?;
-    let job = place.replace('.', "-").to_lowercase();
+    let job = format!("{}-{trial}", place.replace('.', "-").to_lowercase());
     let places = COORDINATORS.map(|service| Place::new(service, place));
     for at in &places {
         env.arm(at, "pause")?;
@@ -192,13 +207,16 @@ fn thaws(eye: &Eye, guest: &Guest, place: &str, refusal: &str) -> Result<()> {
     // It goes on in the middle of the call.
     env.arm(owner, "off")?;
     env.until("the end of the migration", || env.ended(&job))?;
-    env.until("the refusal in the log", || {
+    let refused = env.until("the end of the old owner's work, in its log", || {
         let log = std::fs::read(service.log())?;
         let new = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();
-        let refused = new.contains(refusal) && new.contains("job is somebody else's");
-        Ok(refused.then_some(()))
+        let stepped_down = new.contains("job is somebody else's");
+        let refused = new.contains(refusal);
+        let unheard = new.contains("order not taken") && new.contains("Unavailable");
+        Ok((stepped_down && (refused || unheard)).then_some(refused))
     })?;
-    guest.beats(env)
+    guest.beats(env)?;
+    Ok(refused)
 }
 
 pub(crate) fn signal(process: &Process, signal: Signal) -> Result<()> {
