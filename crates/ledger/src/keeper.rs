@@ -4,13 +4,12 @@
 //! after the commit. So one that rolls back leaves nothing behind, and several services may keep a
 //! floor each. The ledger's constraints have the last word.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use godwit_model::machine::MachineSpec;
 use godwit_model::placement::Fleet;
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{MachineId, NodeName};
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::Row;
@@ -19,16 +18,11 @@ use sqlx::types::Json;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use uuid::Uuid;
 
-use crate::convert::{self, At, bigint};
+use crate::convert::{self, bigint};
 use crate::floor::{NODES, candidate, facts, labels_of, placed_by};
-use crate::tx::Statement;
+use crate::trail::{Reader, Trail};
 use crate::{Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx, node, object, reservation};
 
-/// Changes read at a time.
-const CHANGES_BATCH: i64 = 1000;
-
-const NEWEST: &str = "SELECT seq, changed_at FROM floor_change ORDER BY seq DESC LIMIT 1";
-const HORIZON: &str = "SELECT seq FROM floor_horizon";
 const NODE_ROWS: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
     facts, heartbeat_at FROM node WHERE name = ANY($1)";
 const NODE_OBJECTS: &str = "SELECT uid, resource, namespace, name, metadata, body, status, \
@@ -53,24 +47,8 @@ pub struct KeptFloor {
     nodes: BTreeMap<NodeName, NodeRow>,
     held: HashMap<MachineId, Vec<ReservationRow>>,
     fleet: Fleet,
-    /// The newest change that is in here, and when it was written; `None` where there was none.
-    seq: i64,
-    at: Option<Timestamp>,
-}
-
-/// The ledger, with or without its lock.
-enum Reader<'a> {
-    Ledger(&'a Ledger),
-    Tx(&'a mut Tx),
-}
-
-impl Reader<'_> {
-    async fn fetch_all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>, LedgerError> {
-        match self {
-            Self::Ledger(ledger) => ledger.fetch_all(statement).await,
-            Self::Tx(tx) => tx.fetch_all(statement).await,
-        }
-    }
+    /// The newest change that is in here.
+    trail: Trail,
 }
 
 impl FloorKeeper {
@@ -142,17 +120,11 @@ impl KeptFloor {
     }
 
     async fn load(reader: &mut Reader<'_>) -> Result<Self, LedgerError> {
-        let mut kept = Self::default();
-        // First, so that whatever changes meanwhile is looked at again.
-        let newest = reader.fetch_all(sqlx::query(NEWEST)).await?;
-        match newest.first() {
-            Some(row) => kept.read_to(row)?,
-            None => {
-                let horizon = reader.fetch_all(sqlx::query(HORIZON)).await?;
-                let horizon = horizon.first().ok_or(sqlx::Error::RowNotFound)?;
-                kept.seq = horizon.try_get("seq")?;
-            }
-        }
+        let mut kept = Self {
+            // First, so that whatever changes meanwhile is looked at again.
+            trail: Trail::begin(reader).await?,
+            ..Self::default()
+        };
         let rows = reader.fetch_all(sqlx::query(node::LIST)).await?;
         let objects = reader.fetch_all(object::list(NODES)).await?;
         kept.set_nodes(&rows, &objects)?;
@@ -162,40 +134,19 @@ impl KeptFloor {
         Ok(kept)
     }
 
-    fn read_to(&mut self, row: &PgRow) -> Result<(), LedgerError> {
-        self.seq = row.try_get("seq")?;
-        self.at = row.try_get::<Option<At>, _>("changed_at")?.map(|at| at.0);
-        Ok(())
-    }
-
     /// Takes in what changed. Answers false when that isn't known, and all has to be read again.
     async fn catch_up(&mut self, reader: &mut Reader<'_>) -> Result<bool, LedgerError> {
         loop {
-            let statement = sqlx::query(include_str!("../queries/floor_changes.sql"))
-                .bind(self.seq)
-                .bind(self.at.map(At))
-                .bind(CHANGES_BATCH);
-            let rows = reader.fetch_all(statement).await?;
-            let (mut nodes, mut machines) = (HashSet::new(), HashSet::new());
-            for row in &rows {
-                if !row.try_get::<bool, _>("known")? {
-                    return Ok(false);
-                }
-                if row.try_get::<Option<i64>, _>("seq")?.is_some() {
-                    nodes.extend(row.try_get::<Option<String>, _>("node")?);
-                    machines.extend(row.try_get::<Option<Uuid>, _>("machine")?);
-                    self.read_to(row)?;
-                }
-            }
-            let nodes: Vec<String> = nodes.into_iter().collect();
-            if !nodes.is_empty() && !self.look_at_nodes(reader, &nodes).await? {
+            let Some(changed) = self.trail.next(reader).await? else {
+                return Ok(false);
+            };
+            if !changed.nodes.is_empty() && !self.look_at_nodes(reader, &changed.nodes).await? {
                 return Ok(false);
             }
-            let machines: Vec<Uuid> = machines.into_iter().collect();
-            if !machines.is_empty() {
-                self.look_at_machines(reader, &machines).await?;
+            if !changed.machines.is_empty() {
+                self.look_at_machines(reader, &changed.machines).await?;
             }
-            if rows.len() < usize::try_from(CHANGES_BATCH).unwrap_or(usize::MAX) {
+            if !changed.more {
                 return Ok(true);
             }
         }

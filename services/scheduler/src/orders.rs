@@ -38,7 +38,7 @@ impl Machines {
         self: &Arc<Self>,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         let node = row.node.as_ref().and_then(|node| world.node(node));
         let (Some(node), Some(spec)) = (node, &row.machine) else {
@@ -118,7 +118,7 @@ impl Machines {
         self: &Arc<Self>,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         if world.is_migrating(&row.uid) {
             return self.cancel_migration(row, world).await;
@@ -161,7 +161,11 @@ impl Machines {
         }
     }
 
-    async fn cancel_migration(&self, row: &InstanceRow, world: &World) -> Result<(), LedgerError> {
+    async fn cancel_migration(
+        &self,
+        row: &InstanceRow,
+        world: &World<'_>,
+    ) -> Result<(), LedgerError> {
         let why = "the virtual machine instance was deleted";
         let mut jobs = world.jobs.iter();
         match jobs.find(|job| job.machine == row.uid && job.cancel.is_none()) {

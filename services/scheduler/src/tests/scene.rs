@@ -25,9 +25,10 @@ use crate::config::Config;
 use crate::inventory::Inventory;
 use crate::launch::Agents;
 use crate::machines::Machines;
+use crate::observe::Seen;
 use crate::orders::Orders;
 use crate::telemetry::Telemetry;
-use crate::world::{INSTANCES, MACHINES};
+use crate::world::{INSTANCES, MACHINES, World};
 
 /// Rounds after which things that still move will never rest.
 const ROUNDS_MAX: usize = 60;
@@ -555,6 +556,9 @@ async fn copy(url: &str, config: Config, shutdown: CancellationToken) -> Arc<Mac
         telemetry: Telemetry::default(),
         shutdown,
         orders: Orders::default(),
+        keeper: World::keeper().into(),
+        seen: Seen::default(),
+        epochs: Arc::default(),
     })
 }
 
