@@ -93,6 +93,13 @@ impl Setup {
         lease.expect("a job to claim")
     }
 
+    /// Extends a lease; answers whether it was not lost.
+    pub(crate) async fn renew(&self, lease: &Lease, ttl: Duration) -> bool {
+        let leases = [(lease.job.id.clone(), lease.epoch)];
+        let lost = self.ledger.jobs_renew(&lease.owner, &leases, ttl).await;
+        lost.unwrap().is_empty()
+    }
+
     pub(crate) async fn record(&self, lease: &Lease, from: JobState, to: JobState) -> Recorded {
         self.change(async |tx| tx.job_record(lease, step(from, to)).await)
             .await
