@@ -11,7 +11,7 @@ use godwit_model::{MachineId, NodeName};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx};
+use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow};
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 pub(crate) const NODES: &str = "nodes";
@@ -64,20 +64,6 @@ impl Floor {
             reservations,
             fleet: Mutex::new(fleet),
         }
-    }
-
-    /// Reads it in a transaction, so that everything fits together.
-    ///
-    /// # Errors
-    /// The ledger's.
-    pub async fn read(tx: &mut Tx) -> Result<Self, LedgerError> {
-        let rows = by_machine(tx.instances().await?);
-        Ok(Self::new(
-            tx.nodes().await?,
-            &tx.list(NODES).await?,
-            tx.reservations().await?,
-            (&rows, &tx.list(INSTANCES).await?),
-        ))
     }
 
     /// Reads it without the ledger's lock: good enough to tell a person, not to act on.

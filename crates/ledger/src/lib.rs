@@ -5,6 +5,7 @@
 //! alone are claimed and renewed outside it. The ledger decides nothing about migrations: it
 //! records what `model` decided, and constraints refuse what must never be.
 
+mod about;
 mod audit;
 mod audit_log;
 mod change;
@@ -33,6 +34,7 @@ mod transition;
 mod tx;
 mod wakeup;
 
+pub use about::{JobFound, MachineFound, MachinesWanted};
 pub use audit::{Audit, Cordon};
 pub use audit_log::AuditRecord;
 pub use change::{Change, ChangeKind, Changes, Mark};

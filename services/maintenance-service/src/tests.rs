@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use godwit_ledger::{
-    Capacity, Experience, InstanceRow, InstanceState, JobChange, JobRow, JobStep, Ledger,
-    LedgerConfig, LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey,
+    Capacity, Experience, FloorKeeper, InstanceRow, InstanceState, JobChange, JobRow, JobStep,
+    Ledger, LedgerConfig, LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey,
     TraceContext, Tx,
 };
 use godwit_model::migration::job::JobState;
@@ -289,6 +289,7 @@ async fn drains(url: &str) -> Drains {
         telemetry: Telemetry::default(),
         shutdown: CancellationToken::new(),
         experience: Experience::default(),
+        floor: FloorKeeper::default(),
     }
 }
 

@@ -10,8 +10,8 @@ use godwit_model::plan::{DrainPlan, Order, Rules, Stuck, drain};
 use godwit_model::{MachineId, NodeName, Revision};
 use serde::Deserialize;
 
-use crate::look::{Guest, Reader, residents};
-use crate::outlook::{floor, pace};
+use crate::look::{Guest, Reader, Settings, residents};
+use crate::outlook::floor;
 
 /// The spec of a DrainPlan, as admission let it pass.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -96,7 +96,8 @@ pub(crate) async fn make(
 ) -> Result<Made, LedgerError> {
     let revision = ledger.revision().await?;
     let mut reader = Reader::Ledger(ledger);
-    let (floor, pace) = (floor(&mut reader).await?, pace(&mut reader).await?);
+    let floor = floor(ledger).await?;
+    let pace = Settings::read(&mut reader).await?.pace;
     let known: BTreeSet<String> = reader
         .list("nodes")
         .await?
