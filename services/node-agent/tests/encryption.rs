@@ -12,7 +12,7 @@ mod common;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Agent, counting, eventually};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
@@ -261,6 +261,27 @@ async fn whoever_connects_first_and_says_nothing_ends_the_attempt_and_the_guest_
     })
     .await;
     assert!(lab.target.counters().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_says_nothing_in_the_handshake_does_not_hold_the_guest() {
+    let lab = Lab::new(&[], &[]).await.running().await;
+    lab.prepare().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("tcp:{}", silent.local_addr().unwrap());
+    let begun = Instant::now();
+    lab.copy(&uri).await;
+    let fact = eventually("the attempt to end", async || {
+        let fact = facts(&lab.source).await.source;
+        fact.filter(|fact| fact.state() == SourceState::Resumed)
+    });
+    let fact = fact.await;
+    println!("ended after {:?}: {}", begun.elapsed(), fact.reason);
+    let before = *lab.source.counters().last().unwrap();
+    eventually("the guest to go on", async || {
+        (*lab.source.counters().last()? > before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
