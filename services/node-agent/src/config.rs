@@ -42,8 +42,7 @@ pub struct Config {
     /// Address of this host on which incoming copies listen.
     pub migration_address: IpAddr,
     /// Whether memory travels encrypted. `false` takes copies in the clear, and sends them so to
-    /// hosts that want it no other way. Off unless it is asked for: QEMU 7.2 waits in the TLS
-    /// handshake with its guest standing still, for as long as a link that is cut there is silent.
+    /// hosts that want it no other way.
     pub encrypt_copies: bool,
     /// The schedulers, each told all reports; `https://HOST:PORT`.
     pub schedulers: Vec<String>,
@@ -132,7 +131,7 @@ impl Default for Config {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
             advertise_address: String::new(),
             migration_address: Ipv4Addr::LOCALHOST.into(),
-            encrypt_copies: false,
+            encrypt_copies: true,
             schedulers: Vec::new(),
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),

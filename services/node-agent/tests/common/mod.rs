@@ -66,10 +66,6 @@ impl Agent {
             "accel=tcg".to_owned(),
             format!("common.admin_bind=127.0.0.1:{admin}"),
         ]);
-        // What is harder is tried, unless a test wants it otherwise.
-        if !keys.iter().any(|key| key.starts_with("encrypt_copies=")) {
-            keys.push("encrypt_copies=true".to_owned());
-        }
         let child = spawn(&dir, &keys);
         let scheme = if caller.is_some() { "https" } else { "http" };
         let address = format!("{scheme}://127.0.0.1:{port}");
