@@ -50,13 +50,19 @@ impl Machines {
         if self.orders.pauses(&row.uid) {
             return Ok(());
         }
+        let Some(room) = self.orders.room_to_start() else {
+            return Ok(());
+        };
         let order = Order {
             object: object.clone(),
             row: row.clone(),
             address: node.agent_address.clone(),
         };
         let (machines, spec) = (Arc::clone(self), spec.clone());
-        let work = async move { machines.carry_out_start(order, spec).await };
+        let work = async move {
+            let _room = room;
+            machines.carry_out_start(order, spec).await
+        };
         self.orders.give(self, row.uid.clone(), work);
         Ok(())
     }
