@@ -4,7 +4,7 @@ use godwit_ledger::Object;
 use godwit_model::NodeName;
 use godwit_model::instance::{NotMigratable, live_migratable};
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::room;
+use godwit_model::placement::overhead;
 use godwit_model::vmi::VmiSpec;
 use godwit_rpc::agent::v1::{MachineReport, MachineState};
 use jiff::Timestamp;
@@ -58,7 +58,7 @@ pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
     let memory = mebibytes(spec.memory.0);
     status["memory"] = json!({
         "guestAtBoot": memory, "guestCurrent": memory, "guestRequested": memory,
-        "memoryOverhead": mebibytes(room(spec).memory.0 - spec.memory.0),
+        "memoryOverhead": mebibytes(overhead(spec.memory).0),
     });
     status["currentCPUTopology"] = json!({ "cores": spec.cpus, "sockets": 1, "threads": 1 });
     status["guestOSInfo"] = json!({});

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use godwit_ledger::{NewReservation, NodeRow, ObjectKey, Reserved};
+use godwit_model::placement::Room;
 use godwit_model::{Bytes, MachineId, NodeName};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -59,8 +60,11 @@ impl PlanScene {
             machine: machine.clone(),
             node: worker(node),
             job: None,
-            memory_bytes: Bytes::mib(mib),
-            cpu_milli: 100,
+            room: Room {
+                memory: Bytes::mib(mib),
+                cpu_milli: 100,
+                ..Room::default()
+            },
         };
         let held = self.scene.write(async |tx| tx.reserve(new).await).await;
         assert_eq!(held, Reserved::Held);
