@@ -11,6 +11,7 @@ mod fleet;
 mod mask;
 mod room;
 mod row;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use choose::{Choice, RunnerUp};
 pub use demand::{Ask, Demand, Leaning, Near, Needs, Spread};
 pub use fleet::{Fleet, Held};
 pub use room::{Hugepages, Overcommit, OvercommitSettings, Room, overhead, room};
+pub use shown::{Line, Shown};
 
 /// What a host said of itself when it registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -198,6 +198,38 @@ async fn a_plan_says_who_goes_where_and_who_stays_and_does_nothing() {
 }
 
 #[tokio::test]
+async fn a_plan_says_why_of_each_move_and_of_each_node_that_takes_nobody() {
+    let mut scene = PlanScene::new().await;
+    scene.machine("large", "worker2", moves(), 6144).await;
+    scene.machine("small", "worker2", moves(), 256).await;
+    scene.machine("first", "worker1", moves(), 4096).await;
+    scene.machine("second", "worker3", moves(), 3072).await;
+    scene.plan(json!({ "nodes": ["worker2"] })).await;
+    let status = scene.status().await;
+    assert_eq!(
+        lines(&status, "moves", &["name", "target"]),
+        [["small", "worker3"]]
+    );
+    let why = status["moves"][0]["why"].as_str().unwrap();
+    assert!(why.contains(" points, worker1 is next with "), "{why}");
+    assert_eq!(lines(&status, "blockers", &["name"]), [["large"]]);
+    let told = &status["blockers"][0]["verdicts"];
+    let full = json!(["Insufficient memory"]);
+    assert_eq!(
+        told[0],
+        json!({ "node": "worker1", "reasons": full }),
+        "{told}"
+    );
+    assert_eq!(
+        told[1],
+        json!({ "node": "worker3", "reasons": full }),
+        "{told}"
+    );
+    assert_eq!(told[2]["node"], "worker2");
+    assert_eq!(status["blockers"][0]["verdictsNotShown"], Value::Null);
+}
+
+#[tokio::test]
 async fn a_plan_stays_as_it_was_made_and_says_when_it_is_stale() {
     let mut scene = PlanScene::new().await;
     let machine = scene.machine("vm1", "worker2", moves(), 512).await;

@@ -6,7 +6,9 @@ use godwit_ledger::{InstanceState, NewObject, ObjectKey};
 use godwit_model::{Bytes, MachineId};
 use serde_json::{Value, json};
 
-use super::scene::{Scene, node, reserve, spec};
+use super::reasons;
+use super::scene::{Scene, node, reserve, spec, vmi};
+use crate::json::condition;
 
 /// What a guest of 256 MiB takes: its memory, and what QEMU needs beside it.
 const WHOLE: u64 = (256 << 20) + OWN;
@@ -146,4 +148,39 @@ async fn two_copies_of_the_service_never_book_a_huge_page_twice() {
     let events = scene.events("VirtualMachineInstance").await;
     let said = "0/2 nodes are available: 2 Insufficient hugepages-2Mi.";
     assert!(events.iter().any(|(_, note)| note == said), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_machine_that_waits_says_why_of_each_node_until_it_has_one() {
+    let scene = Scene::new(100).await;
+    scene.wish("vm1").await;
+    scene.settle().await;
+    let close = |object: &mut godwit_ledger::Object| {
+        object.body["spec"]["unschedulable"] = json!(true);
+    };
+    scene.edit(&node("worker2"), close).await;
+    scene.settle().await;
+    let status = scene.instance("vm1").await.status.unwrap();
+    assert_eq!(condition(&status, "PodScheduled"), Some("False"));
+    let verdicts = json!([
+        { "node": "worker1", "reasons": ["Insufficient memory"] },
+        { "node": "worker2", "reasons": ["node(s) were unschedulable", "Insufficient memory"] },
+    ]);
+    assert_eq!(status["placement"], json!({ "verdicts": verdicts }));
+    let before = scene.others.revision().await.unwrap();
+    scene.machines.round().await.unwrap();
+    assert_eq!(
+        scene.others.revision().await.unwrap(),
+        before,
+        "it is said once"
+    );
+    let events = scene.events("VirtualMachineInstance").await;
+    assert!(reasons(&events).contains(&"FailedScheduling"), "{events:?}");
+
+    // A tenth of its memory will do.
+    configure(&scene, json!({ "memoryOvercommit": 1000 })).await;
+    scene.settle().await;
+    let status = scene.get(&vmi("vm1")).await.status.unwrap();
+    assert_eq!(status["nodeName"], "worker1");
+    assert_eq!(status["placement"], Value::Null);
 }
