@@ -7,6 +7,7 @@ use godwit_ledger::{
     FloorKeeper, InstanceState, MachineKeeper, NewObject, ObjectKey, ReservationRow,
 };
 use godwit_model::NodeName;
+use godwit_model::placement::Overcommit;
 use serde_json::json;
 
 /// Nodes by name with whether each is ready, and what is held where.
@@ -127,6 +128,53 @@ async fn a_node_that_is_closed_takes_nobody_on_the_kept_floor() {
     object.body["spec"]["unschedulable"] = json!(true);
     setup.change(async |tx| tx.put(&object).await).await;
     assert_eq!(spare(&keeper).await.unwrap_or_default(), 0);
+}
+
+#[tokio::test]
+async fn a_floor_that_is_kept_hears_how_far_nodes_are_overcommitted() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    let told = async |keeper: &FloorKeeper| {
+        let floor = keeper.glance(&setup.ledger).await.unwrap();
+        let Overcommit {
+            cpu_ratio,
+            memory_percent,
+        } = floor.overcommit();
+        [cpu_ratio, memory_percent]
+    };
+    let configured = |percent: u32| {
+        let developer = json!({ "memoryOvercommit": percent });
+        json!({ "spec": { "configuration": { "developerConfiguration": developer } } })
+    };
+    assert_eq!(told(&keeper).await, [10, 100]);
+    let kubevirt = NewObject {
+        key: ObjectKey::new("kubevirts.kubevirt.io", "kubevirt", "kubevirt"),
+        uid: None,
+        metadata: json!({}),
+        body: configured(150),
+        status: None,
+    };
+    let mut kubevirt = setup.change(async |tx| tx.create(kubevirt).await).await;
+    assert_eq!(told(&keeper).await, [10, 150]);
+    let mut map = setup.create("kubevirt-config").await;
+    map.body = json!({ "data": { "cpu-allocation-ratio": "2", "memory-overcommit": "400" } });
+    let map = setup.change(async |tx| tx.put(&map).await).await;
+    assert_eq!(told(&keeper).await, [2, 150]);
+    kubevirt.body = configured(0);
+    let kubevirt = setup.change(async |tx| tx.put(&kubevirt).await).await;
+    assert_eq!(told(&keeper).await, [2, 150], "the last good one");
+    assert_eq!(
+        told(&FloorKeeper::default()).await,
+        [2, 100],
+        "nobody knows"
+    );
+    setup
+        .change(async |tx| tx.remove(&kubevirt.key).await)
+        .await;
+    assert_eq!(told(&keeper).await, [2, 400]);
+    setup.change(async |tx| tx.remove(&map.key).await).await;
+    assert_eq!(told(&keeper).await, [10, 100]);
+    agree(&setup, &keeper).await;
 }
 
 /// What is kept of machines, after a look, is what the ledger says.

@@ -334,8 +334,7 @@ async fn a_hand_over_moves_the_machine_its_epoch_and_its_room_at_once() {
         machine: machine.clone(),
         node: worker2,
         job: None,
-        memory_bytes: reservation(&machine, &worker1).memory_bytes,
-        cpu_milli: 1000,
+        room: reservation(&machine, &worker1).room,
     };
     assert_eq!(setup.ledger.reservations().await.unwrap(), [room]);
 

@@ -55,7 +55,7 @@ pub use object::{NewObject, Object, ObjectKey};
 pub use passage::{Experience, PassageMark, PassageRow};
 pub use queue::QueueRow;
 pub use reservation::{NewReservation, ReservationRow, Reserved};
-pub use settings::SettingsFound;
+pub use settings::{SettingsFound, overcommit};
 pub use transition::{JobChange, JobStep, Recorded, TransitionRow};
 pub use tx::Tx;
 pub use wakeup::Wakeups;

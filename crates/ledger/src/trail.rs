@@ -45,6 +45,8 @@ pub(crate) struct Trail {
 pub(crate) struct Changed {
     pub(crate) nodes: Vec<String>,
     pub(crate) machines: Vec<Uuid>,
+    /// Whether the cluster's settings are among it.
+    pub(crate) settings: bool,
     /// Whether there is more.
     pub(crate) more: bool,
 }
@@ -77,19 +79,24 @@ impl Trail {
             .bind(BATCH);
         let rows = reader.fetch_all(statement).await?;
         let (mut nodes, mut machines) = (HashSet::new(), HashSet::new());
+        let mut settings = false;
         for row in &rows {
             if !row.try_get::<bool, _>("known")? {
                 return Ok(None);
             }
             if row.try_get::<Option<i64>, _>("seq")?.is_some() {
-                nodes.extend(row.try_get::<Option<String>, _>("node")?);
-                machines.extend(row.try_get::<Option<Uuid>, _>("machine")?);
+                let node: Option<String> = row.try_get("node")?;
+                let machine: Option<Uuid> = row.try_get("machine")?;
+                settings |= node.is_none() && machine.is_none();
+                nodes.extend(node);
+                machines.extend(machine);
                 self.read_to(row)?;
             }
         }
         Ok(Some(Changed {
             nodes: nodes.into_iter().collect(),
             machines: machines.into_iter().collect(),
+            settings,
             more: rows.len() >= usize::try_from(BATCH).unwrap_or(usize::MAX),
         }))
     }

@@ -267,7 +267,7 @@ impl Machines {
                 let home = home(hardware, object, owner);
                 let wanted = wanted((object, row), hardware, home.as_ref());
                 let placement = wanted.choose(&mut *self.floor.glance(&self.ledger).await?);
-                placement.chosen.is_none() && told::knows(object, &placement.summary())
+                placement.chosen.is_none() && told::knows(object, &placement)
             }
             Err(problem) => told::is_refused(object, problem),
         };
@@ -306,7 +306,7 @@ impl Machines {
             chosen: Some(node), ..
         } = &placement
         else {
-            return unschedulable(tx, object, &placement.summary()).await;
+            return unschedulable(tx, object, &placement).await;
         };
         info!(machine = %row.uid, %node, "machine placed");
         let Hardware { vmi, spec } = hardware;

@@ -125,7 +125,7 @@ fn look(
     let nodes = nodes.map(|node| (node.name.clone(), node.clone()));
     let mut memory_held = HashMap::new();
     for row in floor.reservations() {
-        *memory_held.entry(row.node.clone()).or_default() += row.memory_bytes.0;
+        *memory_held.entry(row.node.clone()).or_default() += row.room.memory.0;
     }
     let held = floor.reservations().filter(|row| row.job.is_some());
     (nodes.collect(), memory_held, held.cloned().collect())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey, labels};
 use godwit_model::affinity::LabelSelector;
 use godwit_model::maintenance::{Blocker, Decision, Machine, Method, Stage, decide};
-use godwit_model::placement::Placement;
+use godwit_model::placement::{Placement, Verdict};
 use godwit_model::plan::{DrainPlan, Order, Rules, Stuck, drain};
 use godwit_model::{MachineId, NodeName, Revision};
 use serde::Deserialize;
@@ -67,6 +67,8 @@ pub(crate) struct Hindrance {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     pub(crate) remedy: &'static str,
+    /// What speaks against each node; empty where no place was looked for.
+    pub(crate) verdicts: Vec<Verdict>,
 }
 
 impl Spec {
@@ -196,6 +198,7 @@ fn stays(node: &NodeName, guest: &Guest, blocker: Blocker) -> Hindrance {
         reason: blocker.reason,
         message: blocker.message,
         remedy: blocker.remedy,
+        verdicts: vec![],
     }
 }
 
@@ -210,6 +213,7 @@ fn nowhere(stuck: &Stuck, movers: &BTreeMap<MachineId, Mover>) -> Hindrance {
         reason: "Unschedulable",
         message: placement.summary(),
         remedy: "make room on another node, open one, or relax the machine's rules",
+        verdicts: placement.verdicts,
     }
 }
 
@@ -220,6 +224,7 @@ fn no_spare(node: &NodeName) -> Hindrance {
         reason: "NoSpareNode",
         message: format!("no other node could fail while node {node} is empty"),
         remedy: "add a node, stop machines, or set spareNodes: false",
+        verdicts: vec![],
     }
 }
 
@@ -230,5 +235,6 @@ fn no_node(name: &String) -> Hindrance {
         reason: "NoSuchNode",
         message: format!("there is no node {name}"),
         remedy: "make a plan without it",
+        verdicts: vec![],
     }
 }
