@@ -18,8 +18,10 @@ pub struct SourceFact {
     pub progress: Progress,
     /// When the guest stopped, microseconds since the Unix epoch by the source's clock.
     pub stopped_at_us: Option<u64>,
-    /// When QEMU reached `completed`, same clock.
+    /// When QEMU reached `completed`, same clock; in post-copy, when it began to serve.
     pub completed_at_us: Option<u64>,
+    /// Whether the guest went over by post-copy.
+    pub post_copied: bool,
 }
 
 impl SourceFact {
@@ -32,6 +34,7 @@ impl SourceFact {
             progress: Progress::default(),
             stopped_at_us: None,
             completed_at_us: None,
+            post_copied: matches!(state, SourceState::Serving | SourceState::ServerLost),
         }
     }
 }
