@@ -116,7 +116,7 @@ fn is_killed(name: &str, config: Config) -> bool {
 
 fn arguments() -> Result<Task, String> {
     let mut config = Config::usual();
-    let mut both = vec![Config::both_hosts()];
+    let mut both = vec![Config::both_hosts(), Config::post_copy()];
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         both.clear();
@@ -124,6 +124,7 @@ fn arguments() -> Result<Task, String> {
             "--mutants" => return Ok(Task::Mutants),
             "--large" => config = Config::large(),
             "--quick" => config = Config::quick(),
+            "--post-copy" => config = Config::post_copy(),
             _ => {
                 let value = words.next();
                 let value = value.ok_or_else(|| format!("{word} needs a value"))?;
@@ -146,6 +147,7 @@ fn set(config: &mut Config, word: &str, value: &str) -> Result<(), String> {
         "--lies" => config.lies = switch()?,
         "--unknown-commits" => config.unknown_commits = switch()?,
         "--memory" => config.memory = switch()?,
+        "--post-copy-may" => config.post_copy = switch()?,
         "--later-job" => config.later_job = switch()?,
         "--without" => config.removed = Some(guard(value)?),
         _ => return Err(format!("{word} is not known")),

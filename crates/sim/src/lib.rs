@@ -148,7 +148,7 @@ impl Migration {
     #[must_use]
     pub fn describe(&self, state: &State) -> String {
         let source = |half| {
-            let (at, allowed) = self.source_word(half);
+            let (at, allowed, _) = self.source_word(half);
             format!("{}{}", at.as_str(), if allowed { "+allowed" } else { "" })
         };
         let target = |half| self.target_word(half).as_str().to_owned();

@@ -50,6 +50,8 @@ pub struct TargetFact {
     pub address: Option<TargetAddress>,
     /// When the guest went on here, microseconds since the Unix epoch by the target's clock.
     pub running_at_us: Option<u64>,
+    /// Why a copy that may end by post-copy can't do so here; empty where it can.
+    pub no_post_copy: String,
 }
 
 impl TargetFact {
@@ -60,6 +62,7 @@ impl TargetFact {
             reason: String::new(),
             address: None,
             running_at_us: None,
+            no_post_copy: String::new(),
         }
     }
 }

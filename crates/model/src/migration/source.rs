@@ -97,6 +97,11 @@ impl Source {
         self.proof_taken
     }
 
+    /// Whether the copy is being cancelled.
+    pub const fn cancelling(&self) -> bool {
+        self.cancelling
+    }
+
     /// Whether the guest went over by post-copy.
     pub fn post_copied(&self) -> bool {
         self.postcopy == Postcopy::Served

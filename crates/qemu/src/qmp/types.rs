@@ -31,6 +31,8 @@ struct Greeting {
 #[derive(Deserialize)]
 struct GreetingBody {
     version: VersionInfo,
+    #[serde(default)]
+    capabilities: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -63,8 +65,10 @@ impl From<VersionInfo> for Version {
     }
 }
 
-pub(super) fn parse_greeting(line: &str) -> Result<Version, serde_json::Error> {
-    Ok(serde_json::from_str::<Greeting>(line)?.qmp.version.into())
+pub(super) fn parse_greeting(line: &str) -> Result<(Version, bool), serde_json::Error> {
+    let hello = serde_json::from_str::<Greeting>(line)?.qmp;
+    let out_of_band = hello.capabilities.iter().any(|offered| offered == "oob");
+    Ok((hello.version.into(), out_of_band))
 }
 
 /// What the machine as a whole is doing.
