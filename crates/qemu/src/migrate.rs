@@ -271,6 +271,7 @@ fn parameters(limits: Limits) -> MigrationParameters {
     let downtime = u64::try_from(limits.downtime.as_millis()).unwrap_or(u64::MAX);
     MigrationParameters {
         max_bandwidth: Some(limits.bandwidth.0),
+        max_postcopy_bandwidth: Some(limits.bandwidth.0),
         downtime_limit: Some(downtime.max(1)),
         ..Default::default()
     }

@@ -9,7 +9,7 @@ mod key;
 mod observed;
 mod postcopy;
 
-pub(crate) use self::key::{Given, KeyAsked};
+pub(crate) use self::key::KeyAsked;
 pub(crate) use self::postcopy::{MendAsked, Mended};
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use godwit_model::machine::MachineSpec;
-use godwit_model::migration::fact::{TargetAddress, TargetFact};
+use godwit_model::migration::fact::TargetFact;
 use godwit_model::migration::target::{Target, TargetEffect, TargetEvent, TargetState};
 use godwit_model::{Epoch, JobId, MachineId, NodeName};
 use godwit_qemu::{Events, Qmp};

@@ -261,6 +261,9 @@ pub struct MigrationParameters {
     /// Bytes per second; 0 is unlimited. QEMU's own default is 128 MiB/s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bandwidth: Option<u64>,
+    /// The same in post-copy, but for pages that the guest waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_postcopy_bandwidth: Option<u64>,
     /// Milliseconds that the guest may be stopped for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_limit: Option<u64>,

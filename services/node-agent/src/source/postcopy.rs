@@ -14,10 +14,10 @@ use godwit_model::migration::grant::Refusal;
 use godwit_model::migration::source::{CopyStatus, SourceEvent, SourceState};
 use godwit_qemu::migrate;
 use godwit_qemu::qmp::{MigrationInfo, MigrationStatus};
+use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{JobRef, RecoverCopyRequest};
 use godwit_rpc::client::within;
-use godwit_rpc::Channel;
 use godwit_runtime::failpoint;
 
 use super::key::parsed;
