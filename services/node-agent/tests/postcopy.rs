@@ -139,8 +139,12 @@ impl Lab {
         assert!(counters[0] > left, "from {left} to {}", counters[0]);
         assert!(counters.is_sorted(), "{counters:?}");
         let run = self.target.run_dir();
-        let found = std::fs::read_dir(run).unwrap().flatten().next().unwrap();
-        let socket = found.path().join("debug.sock");
+        let mut found = std::fs::read_dir(run).unwrap().flatten();
+        let socket = found.find_map(|entry| {
+            let socket = entry.path().join("debug.sock");
+            socket.exists().then_some(socket)
+        });
+        let socket = socket.unwrap();
         let (qmp, _) = Qmp::connect(&socket, Duration::from_secs(5)).await.unwrap();
         qmp.stop().await.unwrap();
         let guest = BootSector::default();
