@@ -417,7 +417,8 @@ async fn say_no_post_copy(drive: &Drive, facts: &JobFacts) -> Result<(), LedgerE
     let note = format!("the target can't take part in a post-copy: {why}");
     let mut tx = drive.shared.ledger.begin().await?;
     story::warn(&mut tx, job, "PostCopyUnavailable", &note).await?;
-    tx.commit().await
+    tx.commit().await?;
+    Ok(())
 }
 
 async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {

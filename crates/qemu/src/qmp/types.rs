@@ -231,6 +231,8 @@ pub struct MigrationRam {
     pub dirty_sync_count: u64,
     /// Size of a page.
     pub page_size: u64,
+    /// Bytes sent after the switch of a post-copy.
+    pub postcopy_bytes: u64,
 }
 
 /// Where QEMU listens.
