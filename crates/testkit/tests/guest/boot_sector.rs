@@ -80,7 +80,7 @@ async fn memory(machine: &Machine, first_page: u32, page_count: u32) -> Vec<u8> 
 /// but the first takes the slow path by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_of_a_guest_is_lost_on_the_way() {
-    let (_folder, [source, target]) = copying_few_pages(false).await;
+    let (_folder, [source, target]) = copying(FEW, false).await;
     let passes = until_passes(&source, 5).await;
     let limits = migrate::set_limits(&source.qmp, UNLIMITED);
     limits.await.unwrap();
@@ -89,7 +89,7 @@ async fn no_write_of_a_guest_is_lost_on_the_way() {
     until_completed(&source).await;
     until_completed(&target).await;
 
-    let lost = differing(&source, &target).await;
+    let lost = differing(FEW, &source, &target).await;
     let count = FEW.page_count;
     assert_eq!(lost, 0, "of {count} pages, after {passes} passes");
 }
@@ -98,9 +98,9 @@ async fn no_write_of_a_guest_is_lost_on_the_way() {
 /// to be dirty isn't fetched.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_of_a_guest_is_lost_by_post_copy() {
-    let (_folder, [source, target]) = copying_few_pages(true).await;
-    let passes = until_passes(&source, 5).await;
-    // Of a guest that runs: one that was stopped before leaves so few pages no time to be dirty.
+    let (_folder, [source, target]) = copying(SOME, true).await;
+    let passes = until_passes(&source, 4).await;
+    // Of a guest that runs: one that was stopped before leaves its pages no time to be dirty.
     source.qmp.migrate_start_postcopy().await.unwrap();
     let paused = migrate::settle(&source.qmp, LIMIT).await.unwrap();
     assert_eq!(paused.copy_status(), CopyStatus::PreSwitchover);
@@ -112,8 +112,8 @@ async fn no_write_of_a_guest_is_lost_by_post_copy() {
     let info = migrate::status(&source.qmp).await.unwrap();
     assert!(info.ram.unwrap().postcopy_bytes > 0, "it was a pre-copy");
 
-    let lost = differing(&source, &target).await;
-    let count = FEW.page_count;
+    let lost = differing(SOME, &source, &target).await;
+    let count = SOME.page_count;
     assert_eq!(lost, 0, "of {count} pages, after {passes} passes");
     let serial = counters(&source.serial());
     migrate::continue_guest(&target.qmp).await.unwrap();
@@ -127,11 +127,17 @@ const FEW: BootSector = BootSector {
     ..GUEST
 };
 
-/// A copy under way that doesn't come to its end by itself.
-async fn copying_few_pages(post_copy: bool) -> (TempDir, [Machine; 2]) {
+/// So many that sending them takes longer than writing them.
+const SOME: BootSector = BootSector {
+    page_count: 256,
+    ..GUEST
+};
+
+/// A copy of a guest under way, over a slow link.
+async fn copying(guest: BootSector, post_copy: bool) -> (TempDir, [Machine; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk.raw");
-    FEW.write_disk(&disk).unwrap();
+    guest.write_disk(&disk).unwrap();
     let spec = spec(&disk, Bytes::mib(128));
     let source = running(&spec).await;
     let target = Machine::start(&spec, Role::Incoming).await;
@@ -150,10 +156,10 @@ async fn copying_few_pages(post_copy: bool) -> (TempDir, [Machine; 2]) {
     (folder, [source, target])
 }
 
-/// Of the few pages, how many differ.
-async fn differing(source: &Machine, target: &Machine) -> usize {
-    let here = memory(source, FEW.first_page, FEW.page_count).await;
-    let there = memory(target, FEW.first_page, FEW.page_count).await;
+/// Of the pages that the guest writes, how many differ.
+async fn differing(guest: BootSector, source: &Machine, target: &Machine) -> usize {
+    let here = memory(source, guest.first_page, guest.page_count).await;
+    let there = memory(target, guest.first_page, guest.page_count).await;
     let pairs = here.chunks(4096).zip(there.chunks(4096));
     pairs.filter(|(here, there)| here != there).count()
 }
