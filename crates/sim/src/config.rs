@@ -55,25 +55,38 @@ impl Config {
         }
     }
 
-    /// The copy may end by post-copy, and every kind of fault happens but that a commit stays
-    /// unanswered, which teaches nothing new of it.
+    /// The copy may end by post-copy. Not every kind of fault in one run, but any two: what happens to
+    /// coordinators and to QEMU, to both hosts alone, to coordinators and to agents.
     #[must_use]
-    pub const fn post_copy() -> Self {
-        Self {
+    pub const fn post_copies() -> [Self; 3] {
+        let all = Self {
             unknown_commits: false,
             later_job: false,
             post_copy: true,
             ..Self::usual()
-        }
+        };
+        [
+            Self { crashes: 0, ..all },
+            Self {
+                takeovers: 0,
+                ..all
+            },
+            Self {
+                deaths: 0,
+                losses: 0,
+                ..all
+            },
+        ]
     }
 
-    /// Post-copy, small enough for every test run: no agent crashes.
+    /// Post-copy, small enough for every test run: one owner, and only an agent crashes.
     #[must_use]
     pub const fn quick_post_copy() -> Self {
+        let [_, alone, _] = Self::post_copies();
         Self {
-            crashes: 0,
-            takeovers: 0,
-            ..Self::post_copy()
+            deaths: 0,
+            losses: 0,
+            ..alone
         }
     }
 
@@ -127,6 +140,10 @@ impl Config {
             Guard::StoppedGuest | Guard::NeededServer | Guard::ServingIsWritten
         );
         Self {
+            takeovers: match guard {
+                Guard::ServingIsWritten => 0,
+                _ => 1,
+            },
             crashes,
             losses: 0,
             post_copy,

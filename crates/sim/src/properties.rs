@@ -21,6 +21,12 @@ pub(crate) fn all(config: &Config) -> Vec<P> {
     if config.post_copy {
         all.extend(post_copies_happen());
     }
+    if config.takeovers > 0 {
+        all.push(P::sometimes(
+            "a job is taken over and succeeds",
+            |_, state| state.ledger.epoch > 1 && succeeded(state),
+        ));
+    }
     if config.crashes > 0 {
         all.push(found_complete());
     }
@@ -125,9 +131,6 @@ fn happens() -> Vec<P> {
         }),
         P::sometimes("a job needs fencing", |_, state| {
             state.ledger.state == JobState::NeedsFencing
-        }),
-        P::sometimes("a job is taken over and succeeds", |_, state| {
-            state.ledger.epoch > 1 && state.ledger.state == JobState::Succeeded
         }),
         P::sometimes(
             "a source is reverted after the tombstone",
