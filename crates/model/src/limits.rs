@@ -31,6 +31,8 @@ pub struct MigrationLimits {
     /// Whether a copy that reached its time limit is completed with its guest paused, rather than
     /// given up.
     pub allow_workload_disruption: bool,
+    /// Whether such a copy is completed by post-copy, rather than with its guest paused.
+    pub allow_post_copy: bool,
 }
 
 /// QEMU's own maximum of the downtime limit; see qapi/migration.json, downtime-limit.
@@ -75,6 +77,7 @@ impl Default for MigrationLimits {
             max_downtime_ms: 100,
             allow_auto_converge: false,
             allow_workload_disruption: false,
+            allow_post_copy: false,
         }
     }
 }
@@ -102,6 +105,22 @@ pub struct MigrationSettings {
     pub allow_auto_converge: Option<Setting>,
     /// See [`MigrationLimits::allow_workload_disruption`].
     pub allow_workload_disruption: Option<Setting>,
+    /// See [`MigrationLimits::allow_post_copy`].
+    pub allow_post_copy: Option<Setting>,
+}
+
+impl MigrationSettings {
+    /// As in KubeVirt: who allows post-copy and says nothing of disruption allows that, too.
+    #[must_use]
+    fn spelled_out(&self) -> Self {
+        let mut settings = self.clone();
+        if settings.allow_workload_disruption.is_none() {
+            let allows = |setting: &&Setting| setting.boolean() == Some(true);
+            let follows = settings.allow_post_copy.as_ref().filter(allows);
+            settings.allow_workload_disruption = follows.cloned();
+        }
+        settings
+    }
 }
 
 /// One value as users write it.
@@ -152,9 +171,10 @@ impl MigrationLimits {
         config_map: &MigrationSettings,
     ) -> (Self, Vec<Problem>) {
         let mut problems = vec![];
+        let (resource, config_map) = (resource.spelled_out(), config_map.spelled_out());
         let mut pick = Picker {
-            resource,
-            config_map,
+            resource: &resource,
+            config_map: &config_map,
             last,
             problems: &mut problems,
         };
@@ -208,6 +228,11 @@ impl MigrationLimits {
                 "allowWorkloadDisruption",
                 |s| s.allow_workload_disruption.as_ref(),
                 |l| l.allow_workload_disruption,
+            ),
+            allow_post_copy: pick.switch(
+                "allowPostCopy",
+                |s| s.allow_post_copy.as_ref(),
+                |l| l.allow_post_copy,
             ),
         };
         (limits, problems)
@@ -315,6 +340,27 @@ mod tests {
 
     fn text(value: &str) -> Option<Setting> {
         Some(Setting::Text(value.to_owned()))
+    }
+
+    #[test]
+    fn post_copy_allows_disruption_unless_that_is_said_otherwise() {
+        let resolve = |settings: MigrationSettings| {
+            let none = MigrationSettings::default();
+            let (limits, _) =
+                MigrationLimits::resolve(&MigrationLimits::default(), &settings, &none);
+            (limits.allow_post_copy, limits.allow_workload_disruption)
+        };
+        let post_copy = MigrationSettings {
+            allow_post_copy: Some(Setting::Bool(true)),
+            ..MigrationSettings::default()
+        };
+        assert_eq!(resolve(post_copy.clone()), (true, true));
+        let strict = MigrationSettings {
+            allow_workload_disruption: Some(Setting::Bool(false)),
+            ..post_copy
+        };
+        assert_eq!(resolve(strict), (true, false));
+        assert_eq!(resolve(MigrationSettings::default()), (false, false));
     }
 
     #[test]

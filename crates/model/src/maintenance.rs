@@ -59,6 +59,8 @@ pub struct Machine {
 pub enum Decision {
     /// Ask for a live migration.
     Migrate,
+    /// Ask for a migration that ends by post-copy.
+    PostCopy,
     /// Ask for a migration in which the guest may stand still.
     Pause,
     /// Stop it, and have it started elsewhere.
@@ -77,7 +79,12 @@ impl Decision {
     /// Whether something is done about the machine at this moment.
     pub const fn acts(&self) -> bool {
         match self {
-            Self::Migrate | Self::Pause | Self::Restart | Self::Shutdown | Self::CallOff => true,
+            Self::Migrate
+            | Self::PostCopy
+            | Self::Pause
+            | Self::Restart
+            | Self::Shutdown
+            | Self::CallOff => true,
             Self::Wait(_) | Self::Blocked(_) => false,
         }
     }
@@ -227,6 +234,7 @@ fn due(machine: &Machine) -> Decision {
         Some(_) | None => match machine.climb.method() {
             // A machine that its ladder blocks was told so before it came here.
             Method::Live | Method::Block => Decision::Migrate,
+            Method::PostCopy => Decision::PostCopy,
             Method::Pause => Decision::Pause,
             Method::Restart => Decision::Restart,
             Method::Shutdown => Decision::Shutdown,
@@ -300,6 +308,7 @@ mod tests {
     fn reason(machine: &Machine) -> &'static str {
         match decide(machine, &node()) {
             Decision::Migrate => "",
+            Decision::PostCopy => "post-copies",
             Decision::Pause => "pauses",
             Decision::Restart => "restarts",
             Decision::Shutdown => "stops",
@@ -374,6 +383,7 @@ mod tests {
     fn the_rung_says_how_a_machine_leaves() {
         for (ladder, expected) in [
             ("Live", ""),
+            ("PostCopy", "post-copies"),
             ("Pause", "pauses"),
             ("Restart", "restarts"),
             ("Shutdown", "stops"),

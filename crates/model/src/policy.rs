@@ -73,7 +73,11 @@ impl MigrationLimits {
         if set.allow_auto_converge.is_some() {
             limits.allow_auto_converge = asked.allow_auto_converge;
         }
-        if set.allow_workload_disruption.is_some() {
+        if set.allow_post_copy.is_some() {
+            limits.allow_post_copy = asked.allow_post_copy;
+        }
+        // Unsaid, it follows post-copy.
+        if set.allow_workload_disruption.is_some() || set.allow_post_copy.is_some() {
             limits.allow_workload_disruption = asked.allow_workload_disruption;
         }
         limits

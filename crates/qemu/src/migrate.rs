@@ -5,7 +5,7 @@
 //! QEMU says that it is complete. Whether this copy may run at all is decided by
 //! `godwit_model::migration`, from the source's proof.
 
-use crate::outgoing::Outgoing;
+use crate::outgoing::{self, Outgoing};
 use crate::qmp::{
     Endpoint, MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState,
     SocketAddress, TlsKey,
@@ -14,7 +14,7 @@ use crate::secret::KEY_NAME;
 use godwit_model::migration::fact::Progress;
 use godwit_model::migration::source::CopyStatus;
 use godwit_model::{Bytes, BytesPerSecond};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -221,12 +221,67 @@ pub async fn begin(
     capabilities?;
     parameters?;
     // Only now: with a refused capability QEMU would run through to the end without permission.
-    let to_target = Outgoing::connect(uri).await;
-    let to_target = to_target.map_err(|source| MigrateError::Connect {
+    let to_target = connect(uri).await?;
+    let begin = qmp.migrate(outgoing::URI);
+    Ok(to_target.hand_over(qmp, begin).await?)
+}
+
+async fn connect(uri: &str) -> Result<Outgoing, MigrateError> {
+    let connected = Outgoing::connect(uri).await;
+    connected.map_err(|source| MigrateError::Connect {
         uri: uri.to_owned(),
         source,
-    })?;
-    Ok(to_target.hand_over(qmp).await?)
+    })
+}
+
+/// Whether a copy from or to this QEMU may end by post-copy; before it begins, or before it listens.
+///
+/// # Errors
+/// A refusal when QEMU or its host can't: a target needs `userfaultfd`.
+pub async fn allow_postcopy(qmp: &Qmp, allowed: bool) -> Result<(), MigrateError> {
+    let wanted = [("postcopy-ram", allowed)];
+    Ok(qmp.migrate_set_capabilities(&wanted).await?)
+}
+
+/// Stops the guest, and ends its copy by post-copy. Only with recorded permission. Repeated, it does
+/// the same.
+///
+/// The guest is stopped first, so that QEMU has no running guest to go back to: from 8.2 on it resumes
+/// the guest of a copy that fails, also where post-copy has begun and the target has everything that
+/// the guest needs to go on (`migration_iteration_finish` in its `migration/migration.c`).
+///
+/// # Errors
+/// As [`Qmp::execute`].
+pub async fn switch_to_postcopy(qmp: &Qmp) -> Result<(), MigrateError> {
+    qmp.stop().await?;
+    Ok(qmp.migrate_start_postcopy().await?)
+}
+
+/// Lets a target of post-copy whose link broke listen for its source again, at this address.
+///
+/// # Errors
+/// A refusal unless the link is known to be broken.
+pub async fn listen_again(qmp: &Qmp, address: SocketAddr) -> Result<String, MigrateError> {
+    let uri = format!("tcp:{address}");
+    qmp.migrate_recover(&uri).await?;
+    Ok(uri)
+}
+
+/// Connects a source of post-copy whose link broke to its target again.
+///
+/// # Errors
+/// [`MigrateError::Connect`], and as [`Qmp::execute`]; the status tells what came of it.
+pub async fn connect_again(
+    qmp: &Qmp,
+    uri: &str,
+    encryption: Encryption<'_>,
+) -> Result<(), MigrateError> {
+    if encryption.is_some() {
+        encrypt(qmp, encryption, Endpoint::Client).await?;
+    }
+    let to_target = connect(uri).await?;
+    let resume = qmp.migrate_resume(outgoing::URI);
+    Ok(to_target.hand_over(qmp, resume).await?)
 }
 
 /// Changes the limits, also while a copy runs (`auto_converge` only before it begins).
@@ -241,6 +296,7 @@ fn parameters(limits: Limits) -> MigrationParameters {
     let downtime = u64::try_from(limits.downtime.as_millis()).unwrap_or(u64::MAX);
     MigrationParameters {
         max_bandwidth: Some(limits.bandwidth.0),
+        max_postcopy_bandwidth: Some(limits.bandwidth.0),
         downtime_limit: Some(downtime.max(1)),
         ..Default::default()
     }
@@ -288,8 +344,8 @@ pub async fn continue_guest(qmp: &Qmp) -> Result<Continued, MigrateError> {
     let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
     let (machine, info) = (machine?, info?);
     match (machine.status, info.status) {
-        (RunState::Running, MigrationStatus::Completed) => Ok(Continued::Already),
-        (RunState::Paused, MigrationStatus::Completed) => {
+        (RunState::Running, status) if is_loaded(status) => Ok(Continued::Already),
+        (RunState::Paused, status) if is_loaded(status) => {
             qmp.cont().await?;
             Ok(Continued::Now)
         }
@@ -301,17 +357,29 @@ pub async fn continue_guest(qmp: &Qmp) -> Result<Continued, MigrateError> {
     }
 }
 
-/// Runs a source again that stopped complete. Only after the target's tombstone.
+/// Whether a paused guest has all that it needs to go on: all, or in post-copy all but memory that its
+/// source has. In post-copy QEMU is paused only when it has loaded that.
+const fn is_loaded(status: MigrationStatus) -> bool {
+    matches!(status, MigrationStatus::Completed) || status.is_postcopy()
+}
+
+/// Runs a source again that stopped complete, after the target's tombstone; or one whose guest was
+/// stopped for a post-copy that didn't begin.
 ///
 /// # Errors
-/// [`MigrateError::State`] unless it is stopped complete, or runs already.
+/// [`MigrateError::State`] unless it is stopped so, or runs already.
 pub async fn resume_source(qmp: &Qmp) -> Result<Continued, MigrateError> {
     let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
     let (machine, info) = (machine?, info?);
     if machine.status == RunState::Running {
         return Ok(Continued::Already);
     }
-    if machine.status != RunState::PostMigrate {
+    let ended = matches!(
+        info.status,
+        MigrationStatus::Failed | MigrationStatus::Cancelled
+    );
+    let stopped = machine.status == RunState::Paused && ended;
+    if machine.status != RunState::PostMigrate && !stopped {
         return Err(MigrateError::State {
             step: "resume the source",
             runstate: machine.status,
@@ -341,7 +409,7 @@ pub async fn settle(qmp: &Qmp, limit: Duration) -> Result<MigrationInfo, Migrate
     loop {
         let info = qmp.query_migrate().await?;
         match info.copy_status() {
-            CopyStatus::None | CopyStatus::Active | CopyStatus::Device => {}
+            CopyStatus::None | CopyStatus::Active | CopyStatus::Device | CopyStatus::Serving => {}
             CopyStatus::PreSwitchover
             | CopyStatus::Completed
             | CopyStatus::Failed(_)
@@ -364,13 +432,12 @@ impl MigrationInfo {
         match self.status {
             MigrationStatus::None => CopyStatus::None,
             MigrationStatus::PreSwitchover => CopyStatus::PreSwitchover,
-            // Post-copy states come after the stop; whoever asks for post-copy looks at `status`.
-            MigrationStatus::Device
-            | MigrationStatus::PostcopyActive
-            | MigrationStatus::PostcopyDevice
+            MigrationStatus::Device | MigrationStatus::PostcopyDevice => CopyStatus::Device,
+            // Whether its link is whole, `status` says.
+            MigrationStatus::PostcopyActive
             | MigrationStatus::PostcopyPaused
             | MigrationStatus::PostcopyRecoverSetup
-            | MigrationStatus::PostcopyRecover => CopyStatus::Device,
+            | MigrationStatus::PostcopyRecover => CopyStatus::Serving,
             MigrationStatus::Completed => CopyStatus::Completed,
             MigrationStatus::Failed => CopyStatus::Failed(
                 self.error_desc

@@ -17,7 +17,8 @@ use crate::qmp::{Qmp, QmpError};
 
 /// QEMU's name for the connection.
 const NAME: &str = "copy";
-const URI: &str = "fd:copy";
+/// Where a copy goes that goes over it.
+pub(crate) const URI: &str = "fd:copy";
 
 /// Longest wait for the target's host to take the connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -56,29 +57,32 @@ impl Outgoing {
         Ok(Self(stream))
     }
 
-    /// Gives it to QEMU and begins the copy over it.
+    /// Gives it to QEMU, and then the command that uses it.
     ///
     /// # Errors
     /// As [`Qmp::execute`]; a handshake that did not end in time is refused by QEMU.
-    pub(crate) async fn hand_over(self, qmp: &Qmp) -> Result<(), QmpError> {
+    pub(crate) async fn hand_over(
+        self,
+        qmp: &Qmp,
+        command: impl Future<Output = Result<(), QmpError>>,
+    ) -> Result<(), QmpError> {
         let Self(stream) = self;
         let file = stream.try_clone().map_err(QmpError::Connect)?;
         watch(&stream, true).map_err(QmpError::Connect)?;
         qmp.give_file(NAME, file.into()).await?;
-        let begun = qmp.migrate(URI);
-        tokio::pin!(begun);
+        tokio::pin!(command);
         tokio::select! {
-            begun = &mut begun => {
+            done = &mut command => {
                 // What a copy may bear is decided elsewhere. An error means that it broke meanwhile.
                 let _ = watch(&stream, false);
-                return begun;
+                return done;
             }
             () = sleep(HANDSHAKE_MAX) => {}
         }
         warn!("no handshake within {HANDSHAKE_MAX:?}: the connection is ended");
         // An error means that it has ended.
         let _ = stream.shutdown(Shutdown::Both);
-        begun.await
+        command.await
     }
 }
 

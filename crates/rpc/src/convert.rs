@@ -263,6 +263,8 @@ impl From<SourceState> for wire::SourceState {
             SourceState::Resumed => Self::Resumed,
             SourceState::Retired => Self::Retired,
             SourceState::Lost => Self::Lost,
+            SourceState::Serving => Self::Serving,
+            SourceState::ServerLost => Self::ServerLost,
         }
     }
 }
@@ -276,6 +278,7 @@ impl From<&SourceFact> for wire::SourceFact {
             progress: Some(fact.progress.into()),
             stopped_at_us: fact.stopped_at_us.unwrap_or(0),
             completed_at_us: fact.completed_at_us.unwrap_or(0),
+            post_copied: fact.post_copied,
         }
     }
 }
@@ -293,6 +296,8 @@ impl TryFrom<wire::SourceFact> for SourceFact {
             wire::SourceState::Resumed => SourceState::Resumed,
             wire::SourceState::Retired => SourceState::Retired,
             wire::SourceState::Lost => SourceState::Lost,
+            wire::SourceState::Serving => SourceState::Serving,
+            wire::SourceState::ServerLost => SourceState::ServerLost,
         };
         Ok(Self {
             state,
@@ -301,6 +306,7 @@ impl TryFrom<wire::SourceFact> for SourceFact {
             progress: wire.progress.map(Progress::from).unwrap_or_default(),
             stopped_at_us: given(wire.stopped_at_us),
             completed_at_us: given(wire.completed_at_us),
+            post_copied: wire.post_copied,
         })
     }
 }
@@ -350,6 +356,8 @@ impl From<TargetState> for wire::TargetState {
             TargetState::Running => Self::Running,
             TargetState::Discarded => Self::Discarded,
             TargetState::Lost { .. } => Self::Lost,
+            TargetState::Fetching => Self::Fetching,
+            TargetState::MemoryLost => Self::MemoryLost,
         }
     }
 }
@@ -357,7 +365,10 @@ impl From<TargetState> for wire::TargetState {
 impl From<&TargetFact> for wire::TargetFact {
     fn from(fact: &TargetFact) -> Self {
         let continued = match fact.state {
-            TargetState::Continuing | TargetState::Running => true,
+            TargetState::Continuing
+            | TargetState::Fetching
+            | TargetState::Running
+            | TargetState::MemoryLost => true,
             TargetState::Lost { continued } => continued,
             TargetState::Absent
             | TargetState::Preparing
@@ -380,6 +391,7 @@ impl From<&TargetFact> for wire::TargetFact {
                 .collect(),
             continued,
             running_at_us: fact.running_at_us.unwrap_or(0),
+            no_post_copy: fact.no_post_copy.clone(),
         }
     }
 }
@@ -397,6 +409,8 @@ impl TryFrom<wire::TargetFact> for TargetFact {
             wire::TargetState::Continuing => TargetState::Continuing,
             wire::TargetState::Running => TargetState::Running,
             wire::TargetState::Discarded => TargetState::Discarded,
+            wire::TargetState::Fetching => TargetState::Fetching,
+            wire::TargetState::MemoryLost => TargetState::MemoryLost,
             wire::TargetState::Lost => TargetState::Lost {
                 continued: wire.continued,
             },
@@ -406,6 +420,7 @@ impl TryFrom<wire::TargetFact> for TargetFact {
             address: address(&wire)?,
             reason: wire.reason,
             running_at_us: given(wire.running_at_us),
+            no_post_copy: wire.no_post_copy,
         })
     }
 }
@@ -516,6 +531,8 @@ mod tests {
             TargetState::Prepared,
             TargetState::Lost { continued: true },
             TargetState::Lost { continued: false },
+            TargetState::Fetching,
+            TargetState::MemoryLost,
         ] {
             let fact = TargetFact {
                 state,
@@ -526,6 +543,7 @@ mod tests {
                     ports: vec![39037],
                 }),
                 running_at_us: Some(7),
+                no_post_copy: "no".into(),
             };
             assert_eq!(
                 TargetFact::try_from(wire::TargetFact::from(&fact)).ok(),

@@ -1,11 +1,12 @@
 //! Checks the migration protocol and prints what was explored and found.
 //!
-//! - `cargo run --release -p godwit-sim --example check`: every kind of fault once, and both hosts
-//!   dead for good; about a minute on two cores.
+//! - `cargo run --release -p godwit-sim --example check`: every kind of fault once, both hosts dead
+//!   for good, and post-copy; about two minutes on two cores.
+//! - `... -- --post-copy`: post-copy alone.
 //! - `... -- --mutants`: takes the guards away one by one; each must lead to a violation. Then a
 //!   host is declared dead that lives, which must lead to one, too: nothing guards against a lie.
 //! - `... -- --large`, or `--takeovers N --crashes N --deaths N --losses N --unknown-commits 0|1
-//!   --memory 0|1 --later-job 0|1 --lies 0|1 --without GUARD`: more, or less.
+//!   --memory 0|1 --later-job 0|1 --post-copy-may 0|1 --lies 0|1 --without GUARD`: more, or less.
 //!
 //! Exit code 1 when something is violated, never happens, can't end, or when a mutant survives.
 
@@ -117,6 +118,7 @@ fn is_killed(name: &str, config: Config) -> bool {
 fn arguments() -> Result<Task, String> {
     let mut config = Config::usual();
     let mut both = vec![Config::both_hosts()];
+    both.extend(Config::post_copies());
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         both.clear();
@@ -124,6 +126,7 @@ fn arguments() -> Result<Task, String> {
             "--mutants" => return Ok(Task::Mutants),
             "--large" => config = Config::large(),
             "--quick" => config = Config::quick(),
+            "--post-copy" => return Ok(Task::Check(Config::post_copies().to_vec())),
             _ => {
                 let value = words.next();
                 let value = value.ok_or_else(|| format!("{word} needs a value"))?;
@@ -146,6 +149,7 @@ fn set(config: &mut Config, word: &str, value: &str) -> Result<(), String> {
         "--lies" => config.lies = switch()?,
         "--unknown-commits" => config.unknown_commits = switch()?,
         "--memory" => config.memory = switch()?,
+        "--post-copy-may" => config.post_copy = switch()?,
         "--later-job" => config.later_job = switch()?,
         "--without" => config.removed = Some(guard(value)?),
         _ => return Err(format!("{word} is not known")),

@@ -167,6 +167,16 @@ mod tests {
         assert!(found.is_good(), "{:#?}", way(&model, found.way));
     }
 
+    #[test]
+    fn under_every_order_of_faults_post_copy_is_safe_and_comes_to_its_end() {
+        let config = Config::quick_post_copy();
+        let report = check(config);
+        assert!(report.is_good(), "{:#?}", report.findings);
+        let model = Migration::new(config);
+        let found = ends(&model);
+        assert!(found.is_good(), "{:#?}", way(&model, found.way));
+    }
+
     /// No code stands in for the promise of a fence: of a host that was declared dead and lives,
     /// a second copy runs.
     #[test]

@@ -21,6 +21,8 @@ pub struct Config {
     pub memory: bool,
     /// Whether the machine leaves by another job after this one failed.
     pub later_job: bool,
+    /// Whether the copy may end by post-copy, at any time from its permission on.
+    pub post_copy: bool,
     /// The guard that a control run takes away.
     pub removed: Option<Guard>,
 }
@@ -38,6 +40,7 @@ impl Config {
             unknown_commits: true,
             memory: false,
             later_job: true,
+            post_copy: false,
             removed: None,
         }
     }
@@ -49,6 +52,41 @@ impl Config {
             deaths: 0,
             unknown_commits: false,
             ..Self::usual()
+        }
+    }
+
+    /// The copy may end by post-copy. Not every kind of fault in one run, but any two: what happens to
+    /// coordinators and to QEMU, to both hosts alone, to coordinators and to agents.
+    #[must_use]
+    pub const fn post_copies() -> [Self; 3] {
+        let all = Self {
+            unknown_commits: false,
+            later_job: false,
+            post_copy: true,
+            ..Self::usual()
+        };
+        [
+            Self { crashes: 0, ..all },
+            Self {
+                takeovers: 0,
+                ..all
+            },
+            Self {
+                deaths: 0,
+                losses: 0,
+                ..all
+            },
+        ]
+    }
+
+    /// Post-copy, small enough for every test run: one owner, and only an agent crashes.
+    #[must_use]
+    pub const fn quick_post_copy() -> Self {
+        let [_, alone, _] = Self::post_copies();
+        Self {
+            deaths: 0,
+            losses: 0,
+            ..alone
         }
     }
 
@@ -88,16 +126,27 @@ impl Config {
     #[must_use]
     pub const fn control(guard: Guard) -> Self {
         let crashes = match guard {
-            Guard::LastJob => 1,
+            Guard::LastJob | Guard::ServingIsWritten => 1,
             Guard::HostFence
             | Guard::LedgerEpoch
             | Guard::PausedTarget
             | Guard::Tombstone
-            | Guard::CompletedProof => 0,
+            | Guard::CompletedProof
+            | Guard::StoppedGuest
+            | Guard::NeededServer => 0,
         };
+        let post_copy = matches!(
+            guard,
+            Guard::StoppedGuest | Guard::NeededServer | Guard::ServingIsWritten
+        );
         Self {
+            takeovers: match guard {
+                Guard::ServingIsWritten => 0,
+                _ => 1,
+            },
             crashes,
             losses: 0,
+            post_copy,
             ..Self::quick()
         }
         .without(guard)
@@ -134,6 +183,12 @@ pub enum Guard {
     CompletedProof,
     /// Only the last job that held a machine acts on its QEMU.
     LastJob,
+    /// The guest is stopped by its agent before QEMU switches to post-copy.
+    StoppedGuest,
+    /// A source that serves pages is kept until its target has them all.
+    NeededServer,
+    /// That a source serves pages is on its disk before the proof leaves.
+    ServingIsWritten,
 }
 
 impl Guard {
@@ -147,16 +202,22 @@ impl Guard {
             Self::Tombstone => "tombstone before revert",
             Self::CompletedProof => "proof of `completed`",
             Self::LastJob => "only the last job acts on a machine",
+            Self::StoppedGuest => "post-copy of a stopped guest",
+            Self::NeededServer => "a server of pages is kept",
+            Self::ServingIsWritten => "serving is written before the proof",
         }
     }
 
     /// All guards.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::HostFence,
         Self::LedgerEpoch,
         Self::PausedTarget,
         Self::Tombstone,
         Self::CompletedProof,
         Self::LastJob,
+        Self::StoppedGuest,
+        Self::NeededServer,
+        Self::ServingIsWritten,
     ];
 }

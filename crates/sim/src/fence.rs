@@ -45,7 +45,7 @@ impl State {
 
     /// Whether anything died that nobody can be blamed for.
     pub(crate) const fn died(&self, config: &Config) -> bool {
-        self.deaths < config.deaths || self.source.lost || self.target.lost
+        self.deaths < config.deaths || self.source.lost || self.target.lost || self.broke
     }
 }
 
@@ -62,6 +62,7 @@ impl Migration {
                     qemu: SourceQemu::Gone,
                     machine: false,
                     sent: state.source.sent,
+                    package: state.source.package,
                     completed: state.source.completed,
                     lost: true,
                     ..SourceHost::default()

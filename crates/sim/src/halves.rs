@@ -32,6 +32,8 @@ pub enum Outgoing {
     PreSwitchover,
     /// The last pages travel.
     Device,
+    /// The guest went over, and its pages are served.
+    Serving,
     /// Over, the guest is stopped.
     Completed,
     /// Over, the guest runs.
@@ -47,6 +49,8 @@ pub(crate) enum SourceInput {
     Start(u8),
     /// An order.
     Allow(u8),
+    /// The copy is to end by post-copy.
+    Postcopy(u8),
     /// An order.
     Cancel(u8),
     /// An order.
@@ -70,8 +74,12 @@ pub(crate) enum SourceInput {
 pub enum Incoming {
     /// Waiting for data, or loading.
     Active,
+    /// Loaded but for memory that follows, the guest is paused.
+    Postcopy,
     /// Loaded, the guest is paused.
     Completed,
+    /// The guest runs, and memory follows.
+    Fetching,
     /// The guest runs.
     Running,
 }
@@ -83,6 +91,8 @@ pub(crate) enum TargetInput {
     Prepare(u8),
     /// An order.
     Discard(u8),
+    /// An order.
+    Abandon(u8),
     /// QEMU listens.
     Listening,
     /// QEMU could not be brought up.
@@ -109,7 +119,7 @@ pub(crate) const fn source_input(command: Command, by: u8) -> Option<SourceInput
         Command::CancelCopy => SourceInput::Cancel(by),
         Command::RevertSource => SourceInput::Revert(by),
         Command::RetireSource => SourceInput::Retire(by),
-        Command::PrepareTarget | Command::DiscardTarget => return None,
+        Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => return None,
     })
 }
 
@@ -118,6 +128,7 @@ pub(crate) const fn target_input(command: Command, by: u8) -> Option<TargetInput
     Some(match command {
         Command::PrepareTarget => TargetInput::Prepare(by),
         Command::DiscardTarget => TargetInput::Discard(by),
+        Command::AbandonTarget => TargetInput::Abandon(by),
         Command::StartCopy
         | Command::AllowSwitchover
         | Command::CancelCopy
@@ -178,6 +189,7 @@ impl Half for Source {
         match input {
             SourceInput::Start(by)
             | SourceInput::Allow(by)
+            | SourceInput::Postcopy(by)
             | SourceInput::Cancel(by)
             | SourceInput::Revert(by)
             | SourceInput::Retire(by) => Some(Epoch(by.into())),
@@ -221,7 +233,9 @@ impl Half for Target {
 
     fn epoch_of(input: TargetInput) -> Option<Epoch> {
         match input {
-            TargetInput::Prepare(by) | TargetInput::Discard(by) => Some(Epoch(by.into())),
+            TargetInput::Prepare(by) | TargetInput::Discard(by) | TargetInput::Abandon(by) => {
+                Some(Epoch(by.into()))
+            }
             TargetInput::Listening
             | TargetInput::PrepareFailed
             | TargetInput::Load(_)
@@ -345,6 +359,7 @@ fn source_event(input: SourceInput) -> SourceEvent {
     match input {
         SourceInput::Start(by) => SourceEvent::Start { epoch: epoch(by) },
         SourceInput::Allow(by) => SourceEvent::Allow { epoch: epoch(by) },
+        SourceInput::Postcopy(by) => SourceEvent::Postcopy { epoch: epoch(by) },
         SourceInput::Cancel(by) => SourceEvent::Cancel { epoch: epoch(by) },
         SourceInput::Revert(by) => SourceEvent::Revert { epoch: epoch(by) },
         SourceInput::Retire(by) => SourceEvent::Retire { epoch: epoch(by) },
@@ -362,6 +377,7 @@ pub(crate) fn copy_status(copy: Outgoing) -> CopyStatus {
         Outgoing::Active => CopyStatus::Active,
         Outgoing::PreSwitchover => CopyStatus::PreSwitchover,
         Outgoing::Device => CopyStatus::Device,
+        Outgoing::Serving => CopyStatus::Serving,
         Outgoing::Completed => CopyStatus::Completed,
         Outgoing::Failed => CopyStatus::Failed(String::new()),
         Outgoing::Cancelled => CopyStatus::Cancelled,
@@ -373,6 +389,7 @@ fn target_event(input: TargetInput) -> TargetEvent {
     match input {
         TargetInput::Prepare(by) => TargetEvent::Prepare { epoch: epoch(by) },
         TargetInput::Discard(by) => TargetEvent::Discard { epoch: epoch(by) },
+        TargetInput::Abandon(by) => TargetEvent::Abandon { epoch: epoch(by) },
         TargetInput::Listening => TargetEvent::Listening(TargetAddress {
             uri: String::new(),
             address: String::new(),
@@ -391,7 +408,9 @@ fn target_event(input: TargetInput) -> TargetEvent {
 const fn load_status(load: Incoming) -> LoadStatus {
     match load {
         Incoming::Active => LoadStatus::Active,
+        Incoming::Postcopy => LoadStatus::Postcopy,
         Incoming::Completed => LoadStatus::Completed,
+        Incoming::Fetching => LoadStatus::Fetching,
         Incoming::Running => LoadStatus::Running,
     }
 }
@@ -454,6 +473,7 @@ mod tests {
             inputs.extend([
                 SourceInput::Start(by),
                 SourceInput::Allow(by),
+                SourceInput::Postcopy(by),
                 SourceInput::Cancel(by),
                 SourceInput::Revert(by),
                 SourceInput::Retire(by),
@@ -464,6 +484,7 @@ mod tests {
             Outgoing::Active,
             Outgoing::PreSwitchover,
             Outgoing::Device,
+            Outgoing::Serving,
             Outgoing::Completed,
             Outgoing::Failed,
             Outgoing::Cancelled,
@@ -480,9 +501,19 @@ mod tests {
             TargetInput::Tick,
         ];
         for by in [1, 2] {
-            inputs.extend([TargetInput::Prepare(by), TargetInput::Discard(by)]);
+            inputs.extend([
+                TargetInput::Prepare(by),
+                TargetInput::Discard(by),
+                TargetInput::Abandon(by),
+            ]);
         }
-        for load in [Incoming::Active, Incoming::Completed, Incoming::Running] {
+        for load in [
+            Incoming::Active,
+            Incoming::Postcopy,
+            Incoming::Completed,
+            Incoming::Fetching,
+            Incoming::Running,
+        ] {
             inputs.extend([TargetInput::Load(load), TargetInput::Adopted(load)]);
         }
         assert!(dead_orders_stay_dead::<Target>(&inputs) > 10);

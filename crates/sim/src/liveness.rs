@@ -153,8 +153,8 @@ impl Graph {
             self.over.push(number);
         }
         let died = state.died(&model.config);
-        let source_runs = state.source.qemu.runs() || state.left || died;
-        let target_runs = state.target.qemu == TargetQemu::Running || died;
+        let source_runs = state.source.runs() || state.left || died;
+        let target_runs = state.target.qemu.runs() || died;
         let clean = match job {
             JobState::Succeeded => target_runs && state.source.qemu == SourceQemu::Gone,
             JobState::Failed => source_runs && state.target.qemu == TargetQemu::None,

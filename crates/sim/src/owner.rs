@@ -27,7 +27,9 @@ impl Side {
     /// Who follows this order.
     pub(crate) const fn of(command: Command) -> Self {
         match command {
-            Command::PrepareTarget | Command::DiscardTarget => Self::Target,
+            Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
+                Self::Target
+            }
             Command::StartCopy
             | Command::AllowSwitchover
             | Command::CancelCopy
@@ -176,7 +178,7 @@ impl Migration {
                     return None;
                 }
                 let (to, reason) = (JobState::Aborting, String::new());
-                self.act(state, epoch, &Action::Record { to, reason }, step)
+                self.act(state, epoch, &Action::Record { to, reason }, (step, None))
             }
             OwnerStep::Reads => reread(state, epoch),
             OwnerStep::Hears(side) => {
@@ -206,7 +208,7 @@ impl Migration {
             return None;
         }
         let before = state.orders;
-        self.act(state, epoch, &action, step)?;
+        self.act(state, epoch, &action, (step, known.target))?;
         // That its write is refused teaches a replaced owner what it may as well never learn.
         let replaced = epoch < state.ledger.epoch && self.config.keeps(Guard::LedgerEpoch);
         if replaced && writes {
@@ -253,12 +255,13 @@ impl Migration {
             source_fenced,
             target_fenced,
         };
-        let source = view
-            .source
-            .map(|(state, allowed)| SourceFact::bare(state, allowed));
+        let source = view.source.map(|(state, allowed, post_copied)| SourceFact {
+            post_copied,
+            ..SourceFact::bare(state, allowed)
+        });
         let mut heard = view.target;
         let undone = view.state == JobState::Aborting
-            && matches!(view.source, Some((SourceState::Completed, _)));
+            && matches!(view.source, Some((SourceState::Completed, ..)));
         if undone && !self.config.keeps(Guard::Tombstone) {
             heard = heard.map(|_| TargetState::Discarded);
         }
@@ -266,7 +269,14 @@ impl Migration {
         decide::decide(&job, source.as_ref(), target.as_ref())
     }
 
-    fn act(&self, state: &mut State, epoch: u8, action: &Action, step: OwnerStep) -> Option<()> {
+    fn act(
+        &self,
+        state: &mut State,
+        epoch: u8,
+        action: &Action,
+        (step, heard): (OwnerStep, Option<TargetState>),
+    ) -> Option<()> {
+        let step = (step, heard);
         match action {
             Action::TakeTurn => self.record(state, epoch, (JobState::Placing, ""), step),
             Action::Reserve => self.record(state, epoch, (JobState::Reserved, ""), step),
@@ -286,10 +296,12 @@ impl Migration {
         state: &mut State,
         epoch: u8,
         (to, reason): (JobState, &str),
-        step: OwnerStep,
+        (step, heard): (OwnerStep, Option<TargetState>),
     ) -> Option<()> {
         let at = usize::from(epoch) - 1;
-        let early = to == JobState::HandedOver;
+        let needed = heard == Some(TargetState::Fetching) && self.config.keeps(Guard::NeededServer);
+        let moves = to == JobState::HandedOver;
+        let early = moves && !needed;
         if early {
             // The source may clean up while this is written: the target runs, whatever is recorded.
             state.orders.give(Command::RetireSource, epoch);
@@ -311,7 +323,7 @@ impl Migration {
         state.wrongs.edge |= !from.may_become(to);
         ledger.state = to;
         ledger.switch_allowed |= to == JobState::SwitchAllowed;
-        ledger.handed_over |= early;
+        ledger.handed_over |= moves;
         ledger.released |= reason == decide::TARGET_MAY_HAVE_RUN;
         if matches!(step, OwnerStep::ActsUnanswered(_)) {
             return Some(());

@@ -18,6 +18,15 @@ pub(crate) fn all(config: &Config) -> Vec<P> {
     all.extend(orders_and_records());
     all.push(never_again());
     all.extend(happens());
+    if config.post_copy {
+        all.extend(post_copies_happen());
+    }
+    if config.takeovers > 0 {
+        all.push(P::sometimes(
+            "a job is taken over and succeeds",
+            |_, state| state.ledger.epoch > 1 && succeeded(state),
+        ));
+    }
     if config.crashes > 0 {
         all.push(found_complete());
     }
@@ -30,24 +39,24 @@ pub(crate) fn all(config: &Config) -> Vec<P> {
 fn never_two() -> Vec<P> {
     vec![
         P::always("never two copies run", |_, state| {
-            let copies = [
-                state.source.qemu.runs(),
-                state.target.qemu == TargetQemu::Running,
-                state.left,
-            ];
+            let copies = [state.source.runs(), state.target.qemu.runs(), state.left];
             copies.into_iter().filter(|runs| *runs).count() < 2
         }),
         P::always(
             "the source never runs again after the target ran",
-            |_, state| !(state.ran && state.source.qemu.runs()),
+            |_, state| !(state.ran && state.source.runs()),
         ),
         P::always(
             "the target runs only what its source completed",
             |_, state| !state.wrongs.unproven,
         ),
-        P::always("failed: the target never ran, or is fenced", |_, state| {
-            state.ledger.state != JobState::Failed || !state.ran || state.ledger.target_fenced
-        }),
+        P::always(
+            "failed: the target never ran, or is fenced, or lost its memory",
+            |model, state| {
+                let excused = state.ledger.target_fenced || model.memory_is_lost(state);
+                state.ledger.state != JobState::Failed || !state.ran || excused
+            },
+        ),
     ]
 }
 
@@ -61,11 +70,15 @@ fn never_lost() -> Vec<P> {
             !state.wrongs.ended_target
         }),
         P::always(
+            "a source is never ended while its target needs pages of it",
+            |_, state| !state.wrongs.ended_server,
+        ),
+        P::always(
             "no machine is lost unless something died",
             |model, state| {
                 state.died(&model.config)
                     || state.source.qemu != SourceQemu::Gone
-                    || state.target.qemu == TargetQemu::Running
+                    || state.target.qemu.runs()
             },
         ),
         P::always("succeeded: the target has the machine", |model, state| {
@@ -82,8 +95,9 @@ fn never_lost() -> Vec<P> {
                 .agent
                 .as_ref()
                 .is_none_or(|agent| agent.adopting);
-            let excused = state.source.lost || state.ledger.released || qemu_died(model, state);
-            !failed || state.left || busy || excused || state.source.qemu.runs()
+            let lost = state.source.lost || state.broke || qemu_died(model, state);
+            let excused = lost || state.ledger.released;
+            !failed || state.left || busy || excused || state.source.runs()
         }),
     ]
 }
@@ -118,9 +132,6 @@ fn happens() -> Vec<P> {
         P::sometimes("a job needs fencing", |_, state| {
             state.ledger.state == JobState::NeedsFencing
         }),
-        P::sometimes("a job is taken over and succeeds", |_, state| {
-            state.ledger.epoch > 1 && state.ledger.state == JobState::Succeeded
-        }),
         P::sometimes(
             "a source is reverted after the tombstone",
             |model, state| {
@@ -133,6 +144,43 @@ fn happens() -> Vec<P> {
             state.ledger.cancel && state.ledger.state == JobState::Succeeded
         }),
     ]
+}
+
+fn post_copies_happen() -> Vec<P> {
+    vec![
+        P::sometimes("a job succeeds by post-copy", |model, state| {
+            succeeded(state) && model.was_post_copied(state) && !state.broke
+        }),
+        P::sometimes("a post-copy succeeds whose link broke", |model, state| {
+            succeeded(state) && model.was_post_copied(state) && state.broke
+        }),
+        P::sometimes("a guest runs whose memory is out of reach", |_, state| {
+            state.target.qemu == TargetQemu::Fetching && state.source.qemu == SourceQemu::Parted
+        }),
+        P::sometimes("a job fails whose memory is lost", |model, state| {
+            state.ledger.state == JobState::Failed && model.memory_is_lost(state)
+        }),
+        P::sometimes(
+            "a guest waits that was stopped for a post-copy that failed",
+            |_, state| state.source.qemu == SourceQemu::Failed && state.source.stopped,
+        ),
+    ]
+}
+
+impl Migration {
+    fn was_post_copied(&self, state: &State) -> bool {
+        let disk = state.source.disk;
+        disk.is_some_and(|(half, _)| self.source_word(half).2)
+    }
+
+    fn memory_is_lost(&self, state: &State) -> bool {
+        let disk = state.target.disk;
+        disk.is_some_and(|(half, _)| self.target_word(half) == TargetState::MemoryLost)
+    }
+}
+
+fn succeeded(state: &State) -> bool {
+    state.ledger.state == JobState::Succeeded
 }
 
 fn found_complete() -> P {

@@ -38,6 +38,14 @@ pub enum SourceStep {
     Retries,
     /// The target's answer to the proof arrives.
     ProofIsTaken,
+    /// The agent ends the copy by post-copy.
+    TurnsToPostcopy,
+    /// QEMU: the guest went over, its memory follows.
+    Serves,
+    /// QEMU: the link of a post-copy breaks.
+    Parts,
+    /// Both agents mend the link of a post-copy.
+    Recovers,
     /// QEMU: the rest fits, the guest stops.
     Converges,
     /// QEMU: everything arrived.
@@ -50,11 +58,13 @@ pub enum SourceStep {
 
 impl SourceStep {
     pub(crate) const QEMU: [Self; 4] = [Self::Converges, Self::Completes, Self::Fails, Self::Dies];
-    pub(crate) const AGENT: [Self; 12] = [
+    pub(crate) const POST_COPY: [Self; 3] = [Self::Serves, Self::Parts, Self::Recovers];
+    pub(crate) const AGENT: [Self; 13] = [
         Self::Adopts,
         Self::Reads(Outgoing::Active),
         Self::Reads(Outgoing::PreSwitchover),
         Self::Reads(Outgoing::Device),
+        Self::Reads(Outgoing::Serving),
         Self::Reads(Outgoing::Completed),
         Self::Reads(Outgoing::Failed),
         Self::Reads(Outgoing::Cancelled),
@@ -81,8 +91,9 @@ impl Migration {
 
     /// What the half says of itself.
     pub(crate) fn source_word(&self, half: HalfId) -> SourceWord {
-        self.sources
-            .ask(half, |half| (half.state(), half.allowed()))
+        self.sources.ask(half, |half| {
+            (half.state(), half.allowed(), half.post_copied())
+        })
     }
 
     /// A step of the agent or of QEMU; `None` when it can't happen.
@@ -91,7 +102,10 @@ impl Migration {
             SourceStep::Converges
             | SourceStep::Completes
             | SourceStep::Fails
+            | SourceStep::Serves
+            | SourceStep::Parts
             | SourceStep::Dies => source_qemu(state, step),
+            SourceStep::Recovers => self.recover(state),
             SourceStep::AgentStarts => {
                 if state.source.agent.is_some() || state.source.lost {
                     return None;
@@ -107,6 +121,7 @@ impl Migration {
             | SourceStep::SeesEnd
             | SourceStep::Ticks
             | SourceStep::Retries
+            | SourceStep::TurnsToPostcopy
             | SourceStep::ProofIsTaken => self.source_event(state, step, cut),
         }
     }
@@ -117,8 +132,8 @@ impl Migration {
             .agent
             .as_ref()
             .filter(|agent| !agent.adopting)?;
-        let (half, _) = self.source_word(agent.half);
-        let copying = matches!(half, SourceState::Copying | SourceState::Switching);
+        let (half, _, _) = self.source_word(agent.half);
+        let copying = is_watched(half);
         match step {
             SourceStep::Reads(said) => {
                 if !copying || agent.shown & bit(said) == 0 {
@@ -139,13 +154,26 @@ impl Migration {
             {
                 self.source_react(state, SourceInput::Tick, cut)
             }
-            SourceStep::ProofIsTaken if state.proof_taken && half == SourceState::Completed => {
+            SourceStep::ProofIsTaken
+                if state.proof_taken
+                    && matches!(half, SourceState::Completed | SourceState::Serving) =>
+            {
                 self.source_react(state, SourceInput::ProofTaken, cut)
+            }
+            SourceStep::TurnsToPostcopy if half == SourceState::Copying => {
+                let by = self.sources.ask(agent.half, |half| half.epoch().0);
+                let input = SourceInput::Postcopy(u8::try_from(by).ok()?);
+                self.sources.take(agent.half, input)?;
+                self.source_react(state, input, cut)
             }
             SourceStep::Retries if cut.is_none() => self.source_retry(state, half),
             SourceStep::SeesEnd
             | SourceStep::Ticks
             | SourceStep::ProofIsTaken
+            | SourceStep::TurnsToPostcopy
+            | SourceStep::Serves
+            | SourceStep::Parts
+            | SourceStep::Recovers
             | SourceStep::Retries
             | SourceStep::AgentCrashes
             | SourceStep::AgentStarts
@@ -177,6 +205,13 @@ impl Migration {
             .agent
             .as_ref()
             .filter(|agent| !agent.adopting)?;
+        let complete = state.source.qemu == SourceQemu::Completed;
+        let serving = self.source_word(agent.half).0 == SourceState::Serving;
+        if command == Command::RevertSource && serving && complete {
+            // Asked first, since that may not have been read yet.
+            self.source_react(state, SourceInput::Copy(Outgoing::Completed), None)?;
+        }
+        let agent = state.source.agent.as_ref()?;
         let half = agent.half;
         let seen = u8::try_from(self.sources.ask(half, |half| half.epoch().0)).ok()?;
         let stale = epoch < state.source.spoken;
@@ -212,7 +247,13 @@ impl Migration {
                 continue;
             };
             agent.half = half;
-            for effect in effects.iter() {
+            let mut effects = effects.to_vec();
+            if effects == [SourceEffect::Journal, SourceEffect::SendProof]
+                && !self.config.keeps(Guard::ServingIsWritten)
+            {
+                effects.reverse();
+            }
+            for effect in &effects {
                 if cut == Some(done) {
                     return source_crash(state);
                 }
@@ -231,6 +272,8 @@ impl Migration {
     fn source_perform(&self, state: &mut State, effect: SourceEffect) -> Option<SourceInput> {
         // A fenced target may have had it, and then its memory is nowhere.
         let committed = state.ran || state.ledger.target_fenced || self.target_is_committed(state);
+        let fallen = state.died(&self.config);
+        let lacks = state.target.qemu.lacks();
         let source = &mut state.source;
         let agent = source.agent.as_mut()?;
         if !matches!(effect, SourceEffect::Journal | SourceEffect::SendProof) {
@@ -253,6 +296,13 @@ impl Migration {
                 source.turn(SourceQemu::Active);
                 true
             }
+            SourceEffect::SwitchToPostcopy => {
+                if source.qemu == SourceQemu::Active {
+                    source.stopped = self.config.keeps(Guard::StoppedGuest);
+                    source.postcopy = true;
+                }
+                source.qemu != SourceQemu::Gone
+            }
             SourceEffect::ContinueSwitchover => {
                 let waits = source.qemu == SourceQemu::PreSwitchover;
                 if waits {
@@ -271,13 +321,24 @@ impl Migration {
                 if source.qemu == SourceQemu::Completed {
                     source.qemu = SourceQemu::Resumed;
                 }
-                source.qemu.runs()
+                source.stopped = false;
+                source.runs()
+            }
+            SourceEffect::EndGuest => {
+                if agent.process {
+                    let served = source.completed && fallen;
+                    let lost = committed || served || source.qemu == SourceQemu::Gone;
+                    state.wrongs.ended_source |= !lost;
+                    source.qemu = SourceQemu::Gone;
+                }
+                true
             }
             // With the machine, in the next effect.
             SourceEffect::EndQemu => true,
             SourceEffect::DropMachine => {
                 if agent.process && source.machine {
                     state.wrongs.ended_source |= source.qemu != SourceQemu::Gone && !committed;
+                    state.wrongs.ended_server |= source.qemu.serves() && lacks;
                     source.qemu = SourceQemu::Gone;
                     source.machine = false;
                 }
@@ -297,7 +358,7 @@ impl Migration {
         let qemu = state.source.qemu;
         let agent = state.source.agent.as_mut().filter(|agent| agent.adopting)?;
         agent.adopting = false;
-        let (half, _) = self.source_word(agent.half);
+        let (half, _, _) = self.source_word(agent.half);
         if last && agent.process && qemu != SourceQemu::Gone {
             let said = said(qemu);
             agent.begun = said != Outgoing::None;
@@ -305,11 +366,14 @@ impl Migration {
             return self.source_react(state, SourceInput::Adopted(said), cut);
         }
         let input = match half {
-            SourceState::Copying | SourceState::Switching => SourceInput::Gone,
+            SourceState::Copying | SourceState::Switching | SourceState::Serving => {
+                SourceInput::Gone
+            }
             SourceState::Completed | SourceState::Retired if last => {
                 SourceInput::Adopted(Outgoing::Completed)
             }
             SourceState::Absent
+            | SourceState::ServerLost
             | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
@@ -324,7 +388,7 @@ impl Migration {
             return;
         };
         let word = self.source_word(agent.half);
-        if !matches!(word.0, SourceState::Copying | SourceState::Switching) {
+        if !is_watched(word.0) {
             agent.shown = 0;
             agent.begun = false;
         }
@@ -336,11 +400,38 @@ impl Migration {
             matches!(
                 self.targets.ask(half, |half| half.state()),
                 TargetState::Continuing
+                    | TargetState::Fetching
                     | TargetState::Running
                     | TargetState::Lost { continued: true }
+                    | TargetState::MemoryLost
             )
         })
     }
+
+    /// The agents mend a broken link: as in `node-agent/src/source/postcopy.rs`.
+    fn recover(&self, state: &mut State) -> Option<()> {
+        let source = state.source.agent.as_ref().filter(|a| !a.adopting)?;
+        let target = state.target.agent.as_ref().filter(|a| !a.adopting)?;
+        let serves = self.source_word(source.half).0 == SourceState::Serving;
+        let fetches = matches!(
+            self.target_word(target.half),
+            TargetState::Loaded | TargetState::Continuing | TargetState::Fetching
+        );
+        let parted = state.source.qemu == SourceQemu::Parted;
+        if !(serves && fetches && parted && target.attached && state.target.qemu.lacks()) {
+            return None;
+        }
+        state.source.qemu = SourceQemu::Serving;
+        Some(())
+    }
+}
+
+/// Whether what QEMU says of its copy matters to a half.
+const fn is_watched(half: SourceState) -> bool {
+    matches!(
+        half,
+        SourceState::Copying | SourceState::Switching | SourceState::Serving
+    )
 }
 
 impl crate::state::SourceHost {
@@ -355,7 +446,7 @@ impl crate::state::SourceHost {
 
 /// The agent takes hold of the guest; durable before the half hears of the start.
 fn hold(state: &mut State) {
-    let runs = state.source.machine && state.source.qemu.runs();
+    let runs = state.source.machine && state.source.runs();
     if let Some(agent) = state.source.agent.as_mut().filter(|_| runs) {
         agent.process = true;
         state.source.held = true;
@@ -380,6 +471,30 @@ fn source_qemu(state: &mut State, step: SourceStep) -> Option<()> {
             source.completed = true;
         }
         (SourceStep::Fails, qemu) if qemu.copies() => source.turn(SourceQemu::Failed),
+        // What was sent as a whole is loaded as a whole.
+        (SourceStep::Serves, SourceQemu::Device)
+            if source.postcopy && !source.confirmed && state.target.qemu != TargetQemu::Loaded =>
+        {
+            source.sent = false;
+            // A target that is gone when QEMU switches: the one moment in which a link costs memory.
+            source.package = state.target.qemu == TargetQemu::Incoming;
+            state.broke |= !source.package;
+            source.turn(SourceQemu::Serving);
+            source.completed = true;
+        }
+        (SourceStep::Completes, SourceQemu::Serving) if source.confirmed => {
+            source.turn(SourceQemu::Completed);
+        }
+        (SourceStep::Parts, SourceQemu::Serving) => {
+            state.broke = true;
+            source.package = false;
+            source.qemu = SourceQemu::Parted;
+        }
+        (SourceStep::Fails, SourceQemu::Serving | SourceQemu::Parted) => {
+            state.broke = true;
+            source.package = false;
+            source.turn(SourceQemu::Failed);
+        }
         (SourceStep::Dies, qemu) if qemu != SourceQemu::Gone => {
             state.deaths = state.deaths.checked_sub(1)?;
             source.qemu = SourceQemu::Gone;
@@ -396,6 +511,7 @@ const fn said(qemu: SourceQemu) -> Outgoing {
         SourceQemu::Active => Outgoing::Active,
         SourceQemu::PreSwitchover => Outgoing::PreSwitchover,
         SourceQemu::Device => Outgoing::Device,
+        SourceQemu::Serving | SourceQemu::Parted => Outgoing::Serving,
         SourceQemu::Completed => Outgoing::Completed,
         SourceQemu::Failed => Outgoing::Failed,
         SourceQemu::Cancelled => Outgoing::Cancelled,
@@ -411,5 +527,6 @@ const fn bit(said: Outgoing) -> u8 {
         Outgoing::Completed => 4,
         Outgoing::Failed => 8,
         Outgoing::Cancelled => 16,
+        Outgoing::Serving => 32,
     }
 }

@@ -8,8 +8,9 @@ use godwit_model::migration::target::{TargetEffect, TargetState};
 use crate::config::Config;
 use crate::halves::HalfId;
 
-/// What a source's host says of its half: how far it is, and whether it holds the permission.
-pub type SourceWord = (SourceState, bool);
+/// What a source's host says of its half: how far it is, whether it holds the permission, and whether
+/// the guest went over by post-copy.
+pub type SourceWord = (SourceState, bool, bool);
 
 /// The whole system.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,6 +40,8 @@ pub struct State {
     /// Whether the machine runs elsewhere: it left by another job, or was started again from its
     /// disk after a fence.
     pub left: bool,
+    /// Whether the link broke during post-copy, or QEMU gave it up, or the target lost patience.
+    pub broke: bool,
     /// What was done that must never be done.
     pub wrongs: Wrongs,
 }
@@ -59,6 +62,7 @@ impl State {
             losses: config.losses,
             ran: false,
             left: false,
+            broke: false,
             wrongs: Wrongs::default(),
         }
     }
@@ -113,6 +117,8 @@ pub struct Wrongs {
     pub ended_source: bool,
     /// The target's QEMU was ended after it ran.
     pub ended_target: bool,
+    /// The source's QEMU was ended although its target needed pages of it.
+    pub ended_server: bool,
     /// The target's guest ran although the source's QEMU never was complete.
     pub unproven: bool,
 }
@@ -147,7 +153,7 @@ pub struct Orders(u64);
 
 impl Orders {
     /// All orders there are, to either host.
-    pub(crate) const COMMANDS: [Command; 7] = [
+    pub(crate) const COMMANDS: [Command; 8] = [
         Command::PrepareTarget,
         Command::StartCopy,
         Command::AllowSwitchover,
@@ -155,6 +161,7 @@ impl Orders {
         Command::DiscardTarget,
         Command::RevertSource,
         Command::RetireSource,
+        Command::AbandonTarget,
     ];
 
     /// Adds one; `false` when it was there.
@@ -189,6 +196,7 @@ impl Orders {
             Command::DiscardTarget => 4,
             Command::RevertSource => 5,
             Command::RetireSource => 6,
+            Command::AbandonTarget => 7,
         };
         1 << (place + 8 * (epoch as u64 - 1))
     }
@@ -205,6 +213,10 @@ pub enum SourceQemu {
     PreSwitchover,
     /// The guest is stopped, the last pages travel.
     Device,
+    /// The guest went over by post-copy, and its pages are served.
+    Serving,
+    /// As `Serving`, with a broken link.
+    Parted,
     /// The guest is stopped for good.
     Completed,
     /// Failed by itself, the guest runs.
@@ -218,8 +230,8 @@ pub enum SourceQemu {
 }
 
 impl SourceQemu {
-    /// Whether the guest's CPUs run.
-    pub(crate) const fn runs(self) -> bool {
+    /// Whether the guest's CPUs run, if nobody stopped them.
+    const fn runs(self) -> bool {
         matches!(
             self,
             Self::Running | Self::Active | Self::Failed | Self::Cancelled | Self::Resumed
@@ -229,6 +241,11 @@ impl SourceQemu {
     /// Whether a copy is under way.
     pub(crate) const fn copies(self) -> bool {
         matches!(self, Self::Active | Self::PreSwitchover | Self::Device)
+    }
+
+    /// Whether it holds pages that its target may lack.
+    pub(crate) const fn serves(self) -> bool {
+        matches!(self, Self::Serving | Self::Parted)
     }
 }
 
@@ -245,11 +262,17 @@ pub struct SourceHost {
     pub held: bool,
     /// The machine's process.
     pub qemu: SourceQemu,
+    /// Whether the agent stopped the guest, for a post-copy.
+    pub stopped: bool,
+    /// Whether QEMU is to end the copy by post-copy.
+    pub postcopy: bool,
+    /// Whether what the guest needs to go on at the target travels, its memory following.
+    pub package: bool,
     /// Whether all that the target needs was sent, so that it can load although the copy fails.
     pub sent: bool,
     /// Whether the target's QEMU told that it loaded everything.
     pub confirmed: bool,
-    /// Whether QEMU ever was complete.
+    /// Whether QEMU ever was complete, or served pages.
     pub completed: bool,
     /// Highest epoch whose order was carried out.
     pub spoken: u8,
@@ -265,12 +288,22 @@ impl Default for SourceHost {
             machine: true,
             held: false,
             qemu: SourceQemu::Running,
+            stopped: false,
+            postcopy: false,
+            package: false,
             sent: false,
             confirmed: false,
             completed: false,
             spoken: 0,
             lost: false,
         }
+    }
+}
+
+impl SourceHost {
+    /// Whether the guest's CPUs run.
+    pub(crate) const fn runs(&self) -> bool {
+        self.qemu.runs() && !self.stopped
     }
 }
 
@@ -300,10 +333,26 @@ pub enum TargetQemu {
     Starting,
     /// Listens, or loads.
     Incoming,
+    /// Loaded but for memory that follows from the source, the guest is paused.
+    Partial,
     /// Loaded, the guest is paused.
     Loaded,
+    /// The guest runs, and memory follows from the source.
+    Fetching,
     /// The guest runs.
     Running,
+}
+
+impl TargetQemu {
+    /// Whether the guest's CPUs run.
+    pub(crate) const fn runs(self) -> bool {
+        matches!(self, Self::Fetching | Self::Running)
+    }
+
+    /// Whether it needs pages of the source.
+    pub(crate) const fn lacks(self) -> bool {
+        matches!(self, Self::Partial | Self::Fetching)
+    }
 }
 
 /// The target's host.

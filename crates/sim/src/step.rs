@@ -87,6 +87,13 @@ pub(crate) fn possible(config: &Config, state: &State, steps: &mut Vec<Step>) {
         }
     }
     steps.extend(SourceStep::QEMU.map(|step| Step::Source(step, None)));
+    if config.post_copy {
+        steps.extend(SourceStep::POST_COPY.map(|step| Step::Source(step, None)));
+        for cut in cuts(state, SOURCE_CUTS) {
+            steps.push(Step::Source(SourceStep::TurnsToPostcopy, cut));
+        }
+        steps.push(Step::Target(TargetStep::Fetches, None));
+    }
     steps.extend(TargetStep::QEMU.map(|step| Step::Target(step, None)));
     if state.source.agent.is_none() {
         steps.push(Step::Source(SourceStep::AgentStarts, None));
@@ -156,7 +163,7 @@ fn owner(config: &Config, state: &State, epoch: u8, steps: &mut Vec<Step>) {
 
 fn orders(state: &State, (command, epoch): (Command, u8), steps: &mut Vec<Step>) {
     let (up, most) = match command {
-        Command::PrepareTarget | Command::DiscardTarget => {
+        Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
             (state.target.agent.is_some(), TARGET_CUTS)
         }
         Command::StartCopy
@@ -180,7 +187,11 @@ impl Step {
     pub fn is_fault(self, before: &State) -> bool {
         let target_lives = matches!(
             before.target.qemu,
-            TargetQemu::Incoming | TargetQemu::Loaded
+            TargetQemu::Incoming
+                | TargetQemu::Loaded
+                | TargetQemu::Partial
+                | TargetQemu::Fetching
+                | TargetQemu::Running
         );
         match self {
             Self::Claim => before.ledger.epoch > 0,
@@ -200,7 +211,7 @@ impl Step {
             Self::Order(_, _, cut) => cut.is_some(),
             Self::Source(step, cut) => match step {
                 SourceStep::AgentCrashes | SourceStep::Dies => true,
-                SourceStep::Fails => target_lives,
+                SourceStep::Fails | SourceStep::Parts => target_lives,
                 SourceStep::AgentStarts
                 | SourceStep::Adopts
                 | SourceStep::Reads(_)
@@ -208,19 +219,27 @@ impl Step {
                 | SourceStep::Ticks
                 | SourceStep::Retries
                 | SourceStep::ProofIsTaken
+                | SourceStep::TurnsToPostcopy
+                | SourceStep::Serves
+                | SourceStep::Recovers
                 | SourceStep::Converges
                 | SourceStep::Completes => cut.is_some(),
             },
             Self::Target(step, cut) => match step {
                 TargetStep::AgentCrashes | TargetStep::Dies => true,
-                TargetStep::Breaks => before.source.qemu.copies(),
+                TargetStep::Breaks => before.source.qemu.copies() || before.source.package,
                 // A copy in use is not discarded for its age.
-                TargetStep::Ticks => before.source.qemu.copies() || takes_for_used(before),
+                TargetStep::Ticks => {
+                    let copy = before.source.qemu;
+                    copy.copies() || copy.serves() || takes_for_used(before)
+                }
                 TargetStep::LaunchFails => before.target.qemu != TargetQemu::None,
                 TargetStep::AgentStarts
                 | TargetStep::Adopts
                 | TargetStep::SeesListening
                 | TargetStep::SeesLoaded
+                | TargetStep::SeesAll
+                | TargetStep::Fetches
                 | TargetStep::SeesRunning
                 | TargetStep::SeesEnd
                 | TargetStep::Retries
@@ -251,7 +270,7 @@ impl Migration {
             }
             Step::Owner(epoch, step) => self.owner_step(state, epoch, step),
             Step::Order(command, epoch, cut) => match command {
-                Command::PrepareTarget | Command::DiscardTarget => {
+                Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
                     self.target_order(state, (command, epoch), cut)
                 }
                 Command::StartCopy
@@ -277,10 +296,10 @@ impl Migration {
             .agent
             .as_ref()
             .filter(|agent| !agent.adopting)?;
-        let (half, _) = self.source_word(agent.half);
+        let (half, _, _) = self.source_word(agent.half);
         let free = matches!(half, SourceState::Absent | SourceState::Resumed);
         let over = state.ledger.state == JobState::Failed && !state.ledger.released;
-        if !over || state.left || !free || agent.retry.is_some() || !state.source.qemu.runs() {
+        if !over || state.left || !free || agent.retry.is_some() || !state.source.runs() {
             return None;
         }
         state.source.held = false;
@@ -356,9 +375,13 @@ impl State {
     fn settle(&mut self) {
         if self.target.qemu != TargetQemu::Incoming {
             self.source.sent &= self.source.qemu == SourceQemu::Device;
+            self.source.package = false;
         }
-        if self.source.qemu != SourceQemu::Device {
+        if self.source.qemu != SourceQemu::Device && !self.source.qemu.serves() {
             self.source.confirmed = false;
+        }
+        if !self.source.qemu.copies() {
+            self.source.postcopy = false;
         }
     }
 }

@@ -29,6 +29,8 @@ pub enum TargetStep {
     LaunchFails,
     /// The agent reads that QEMU is loaded, now or earlier.
     SeesLoaded,
+    /// The agent reads that all memory of a post-copy has come.
+    SeesAll,
     /// The agent sees that the guest runs.
     SeesRunning,
     /// The agent sees that the process ended.
@@ -41,8 +43,10 @@ pub enum TargetStep {
     ProofArrives,
     /// QEMU listens.
     Listens,
-    /// QEMU has loaded everything.
+    /// QEMU has loaded everything, or in post-copy what the guest needs to go on.
     Loads,
+    /// QEMU has got all memory of a post-copy.
+    Fetches,
     /// QEMU ends because the copy broke.
     Breaks,
     /// QEMU dies.
@@ -51,11 +55,12 @@ pub enum TargetStep {
 
 impl TargetStep {
     pub(crate) const QEMU: [Self; 4] = [Self::Listens, Self::Loads, Self::Breaks, Self::Dies];
-    pub(crate) const AGENT: [Self; 10] = [
+    pub(crate) const AGENT: [Self; 11] = [
         Self::Adopts,
         Self::SeesListening,
         Self::LaunchFails,
         Self::SeesLoaded,
+        Self::SeesAll,
         Self::SeesRunning,
         Self::SeesEnd,
         Self::Ticks,
@@ -88,9 +93,11 @@ impl Migration {
     /// A step of the agent or of QEMU; `None` when it can't happen.
     pub(crate) fn target_step(&self, state: &mut State, step: TargetStep, cut: Cut) -> Option<()> {
         match step {
-            TargetStep::Listens | TargetStep::Loads | TargetStep::Breaks | TargetStep::Dies => {
-                self.target_qemu(state, step)
-            }
+            TargetStep::Listens
+            | TargetStep::Loads
+            | TargetStep::Fetches
+            | TargetStep::Breaks
+            | TargetStep::Dies => self.target_qemu(state, step),
             TargetStep::AgentStarts => {
                 if state.target.agent.is_some() || state.target.lost {
                     return None;
@@ -106,11 +113,15 @@ impl Migration {
             TargetStep::SeesListening
             | TargetStep::LaunchFails
             | TargetStep::SeesLoaded
+            | TargetStep::SeesAll
             | TargetStep::SeesRunning
             | TargetStep::SeesEnd
             | TargetStep::Ticks
             | TargetStep::ProofArrives => {
                 let input = self.target_event(state, step)?;
+                // A target that loses patience with a link that is silent from the start.
+                let post_copies = state.source.postcopy || state.source.qemu.serves();
+                state.broke |= step == TargetStep::Ticks && post_copies;
                 self.target_react(state, input, cut)?;
                 self.answer_proof(state, step);
                 Some(())
@@ -141,14 +152,38 @@ impl Migration {
                 Some(TargetInput::PrepareFailed)
             }
             TargetStep::SeesLoaded if agent.shown && half == TargetState::Prepared => {
+                Some(TargetInput::Load(match qemu {
+                    TargetQemu::Partial => Incoming::Postcopy,
+                    TargetQemu::None
+                    | TargetQemu::Starting
+                    | TargetQemu::Incoming
+                    | TargetQemu::Loaded
+                    | TargetQemu::Fetching
+                    | TargetQemu::Running => Incoming::Completed,
+                }))
+            }
+            TargetStep::SeesAll
+                if agent.attached
+                    && matches!(qemu, TargetQemu::Loaded | TargetQemu::Running)
+                    && matches!(
+                        half,
+                        TargetState::Loaded | TargetState::Continuing | TargetState::Fetching
+                    ) =>
+            {
                 Some(TargetInput::Load(Incoming::Completed))
             }
             TargetStep::SeesRunning
-                if agent.attached
-                    && qemu == TargetQemu::Running
-                    && half == TargetState::Continuing =>
+                if agent.attached && qemu.runs() && half == TargetState::Continuing =>
             {
-                Some(TargetInput::Load(Incoming::Running))
+                Some(TargetInput::Load(match qemu {
+                    TargetQemu::Fetching => Incoming::Fetching,
+                    TargetQemu::None
+                    | TargetQemu::Starting
+                    | TargetQemu::Incoming
+                    | TargetQemu::Partial
+                    | TargetQemu::Loaded
+                    | TargetQemu::Running => Incoming::Running,
+                }))
             }
             TargetStep::SeesEnd if agent.attached && qemu == TargetQemu::None => {
                 agent.attached = false;
@@ -165,6 +200,8 @@ impl Migration {
             TargetStep::SeesListening
             | TargetStep::LaunchFails
             | TargetStep::SeesLoaded
+            | TargetStep::SeesAll
+            | TargetStep::Fetches
             | TargetStep::SeesRunning
             | TargetStep::SeesEnd
             | TargetStep::Ticks
@@ -189,8 +226,10 @@ impl Migration {
             && matches!(
                 self.target_word(agent.half),
                 TargetState::Continuing
+                    | TargetState::Fetching
                     | TargetState::Running
                     | TargetState::Lost { continued: true }
+                    | TargetState::MemoryLost
             );
     }
 
@@ -223,6 +262,14 @@ impl Migration {
             .agent
             .as_ref()
             .filter(|agent| !agent.adopting)?;
+        let whole = matches!(state.target.qemu, TargetQemu::Loaded | TargetQemu::Running);
+        if command == Command::AbandonTarget && agent.attached && whole && cut.is_none() {
+            // Asked first, since what it has may not have been read yet.
+            self.target_react(state, TargetInput::Load(Incoming::Completed), None)?;
+        } else if command == Command::AbandonTarget && whole {
+            return None;
+        }
+        let agent = state.target.agent.as_ref()?;
         let half = agent.half;
         let seen = u8::try_from(self.targets.ask(half, |half| half.epoch().0)).ok()?;
         let stale = epoch < state.target.spoken;
@@ -282,19 +329,33 @@ impl Migration {
                 target.qemu = TargetQemu::Starting;
             }
             TargetEffect::Continue => {
-                let loaded = matches!(target.qemu, TargetQemu::Loaded | TargetQemu::Running);
-                if !agent.attached || !loaded {
+                let next = match target.qemu {
+                    TargetQemu::Loaded | TargetQemu::Running => Some(TargetQemu::Running),
+                    TargetQemu::Partial | TargetQemu::Fetching => Some(TargetQemu::Fetching),
+                    TargetQemu::None | TargetQemu::Starting | TargetQemu::Incoming => None,
+                };
+                let Some(next) = next.filter(|_| agent.attached) else {
                     agent.retry = Some(effect);
                     return None;
-                }
-                target.qemu = TargetQemu::Running;
+                };
+                target.qemu = next;
                 state.ran = true;
                 state.wrongs.unproven |= !state.source.completed;
                 return Some(TargetInput::Continued);
             }
             TargetEffect::Announce => {}
-            // From here on it is a machine like any other.
-            TargetEffect::KeepMachine => agent.attached = false,
+            // From here on it is a machine like any other, but for memory that follows.
+            TargetEffect::KeepMachine => {
+                agent.attached &= self.target_word(agent.half) == TargetState::Fetching;
+            }
+            TargetEffect::EndGuest => {
+                if agent.attached {
+                    agent.attached = false;
+                    let serves = state.source.qemu.serves() && target.qemu.lacks();
+                    state.wrongs.ended_target |= target.qemu == TargetQemu::Running || serves;
+                    target.qemu = TargetQemu::None;
+                }
+            }
             TargetEffect::EndQemu => {
                 if agent.attached {
                     agent.attached = false;
@@ -312,21 +373,28 @@ impl Migration {
         let agent = state.target.agent.as_mut().filter(|agent| agent.adopting)?;
         agent.adopting = false;
         let half = self.target_word(agent.half);
-        let over = matches!(half, TargetState::Discarded | TargetState::Lost { .. });
+        let over = matches!(
+            half,
+            TargetState::Discarded | TargetState::Lost { .. } | TargetState::MemoryLost
+        );
         if half == TargetState::Running {
             return cut.is_none().then_some(());
         }
         if agent.process && qemu != TargetQemu::None {
             agent.attached = true;
-            agent.shown = qemu == TargetQemu::Loaded;
+            agent.shown = matches!(qemu, TargetQemu::Loaded | TargetQemu::Partial);
             agent.loading = qemu == TargetQemu::Incoming;
             let said = match qemu {
                 TargetQemu::Loaded if !over => Incoming::Completed,
                 TargetQemu::Running if !over => Incoming::Running,
+                TargetQemu::Partial if !over => Incoming::Postcopy,
+                TargetQemu::Fetching if !over => Incoming::Fetching,
                 TargetQemu::None
                 | TargetQemu::Starting
                 | TargetQemu::Incoming
+                | TargetQemu::Partial
                 | TargetQemu::Loaded
+                | TargetQemu::Fetching
                 | TargetQemu::Running => Incoming::Active,
             };
             return self.target_react(state, TargetInput::Adopted(said), cut);
@@ -335,13 +403,15 @@ impl Migration {
         state.target.qemu = TargetQemu::None;
         let input = match half {
             TargetState::Preparing => TargetInput::Adopted(Incoming::Active),
-            TargetState::Prepared | TargetState::Loaded | TargetState::Continuing => {
-                TargetInput::Gone
-            }
+            TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Fetching => TargetInput::Gone,
             TargetState::Absent
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => return cut.is_none().then_some(()),
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => return cut.is_none().then_some(()),
         };
         self.target_react(state, input, cut)
     }
@@ -376,7 +446,26 @@ impl Migration {
                     state.wrongs.unproven |= !state.source.completed;
                 }
             }
+            (TargetStep::Loads, TargetQemu::Incoming) if state.source.package => {
+                state.source.package = false;
+                target.qemu = TargetQemu::Partial;
+                if let Some(agent) = target.agent.as_mut().filter(|agent| agent.attached) {
+                    agent.shown = true;
+                }
+                if !self.config.keeps(Guard::PausedTarget) {
+                    target.qemu = TargetQemu::Fetching;
+                    state.ran = true;
+                }
+            }
+            (TargetStep::Fetches, qemu) if qemu.lacks() && source == SourceQemu::Serving => {
+                target.qemu = match qemu {
+                    TargetQemu::Fetching => TargetQemu::Running,
+                    _ => TargetQemu::Loaded,
+                };
+                state.source.confirmed = true;
+            }
             (TargetStep::Breaks, TargetQemu::Incoming) if source != SourceQemu::Running => {
+                state.broke |= source.serves();
                 target.qemu = TargetQemu::None;
             }
             (TargetStep::Dies, qemu) if qemu != TargetQemu::None => {

@@ -263,6 +263,7 @@ fn copied(progress: &Value) -> Option<Copied> {
 fn leaves_later(decision: &Decision) -> bool {
     match decision {
         Decision::Migrate
+        | Decision::PostCopy
         | Decision::Pause
         | Decision::Wait(Wait::BackOff { .. } | Wait::Starting) => true,
         Decision::Restart
@@ -334,7 +335,7 @@ fn target(
 /// One word for what a machine does, and a message where a person may want to know more.
 fn state(situation: &Situation, guest: &Guest, decision: &Decision) -> (&'static str, String) {
     match decision {
-        Decision::Migrate | Decision::Pause => ("Waiting", String::new()),
+        Decision::Migrate | Decision::PostCopy | Decision::Pause => ("Waiting", String::new()),
         Decision::Restart => match situation.routes.refusal(&guest.uid) {
             Some(why) => ("Waiting", format!("it can't start elsewhere: {why}")),
             None => ("Stopping", "it is stopped, to start elsewhere".to_owned()),

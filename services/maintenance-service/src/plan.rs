@@ -62,7 +62,7 @@ pub(crate) struct Plan {
 pub(crate) struct Evacuation {
     pub(crate) machine: MachineId,
     pub(crate) instance: Object,
-    /// `Live` or `Pause`.
+    /// `Live`, `PostCopy` or `Pause`.
     pub(crate) method: Method,
     /// Where a plan sends it; `None` leaves that to the scheduler.
     pub(crate) target: Option<NodeName>,

@@ -56,7 +56,7 @@ impl Routes {
 /// Whether a machine about which this was decided needs to know where it goes.
 pub(crate) const fn wants_one(decision: &Decision) -> bool {
     match decision {
-        Decision::Migrate | Decision::Pause | Decision::Restart => true,
+        Decision::Migrate | Decision::PostCopy | Decision::Pause | Decision::Restart => true,
         Decision::Wait(Wait::BackOff { .. } | Wait::Starting) => true,
         Decision::Shutdown
         | Decision::CallOff

@@ -5,10 +5,11 @@ use std::time::Duration;
 use godwit_ledger::JobChange;
 use godwit_model::migration::fact::{SourceFact, TargetAddress, TargetFact};
 use godwit_model::migration::job::JobState;
+use godwit_model::migration::target::TargetState;
 use godwit_model::migration::view::{MigrationState, SideState, launcher_name};
 use serde_json::{Value, json};
 
-use crate::drive::{Drive, JobFacts};
+use crate::drive::{Drive, JobFacts, Resort};
 use crate::terms::Terms;
 
 /// One transition, with what the views need to know.
@@ -47,11 +48,16 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
         }
         JobState::Copying => shown.start_timestamp = Some(now),
         JobState::HandedOver => {
-            shown.end_timestamp = Some(now.clone());
-            shown.target_node_domain_ready_timestamp = Some(now);
-            shown.completed = true;
-            if drive.resorted || Terms::of(job).pauses() {
-                shown.mode = Some("Paused");
+            shown.target_node_domain_ready_timestamp = Some(now.clone());
+            if source.is_some_and(|fact| fact.post_copied) || follows(target) {
+                // It ends when the rest of the memory has come.
+                shown.mode = Some("PostCopy");
+            } else {
+                shown.end_timestamp = Some(now);
+                shown.completed = true;
+                if drive.resorted == Some(Resort::Pause) || Terms::of(job).pauses() {
+                    shown.mode = Some("Paused");
+                }
             }
             shown.abort_status = job.cancel.as_ref().map(|_| "Failed");
             chapter.set.history = numbers(source, target);
@@ -75,7 +81,13 @@ pub(crate) fn chapter(drive: &Drive, to: JobState, reason: String, facts: &JobFa
             chapter.set.history = numbers(source, target);
         }
         // QEMU's last numbers may have come after the hand-over.
-        JobState::Succeeded => chapter.set.history = numbers(source, target),
+        JobState::Succeeded => {
+            if Terms::of(job).post_copied() {
+                shown.end_timestamp = Some(now);
+                shown.completed = true;
+            }
+            chapter.set.history = numbers(source, target);
+        }
         JobState::NeedsFencing => chapter.set.failure = Some(reason),
         JobState::Pending | JobState::Placing | JobState::Reserved | JobState::SwitchAllowed => {}
     }
@@ -114,11 +126,18 @@ fn beginning(drive: &Drive) -> MigrationState {
     }
 }
 
+/// Whether memory follows that the target has not got yet, or never will.
+fn follows(target: Option<&TargetFact>) -> bool {
+    let state = target.map(|fact| fact.state);
+    matches!(state, Some(TargetState::Fetching | TargetState::MemoryLost))
+}
+
 /// The numbers that the history keeps of the copy.
 fn numbers(source: Option<&SourceFact>, target: Option<&TargetFact>) -> Option<Value> {
     let blackout = blackout(source, target).map(|time| time.as_micros());
     let source = source?;
     Some(json!({
+        "postCopied": source.post_copied || follows(target),
         "passes": source.progress.passes,
         "bytes": source.progress.transferred,
         "memory": source.progress.total,

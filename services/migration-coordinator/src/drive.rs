@@ -45,8 +45,10 @@ pub(crate) struct Drive {
     policy_read: bool,
     limits_read: bool,
     pub(crate) convergence: Convergence,
-    /// Whether the source was told that the guest may stand still until the rest is there.
-    pub(crate) resorted: bool,
+    /// What the source was told to do about a copy that doesn't come to its end.
+    pub(crate) resorted: Option<Resort>,
+    /// Whether users were told that the link of a post-copy broke.
+    pub(crate) parted: bool,
     /// When its target was known, if that was found by this process.
     pub(crate) reserved_at: Option<Timestamp>,
     /// How long the host is silent that the job waits for.
@@ -55,6 +57,15 @@ pub(crate) struct Drive {
     pub(crate) said: Option<(String, String)>,
     /// When that was written.
     pub(crate) said_at: Option<Instant>,
+}
+
+/// How a copy is brought to its end that doesn't come to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resort {
+    /// The guest goes on at the target, and the rest of its memory follows.
+    PostCopy,
+    /// The guest stands still until the rest is there.
+    Pause,
 }
 
 /// A host that a job waits for.
@@ -103,7 +114,8 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, bells: Arc<Bells>) 
         policy_read: false,
         limits_read: false,
         convergence: Convergence::default(),
-        resorted: false,
+        resorted: None,
+        parted: false,
         reserved_at: None,
         silence: Silence::None,
         said: None,
@@ -190,8 +202,11 @@ impl Drive {
     /// The limits of this job: those that are set, under its terms.
     pub(crate) fn limits(&self) -> Limits {
         let mut limits = self.set_limits();
-        Terms::of(&self.lease.job).apply(&mut limits);
-        Limits::from(limits)
+        let terms = Terms::of(&self.lease.job);
+        terms.apply(&mut limits);
+        let mut limits = Limits::from(limits);
+        limits.wire.post_copy_at_once = terms.post_copies();
+        limits
     }
 
     /// What the hosts said last.

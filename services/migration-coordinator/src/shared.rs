@@ -233,6 +233,8 @@ impl From<MigrationLimits> for Limits {
                 bandwidth: limits.bandwidth.0,
                 downtime_limit_ms: limits.max_downtime_ms,
                 auto_converge: limits.allow_auto_converge,
+                post_copy: limits.allow_post_copy,
+                post_copy_at_once: false,
             },
             shown: MigrationConfiguration {
                 parallel_migrations_per_cluster: limits.parallel_per_cluster,
@@ -244,7 +246,7 @@ impl From<MigrationLimits> for Limits {
                 max_downtime_ms: limits.max_downtime_ms,
                 allow_auto_converge: limits.allow_auto_converge,
                 allow_workload_disruption: limits.allow_workload_disruption,
-                allow_post_copy: false,
+                allow_post_copy: limits.allow_post_copy,
             },
             cluster: limits,
         }

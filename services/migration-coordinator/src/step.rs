@@ -10,6 +10,7 @@ use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::queue::{self, Turn};
 use godwit_model::migration::source::SourceState;
+use godwit_model::migration::target::TargetState;
 use godwit_model::{Bytes, Epoch};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::{ReserveRequest, ReserveResponse};
@@ -20,7 +21,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
-use crate::drive::{Drive, JobFacts};
+use crate::drive::{Drive, JobFacts, Resort};
 use crate::hosts;
 use crate::story;
 use crate::terms::{self, Terms, Wishes};
@@ -183,7 +184,8 @@ async fn record_in(
     first: Chapter,
     facts: &JobFacts,
 ) -> Result<Outcome, LedgerError> {
-    if first.to == JobState::HandedOver {
+    let needed = facts.target.as_ref().map(|fact| fact.state) == Some(TargetState::Fetching);
+    if first.to == JobState::HandedOver && !needed {
         retire_early(drive);
     }
     let before = drive.lease.job.clone();
@@ -199,6 +201,9 @@ async fn record_in(
         Err(error) => Err(error),
     };
     let moves = committed.inspect_err(|_| drive.lease.job = before)?;
+    if moves.iter().any(|moved| moved.to.0 == JobState::Prepared) {
+        say_no_post_copy(drive, facts).await?;
+    }
     let terms = Terms::of(&drive.lease.job);
     for moved in &moves {
         let Move {
@@ -309,7 +314,9 @@ fn advance(lease: &mut Lease, chapter: Chapter, since: Timestamp) -> Move {
 async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerError> {
     failpoint!("order.{command:?}.before");
     let answer = match command {
-        Command::PrepareTarget | Command::DiscardTarget => to_target(drive, command).await,
+        Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
+            to_target(drive, command).await
+        }
         Command::StartCopy
         | Command::AllowSwitchover
         | Command::CancelCopy
@@ -344,8 +351,9 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     Ok(Outcome::Wait)
 }
 
-/// Lets the guest of a copy that reached its time limit stand still until the rest is there, where
-/// that is allowed. The order is no step of the protocol: it only raises a limit.
+/// Brings a copy that reached its time limit to its end, where that is allowed: by post-copy where the
+/// target can, or else its guest stands still until the rest is there. Neither order is a step of the
+/// protocol: no guest goes over without the permission.
 ///
 /// # Errors
 /// The ledger's, when users could not be told.
@@ -355,28 +363,61 @@ pub(crate) async fn last_resort(drive: &mut Drive, facts: &JobFacts) -> Result<(
     let (Some(why), Some(source)) = (drive.convergence.last_resort(), &drive.source) else {
         return Ok(());
     };
-    if drive.resorted || !copying {
+    if drive.resorted.is_some() || !copying {
         return Ok(());
     }
-    let job = &drive.lease.job;
-    let request = wire::RaiseDowntimeLimitRequest {
-        job: Some(hosts::job_ref(job, drive.lease.epoch)),
-        downtime_limit_ms: DOWNTIME_MAX_MS,
+    let target = facts.target.as_ref();
+    let no_post_copy = target.map(|fact| fact.no_post_copy.as_str());
+    let resort = match drive.limits().wire.post_copy && no_post_copy == Some("") {
+        true => Resort::PostCopy,
+        false => Resort::Pause,
     };
-    let raised = source
-        .agent()
-        .raise_downtime_limit(timed(job, request))
-        .await;
-    if let Err(status) = raised {
+    let job = &drive.lease.job;
+    let reference = hosts::job_ref(job, drive.lease.epoch);
+    let mut agent = source.agent();
+    let ordered = match resort {
+        Resort::PostCopy => agent.switch_to_postcopy(timed(job, reference)).await,
+        Resort::Pause => {
+            let request = wire::RaiseDowntimeLimitRequest {
+                job: Some(reference),
+                downtime_limit_ms: DOWNTIME_MAX_MS,
+            };
+            agent.raise_downtime_limit(timed(job, request)).await
+        }
+    };
+    if let Err(status) = ordered {
         let id = &job.id;
-        warn!(job = %id, message = status.message(), "the blackout's limit could not be raised");
+        warn!(job = %id, ?resort, message = status.message(), "the copy could not be ended");
         return Ok(());
     }
-    let note = format!("{why}; the guest is paused until the rest is there");
+    let (reason, note) = match resort {
+        Resort::PostCopy => (
+            "PostCopyToComplete",
+            format!("{why}; the guest goes over, and the rest of its memory follows"),
+        ),
+        Resort::Pause => (
+            "PausedToComplete",
+            format!("{why}; the guest is paused until the rest is there"),
+        ),
+    };
     let mut tx = drive.shared.ledger.begin().await?;
-    story::warn(&mut tx, job, "PausedToComplete", &note).await?;
+    story::warn(&mut tx, job, reason, &note).await?;
     tx.commit().await?;
-    drive.resorted = true;
+    drive.resorted = Some(resort);
+    Ok(())
+}
+
+/// Says on the migration that it goes on without post-copy, since its target can't.
+async fn say_no_post_copy(drive: &Drive, facts: &JobFacts) -> Result<(), LedgerError> {
+    let why = facts.target.as_ref().map(|fact| fact.no_post_copy.as_str());
+    let Some(why) = why.filter(|why| !why.is_empty()) else {
+        return Ok(());
+    };
+    let job = &drive.lease.job;
+    let note = format!("the target can't take part in a post-copy: {why}");
+    let mut tx = drive.shared.ledger.begin().await?;
+    story::warn(&mut tx, job, "PostCopyUnavailable", &note).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -389,7 +430,9 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
         .ok_or_else(|| Status::unavailable("no target host"))?;
     let mut agent = host.agent();
     let mark = host.mark();
-    let answer = if command == Command::PrepareTarget {
+    let answer = if command == Command::AbandonTarget {
+        agent.abandon_target(timed(job, reference)).await?
+    } else if command == Command::PrepareTarget {
         let spec = drive.shared.machine_spec(&job.machine).await?;
         let request = wire::PrepareTargetRequest {
             job: Some(reference),
@@ -398,6 +441,7 @@ async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
                 .source
                 .as_ref()
                 .map_or_else(String::new, ToString::to_string),
+            post_copy: drive.limits().wire.post_copy,
         };
         agent.prepare_target(timed(job, request)).await?
     } else {
@@ -425,7 +469,7 @@ async fn to_source(drive: &mut Drive, command: Command) -> Result<(), Status> {
         Command::CancelCopy => agent.cancel_copy(timed(job, reference)).await?,
         Command::RevertSource => agent.revert_source(timed(job, reference)).await?,
         Command::RetireSource => agent.retire_source(timed(job, reference)).await?,
-        Command::PrepareTarget | Command::DiscardTarget => {
+        Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
             return Err(Status::internal("an order for the target"));
         }
     };

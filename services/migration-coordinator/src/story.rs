@@ -72,7 +72,9 @@ pub(crate) async fn write(
     {
         tx.hand_over(lease, &job.machine, source, target).await?;
     }
+    // After the hand-over the room on the target is the machine's own.
     if chapter.to == JobState::Failed
+        && job.state != JobState::HandedOver
         && let Some(target) = &job.target
     {
         tx.reservation_release(&job.machine, target).await?;

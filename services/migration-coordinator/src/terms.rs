@@ -61,6 +61,10 @@ pub(crate) struct Terms {
     bandwidth: Option<u64>,
     downtime_limit_ms: Option<u32>,
     method: Option<String>,
+    /// Whether the copy may end by post-copy.
+    post_copy: Option<bool>,
+    /// Whether it did.
+    post_copied: Option<bool>,
     forecast_ms: Option<u64>,
     forecast_blackout_us: Option<u64>,
 }
@@ -75,6 +79,17 @@ impl Terms {
     pub(crate) fn pauses(&self) -> bool {
         let method = self.method.as_deref().and_then(Method::from_name);
         method == Some(Method::Pause)
+    }
+
+    /// Whether the copy ends by post-copy after its first pass.
+    pub(crate) fn post_copies(&self) -> bool {
+        let method = self.method.as_deref().and_then(Method::from_name);
+        method == Some(Method::PostCopy)
+    }
+
+    /// Whether the guest went over by post-copy.
+    pub(crate) fn post_copied(&self) -> bool {
+        self.post_copied == Some(true)
     }
 
     /// What was forecast from the choice of the target to the end; `None` when nothing was.
@@ -94,6 +109,10 @@ impl Terms {
         }
         if let Some(downtime) = self.downtime_limit_ms {
             limits.max_downtime_ms = downtime;
+        }
+        // Not by what was set since: the target was prepared by what was set then.
+        if let Some(post_copy) = self.post_copy {
+            limits.allow_post_copy = post_copy;
         }
         limits.allow_workload_disruption |= self.pauses();
     }
@@ -142,6 +161,8 @@ pub(crate) async fn settle(
         bandwidth: Some(bandwidth),
         downtime_limit_ms: Some(limits.max_downtime_ms),
         method: Some(method.as_str().to_owned()),
+        post_copy: Some(limits.allow_post_copy || method == Method::PostCopy),
+        post_copied: None,
         forecast_ms: u64::try_from(takes.as_millis()).ok(),
         forecast_blackout_us: u64::try_from(blackout.as_micros()).ok(),
     }))

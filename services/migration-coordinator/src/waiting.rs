@@ -29,6 +29,7 @@ pub(crate) async fn wait(
     source: Option<&SourceFact>,
 ) -> Result<Outcome, LedgerError> {
     alarm(drive, reason).await?;
+    parted(drive, (reason, source)).await?;
     // What ends at once needs no words, and the blackout must not wait for the ledger.
     if is_young(drive) {
         return Ok(Outcome::Wait);
@@ -36,8 +37,11 @@ pub(crate) async fn wait(
     let copying = source.filter(|_| reason == WaitReason::CopyInProgress);
     let message = match copying {
         Some(fact) => progress_line(fact),
-        None => silent_host(&drive.lease.job, reason)
-            .map_or_else(|| reason.to_string(), |node| format!("{reason}: {node}")),
+        None => match (silent_host(&drive.lease.job, reason), source) {
+            (Some(node), _) => format!("{reason}: {node}"),
+            (None, Some(fact)) if reason == WaitReason::MemoryFollowing => following(fact),
+            (None, _) => reason.to_string(),
+        },
     };
     let progress = copying.map(|fact| &fact.progress);
     say_with(drive, (reason.as_str(), message), progress).await?;
@@ -54,6 +58,7 @@ const fn silent_host(job: &JobRow, reason: WaitReason) -> Option<&NodeName> {
         | WaitReason::Switchover
         | WaitReason::ProofUnderWay
         | WaitReason::TargetContinuing
+        | WaitReason::MemoryFollowing
         | WaitReason::SourceCancelling
         | WaitReason::Fencing
         | WaitReason::Contradiction => None,
@@ -83,6 +88,37 @@ async fn alarm(drive: &mut Drive, reason: WaitReason) -> Result<(), LedgerError>
         Silence::Since(_) | Silence::Told => {}
     }
     Ok(())
+}
+
+/// Warns of each time that the link of a post-copy breaks: the guest stands still at the first page
+/// that it lacks.
+async fn parted(
+    drive: &mut Drive,
+    (reason, source): (WaitReason, Option<&SourceFact>),
+) -> Result<(), LedgerError> {
+    let trouble = source.map(|fact| fact.reason.as_str()).unwrap_or_default();
+    let broken = reason == WaitReason::MemoryFollowing && !trouble.is_empty();
+    if broken && !drive.parted {
+        let mut tx = drive.shared.ledger.begin().await?;
+        story::warn(&mut tx, &drive.lease.job, "PostCopyPaused", trouble).await?;
+        tx.commit().await?;
+    }
+    drive.parted = broken;
+    Ok(())
+}
+
+fn following(fact: &SourceFact) -> String {
+    let mut text = format!(
+        "{}: {} of {} remain",
+        WaitReason::MemoryFollowing,
+        fact.progress.remaining,
+        fact.progress.total,
+    );
+    if !fact.reason.is_empty() {
+        text.push_str("; ");
+        text.push_str(&fact.reason);
+    }
+    text
 }
 
 fn progress_line(fact: &SourceFact) -> String {

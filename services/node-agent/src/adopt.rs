@@ -122,7 +122,9 @@ async fn hold(host: &Host, id: &MachineId, job: &JobId, state: SourceState) {
         return;
     };
     match state {
-        SourceState::Completed => machine.migrated(job).await,
+        SourceState::Completed | SourceState::Serving | SourceState::ServerLost => {
+            machine.migrated(job).await;
+        }
         SourceState::Copying | SourceState::Switching => {
             // Without a process there is nothing to hold; the half finds out, too.
             if let Err(why) = machine.hold(job).await {
@@ -135,11 +137,17 @@ async fn hold(host: &Host, id: &MachineId, job: &JobId, state: SourceState) {
 
 fn source_open(host: &Host, id: &MachineId, job: &JobId, line: &source::Line) -> bool {
     match line.half.state() {
-        SourceState::Copying | SourceState::Switching | SourceState::Completed => true,
+        SourceState::Copying
+        | SourceState::Switching
+        | SourceState::Serving
+        | SourceState::ServerLost
+        | SourceState::Completed => true,
         // What followed may not have been done. Only the last job may still act on its QEMU.
         SourceState::Retired => is_last(host, id, job),
-        SourceState::Resumed => is_last(host, id, job) && is_alive(line.process.as_ref()),
-        SourceState::Absent | SourceState::Lost => false,
+        SourceState::Resumed | SourceState::Lost => {
+            is_last(host, id, job) && is_alive(line.process.as_ref())
+        }
+        SourceState::Absent => false,
     }
 }
 
@@ -148,9 +156,10 @@ fn target_open(host: &Host, id: &MachineId, job: &JobId, line: &target::Line) ->
         TargetState::Preparing
         | TargetState::Prepared
         | TargetState::Loaded
-        | TargetState::Continuing => true,
+        | TargetState::Continuing
+        | TargetState::Fetching => true,
         // Its QEMU may be left, or what belonged to it, also one that was never written down.
-        TargetState::Discarded | TargetState::Lost { .. } => {
+        TargetState::Discarded | TargetState::Lost { .. } | TargetState::MemoryLost => {
             vm::has_remains(host, id, &job.to_string())
         }
         TargetState::Absent | TargetState::Running => false,

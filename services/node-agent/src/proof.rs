@@ -49,10 +49,11 @@ pub(crate) async fn deliver(
             Ok(Ok(answer)) => {
                 let fact = answer.into_inner();
                 match fact.state() {
-                    TargetState::Continuing | TargetState::Running => {
+                    TargetState::Continuing | TargetState::Fetching | TargetState::Running => {
                         metrics.blackout(Piece::Proof, began.elapsed());
                         return Outcome::Taken;
                     }
+                    TargetState::MemoryLost => return Outcome::Taken,
                     TargetState::Lost if fact.continued => return Outcome::Taken,
                     TargetState::Discarded | TargetState::Lost => {
                         return Outcome::Refused(fact.reason);

@@ -226,9 +226,11 @@ pub(crate) const fn is_arriving(state: TargetState) -> bool {
         | TargetState::Loaded
         | TargetState::Continuing => true,
         TargetState::Absent
+        | TargetState::Fetching
         | TargetState::Running
         | TargetState::Discarded
-        | TargetState::Lost { .. } => false,
+        | TargetState::Lost { .. }
+        | TargetState::MemoryLost => false,
     }
 }
 

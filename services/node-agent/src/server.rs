@@ -12,6 +12,7 @@ use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::source::{SourceEvent, SourceState};
 use godwit_model::migration::target::TargetState;
 use godwit_model::{Epoch, MachineId, NodeName};
+use godwit_qemu::secret::Key;
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::agent::v1::agent_server::{Agent, AgentServer};
 use godwit_rpc::agent::v1::hooks_server::HooksServer;
@@ -189,6 +190,7 @@ impl Agent for Server {
             return Err(Status::invalid_argument("spec.id is not job.machine"));
         }
         let source = source_node(&request.source_node)?;
+        let post_copy = request.post_copy;
         let half = self
             .host
             .target(&job.machine, &job.job)
@@ -199,7 +201,12 @@ impl Agent for Server {
                 .await
                 .map_err(refused_half)?;
         }
-        let order = target::Order::Prepare(job.epoch, Box::new(spec), source);
+        let coming = target::Coming {
+            spec,
+            source,
+            post_copy,
+        };
+        let order = target::Order::Prepare(job.epoch, Box::new(coming));
         half.command(order).await.map_err(refused_half)?;
         let fact = half
             .settled(PREPARE_LIMIT, |fact| fact.state != TargetState::Preparing)
@@ -243,9 +250,70 @@ impl Agent for Server {
         half.command(target::Order::GiveKey(asked))
             .await
             .map_err(refused_half)?;
-        let key = given.await.map_err(|_| refused_half(HalfError::Closed))?;
-        let key = key.map_or_else(Vec::new, |key| key.as_bytes().to_vec());
-        Ok(Response::new(wire::CopyKey { key }))
+        let given = given.await.map_err(|_| refused_half(HalfError::Closed))?;
+        Ok(Response::new(wire::CopyKey {
+            key: bytes(given.key.as_ref()),
+            post_copy: given.post_copy,
+        }))
+    }
+
+    async fn recover_copy(
+        &self,
+        request: Request<wire::RecoverCopyRequest>,
+    ) -> Result<Response<wire::RecoveryPoint>, Status> {
+        let peer = peer::require(&request, &[Role::NodeAgent])?;
+        let request = request.into_inner();
+        peer.speaks_for(&request.source_node)?;
+        let job = convert::job_ref(request.job)?;
+        let source = source_node(&request.source_node)?;
+        let half = self.host.target_known(&job.machine, &job.job).await;
+        let half = half.map_err(refused_half)?;
+        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let (give, given) = oneshot::channel();
+        let asked = target::MendAsked {
+            epoch: job.epoch,
+            source,
+            give,
+        };
+        half.command(target::Order::Mend(asked))
+            .await
+            .map_err(refused_half)?;
+        let target::Mended { uri, key } =
+            given.await.map_err(|_| refused_half(HalfError::Closed))?;
+        Ok(Response::new(wire::RecoveryPoint {
+            uri,
+            key: bytes(key.as_ref()),
+        }))
+    }
+
+    async fn abandon_target(
+        &self,
+        request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        peer::require(&request, &[Role::MigrationCoordinator])?;
+        let job = JobRef::try_from(request.into_inner())?;
+        let half = self
+            .host
+            .target(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
+        let fact = half.command(target::Order::Abandon(job.epoch)).await;
+        Ok(target_response(&fact.map_err(refused_half)?))
+    }
+
+    async fn switch_to_postcopy(
+        &self,
+        request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        peer::require(&request, &[Role::MigrationCoordinator])?;
+        let job = JobRef::try_from(request.into_inner())?;
+        let half = self
+            .host
+            .source(&job.machine, &job.job)
+            .await
+            .map_err(refused_half)?;
+        let fact = half.command(source::Order::Postcopy(job.epoch)).await;
+        Ok(source_response(&fact.map_err(refused_half)?))
     }
 
     async fn deliver_proof(
@@ -399,8 +467,14 @@ fn copy_order(request: wire::StartCopyRequest) -> Result<CopyOrder, Status> {
         },
         auto_converge: limits.auto_converge,
         at_once: false,
+        post_copy: limits.post_copy,
+        post_copy_at_once: limits.post_copy && limits.post_copy_at_once,
         trace: trace_context(),
     })
+}
+
+fn bytes(key: Option<&Key>) -> Vec<u8> {
+    key.map_or_else(Vec::new, |key| key.as_bytes().to_vec())
 }
 
 fn source_response(fact: &SourceFact) -> Response<wire::SourceFact> {

@@ -8,6 +8,7 @@ mod effects;
 mod key;
 mod observed;
 mod passes;
+mod postcopy;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::proof;
 use crate::text::chain;
 use crate::vm::Vm;
 use passes::Passes;
+use postcopy::Link;
 
 /// Handle of a source half.
 pub(crate) type Handle = Half<Order, SourceFact>;
@@ -48,6 +50,8 @@ pub(crate) enum Order {
     Start(Epoch, CopyOrder),
     /// Anything else that the model decides about.
     Event(SourceEvent),
+    /// The copy shall end by post-copy, where it may. No permission either.
+    Postcopy(Epoch),
     /// The blackout may take so long from this moment on. No matter of the model: it is no
     /// permission.
     RaiseDowntime(Epoch, Duration),
@@ -71,6 +75,12 @@ pub(crate) struct CopyOrder {
     /// Whether QEMU may plan for the longest stop from now on, rather than step by step.
     #[serde(default)]
     pub(crate) at_once: bool,
+    /// Whether it may end by post-copy.
+    #[serde(default)]
+    pub(crate) post_copy: bool,
+    /// Whether it does so after its first pass.
+    #[serde(default)]
+    pub(crate) post_copy_at_once: bool,
     /// `traceparent` of the order, for the copy's passes; may be empty.
     #[serde(default)]
     pub(crate) trace: String,
@@ -103,6 +113,9 @@ pub(crate) struct Line {
     stopped_at_us: Option<u64>,
     completed_at_us: Option<u64>,
     progress: Progress,
+    /// Whether both QEMUs are ready for a post-copy.
+    #[serde(default)]
+    post_copy: bool,
 }
 
 /// What this half's own helpers tell it.
@@ -110,6 +123,8 @@ pub(crate) struct Line {
 enum Note {
     Polled(Box<Result<(MigrationInfo, RunState), QmpError>>),
     Proof(proof::Outcome),
+    /// The link of a post-copy was made anew, or why not.
+    Recovered(Result<(), String>),
 }
 
 /// Owner of a source half.
@@ -138,6 +153,7 @@ struct Owner {
     /// Whether QEMU was asked and hasn't answered.
     polling: bool,
     retry: Option<(SourceEffect, Instant)>,
+    link: Link,
     facts: watch::Sender<SourceFact>,
 }
 
@@ -173,6 +189,7 @@ pub(crate) fn open(
         passes: Passes::default(),
         polling: false,
         retry: None,
+        link: Link::default(),
         facts,
     };
     godwit_runtime::spawn("source", owner.run(commands, notes_in, adopting));
@@ -241,7 +258,8 @@ impl Owner {
                 self.prepare(copy).await;
                 self.feed(SourceEvent::Start { epoch }).await
             }
-            Order::Event(event) => self.feed(event).await,
+            Order::Event(event) => self.ordered(event).await,
+            Order::Postcopy(epoch) => self.order_postcopy(epoch).await,
             Order::RaiseDowntime(epoch, limit) => self.raise_downtime(epoch, limit).await,
         };
         if self.line.half.state() == SourceState::Absent {
@@ -318,7 +336,7 @@ impl Owner {
     async fn settle(&mut self) {
         let state = self.line.half.state();
         match state {
-            SourceState::Completed => {
+            SourceState::Completed | SourceState::Serving | SourceState::ServerLost => {
                 if let Some(machine) = &self.machine {
                     machine.migrated(&self.job).await;
                 }
@@ -333,14 +351,15 @@ impl Owner {
             | SourceState::Retired
             | SourceState::Lost => {}
         }
-        if !self.is_copying() {
+        let serves = state == SourceState::Serving;
+        if !self.is_copying() && !serves {
             self.poll_at = None;
         }
-        if !self.is_copying() && state != SourceState::Completed {
+        if !self.is_copying() && !serves && state != SourceState::Completed {
             self.end_pass(SystemTime::now());
             self.tell_passes();
         }
-        if !matches!(state, SourceState::Completed)
+        if !matches!(state, SourceState::Completed | SourceState::Serving)
             && let Some(sender) = self.sender.take()
         {
             sender.abort();
@@ -368,12 +387,19 @@ impl Owner {
             | SourceState::Resumed
             | SourceState::Retired
             | SourceState::Lost => self.retry.is_none(),
-            SourceState::Copying | SourceState::Switching | SourceState::Completed => false,
+            SourceState::Copying
+            | SourceState::Switching
+            | SourceState::Serving
+            | SourceState::ServerLost
+            | SourceState::Completed => false,
         }
     }
 
     fn publish(&self) {
-        let next = fact(&self.line);
+        let mut next = fact(&self.line);
+        if next.reason.is_empty() {
+            next.reason.clone_from(self.link.trouble());
+        }
         let changed = self.facts.send_if_modified(|fact| {
             let changed = *fact != next;
             *fact = next;
@@ -402,5 +428,6 @@ fn fact(line: &Line) -> SourceFact {
         progress: line.progress,
         stopped_at_us: line.stopped_at_us,
         completed_at_us: line.completed_at_us,
+        post_copied: line.half.post_copied(),
     }
 }

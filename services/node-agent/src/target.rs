@@ -7,8 +7,10 @@
 mod effects;
 mod key;
 mod observed;
+mod postcopy;
 
 pub(crate) use self::key::KeyAsked;
+pub(crate) use self::postcopy::{MendAsked, Mended};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use godwit_model::machine::MachineSpec;
-use godwit_model::migration::fact::{TargetAddress, TargetFact};
+use godwit_model::migration::fact::TargetFact;
 use godwit_model::migration::target::{Target, TargetEffect, TargetEvent, TargetState};
 use godwit_model::{Epoch, JobId, MachineId, NodeName};
 use godwit_qemu::{Events, Qmp};
@@ -36,14 +38,28 @@ pub(crate) type Handle = Half<Order, TargetFact>;
 /// A command for a target half.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Start a paused copy of this machine, which comes from this node.
-    Prepare(Epoch, Box<MachineSpec>, NodeName),
+    /// Start a paused copy of this machine.
+    Prepare(Epoch, Box<Coming>),
     /// The source wants the key of the copy.
     GiveKey(KeyAsked),
+    /// The source wants to know where QEMU listens for it again.
+    Mend(MendAsked),
     /// Destroy it, for ever.
     Discard(Epoch),
+    /// End the guest, whose memory is lost.
+    Abandon(Epoch),
     /// The source stopped complete; the epoch is the machine's from then on.
     Proof(godwit_model::migration::grant::Proof, Epoch),
+}
+
+/// A machine that is expected.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    pub(crate) spec: MachineSpec,
+    /// The node that it comes from.
+    pub(crate) source: NodeName,
+    /// Whether the copy may end by post-copy.
+    pub(crate) post_copy: bool,
 }
 
 /// One line of the log: all that a restarted agent needs.
@@ -57,6 +73,12 @@ pub(crate) struct Line {
     /// Whether the copy is taken only with its key.
     #[serde(default)]
     encrypted: bool,
+    /// Whether the copy may end by post-copy.
+    #[serde(default)]
+    post_copy: bool,
+    /// Why it can't, here; empty where it can.
+    #[serde(default)]
+    no_post_copy: String,
     pub(crate) place: Place,
     /// Ownership epoch of the machine once it runs here.
     machine_epoch: Epoch,
@@ -66,7 +88,7 @@ pub(crate) struct Line {
 /// What this half's own helpers tell it.
 #[derive(Debug)]
 enum Note {
-    Launched(Result<(Vm, TargetAddress), String>),
+    Launched(Result<effects::Launched, String>),
 }
 
 /// Owner of a target half.
@@ -83,8 +105,10 @@ struct Owner {
     launching: bool,
     /// Whether data arrives: a copy in use is never discarded for its age.
     loading: bool,
-    /// Whether this QEMU told this agent that it is completely loaded.
-    heard_completed: bool,
+    /// Whether this QEMU told this agent that its guest has all that it needs to go on.
+    heard_loaded: bool,
+    /// Whether this QEMU told this agent that memory follows.
+    follows: bool,
     look_at: Option<Instant>,
     retry: Option<(TargetEffect, Instant)>,
     trouble: String,
@@ -114,7 +138,8 @@ pub(crate) fn open(
         notes,
         launching: false,
         loading: false,
-        heard_completed: false,
+        heard_loaded: false,
+        follows: false,
         look_at: None,
         retry: None,
         trouble: String::new(),
@@ -180,15 +205,18 @@ impl Owner {
     async fn command(&mut self, command: Command<Order, TargetFact>) -> Result<(), HalfError> {
         let Command { what, reply } = command;
         let outcome = match what {
-            Order::Prepare(epoch, spec, source) => {
+            Order::Prepare(epoch, coming) => {
                 if self.line.spec.is_none() {
-                    self.line.spec = Some(*spec);
-                    self.line.source = Some(source);
+                    self.line.spec = Some(coming.spec);
+                    self.line.source = Some(coming.source);
+                    self.line.post_copy = coming.post_copy;
                     self.line.encrypted = self.host.config.encrypt_copies;
                 }
                 self.feed(TargetEvent::Prepare { epoch }).await
             }
             Order::GiveKey(asked) => self.give_key(asked),
+            Order::Mend(asked) => self.listen_again(asked).await,
+            Order::Abandon(epoch) => self.abandon(epoch).await,
             Order::Discard(epoch) => self.feed(TargetEvent::Discard { epoch }).await,
             Order::Proof(proof, epoch) => match self.only_from(&proof.source) {
                 Ok(()) => {
@@ -240,11 +268,13 @@ impl Owner {
             TargetState::Absent
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => true,
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => true,
             TargetState::Preparing
             | TargetState::Prepared
             | TargetState::Loaded
-            | TargetState::Continuing => false,
+            | TargetState::Continuing
+            | TargetState::Fetching => false,
         };
         ended && self.retry.is_none() && !self.launching
     }
@@ -276,5 +306,6 @@ fn fact(line: &Line, trouble: &str) -> TargetFact {
         reason: reason.to_owned(),
         address: line.half.address().cloned(),
         running_at_us: line.running_at_us,
+        no_post_copy: line.no_post_copy.clone(),
     }
 }

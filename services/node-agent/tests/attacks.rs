@@ -90,6 +90,7 @@ async fn everything(channel: Channel, dir: &Path) -> Vec<(&'static str, Result<(
         job: Some(job()),
         spec: spec(),
         source_node: "worker3".to_owned(),
+        post_copy: false,
     };
     let copy = StartCopyRequest {
         job: Some(job()),

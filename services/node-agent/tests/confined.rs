@@ -102,6 +102,7 @@ async fn qemu_has_a_user_of_its_own_no_rights_and_still_moves() {
         job: Some(job.clone()),
         spec: Some(spec),
         source_node: "worker1".to_owned(),
+        post_copy: false,
     };
     let prepared = target.client().prepare_target(request).await.unwrap();
     let prepared = prepared.into_inner();

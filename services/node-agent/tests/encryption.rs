@@ -118,6 +118,7 @@ impl Lab {
             job: Some(job(1)),
             spec: Some(self.spec.clone()),
             source_node: "worker1".to_owned(),
+            post_copy: false,
         };
         let prepared = self.target.client().prepare_target(request).await;
         prepared.unwrap().into_inner()
@@ -133,6 +134,7 @@ impl Lab {
                 bandwidth: 0,
                 downtime_limit_ms: 10_000,
                 auto_converge: false,
+                ..CopyLimits::default()
             }),
         };
         let mut agent = self.source.client();
@@ -324,6 +326,7 @@ async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
         job: Some(job(5)),
         spec: Some(counting(dir.path(), MACHINE)),
         source_node: "worker1".to_owned(),
+        post_copy: false,
     };
     let prepared = client(&agent, &coordinator).prepare_target(request).await;
     assert_eq!(

@@ -101,6 +101,7 @@ fn prepare(dir: &Path) -> PrepareTargetRequest {
         job: Some(job()),
         spec: Some(spec(dir)),
         source_node: "worker1".to_owned(),
+        post_copy: false,
     }
 }
 
@@ -166,6 +167,8 @@ async fn a_machine_has_its_memory_in_huge_pages_on_both_hosts_and_takes_no_more_
             bandwidth: 0,
             downtime_limit_ms: 2000,
             auto_converge: false,
+            post_copy: false,
+            post_copy_at_once: false,
         }),
     };
     source.client().start_copy(copy).await.unwrap();

@@ -109,6 +109,7 @@ async fn move_machine(source: &Agent, target: &Agent, spec: Option<MachineSpec>,
         job: Some(job.clone()),
         spec,
         source_node: source.node.to_owned(),
+        post_copy: false,
     };
     let prepared = target
         .client()

@@ -79,6 +79,7 @@ impl Lab {
             job: Some(job(1)),
             spec: Some(self.spec()),
             source_node: "worker1".to_owned(),
+            post_copy: false,
         };
         self.target
             .client()
@@ -103,6 +104,7 @@ impl Lab {
                 bandwidth,
                 downtime_limit_ms: ms,
                 auto_converge: false,
+                ..CopyLimits::default()
             }),
         };
         self.source
@@ -619,6 +621,7 @@ async fn a_target_that_cannot_run_the_machine_says_why() {
             job: Some(job(1)),
             spec: Some(spec),
             source_node: "worker1".to_owned(),
+            post_copy: false,
         };
         lab.target
             .client()

@@ -218,6 +218,8 @@ fn unfinished(world: &World, half: &FoundHalf) -> Option<String> {
         SourceState::Absent
         | SourceState::Copying
         | SourceState::Switching
+        | SourceState::Serving
+        | SourceState::ServerLost
         | SourceState::Completed
         | SourceState::Resumed
         | SourceState::Retired
@@ -246,7 +248,11 @@ fn job_of<'a>(world: &'a World, half: &FoundHalf) -> Option<&'a JobRow> {
 
 const fn is_source_open(state: SourceState) -> bool {
     match state {
-        SourceState::Copying | SourceState::Switching | SourceState::Completed => true,
+        SourceState::Copying
+        | SourceState::Switching
+        | SourceState::Serving
+        | SourceState::ServerLost
+        | SourceState::Completed => true,
         SourceState::Unspecified
         | SourceState::Absent
         | SourceState::Resumed
@@ -260,11 +266,13 @@ const fn is_target_open(state: TargetState) -> bool {
         TargetState::Preparing
         | TargetState::Prepared
         | TargetState::Loaded
-        | TargetState::Continuing => true,
+        | TargetState::Continuing
+        | TargetState::Fetching => true,
         TargetState::Unspecified
         | TargetState::Absent
         | TargetState::Running
         | TargetState::Discarded
-        | TargetState::Lost => false,
+        | TargetState::Lost
+        | TargetState::MemoryLost => false,
     }
 }

@@ -151,7 +151,7 @@ fn left(machine: &Machine, at: usize) -> Option<Why> {
 /// Whether the machine can ever leave by `method`.
 pub(super) fn is_possible(machine: &Machine, method: Method) -> bool {
     match method {
-        Method::Live | Method::Pause => machine.not_migratable.is_none(),
+        Method::Live | Method::PostCopy | Method::Pause => machine.not_migratable.is_none(),
         // What keeps a machine from moving, disks of one host, keeps it from starting elsewhere.
         Method::Restart => {
             machine.not_migratable.is_none() && machine.climb.owner == Owner::StartsAgain

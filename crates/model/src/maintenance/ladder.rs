@@ -14,6 +14,9 @@ const RUNG_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 pub enum Method {
     /// By live migration: the guest stands still for no longer than the downtime limit.
     Live,
+    /// By migration that ends by post-copy after its first pass: the guest goes on before its memory,
+    /// which is lost if the node is before all of it has followed.
+    PostCopy,
     /// By migration in which the guest stands still for as long as the rest of the copy takes.
     Pause,
     /// It is stopped, and its virtual machine starts it elsewhere.
@@ -26,8 +29,9 @@ pub enum Method {
 
 impl Method {
     /// All, from the gentlest.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Live,
+        Self::PostCopy,
         Self::Pause,
         Self::Restart,
         Self::Shutdown,
@@ -38,6 +42,7 @@ impl Method {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Live => "Live",
+            Self::PostCopy => "PostCopy",
             Self::Pause => "Pause",
             Self::Restart => "Restart",
             Self::Shutdown => "Shutdown",
@@ -53,7 +58,7 @@ impl Method {
     /// Whether it is a migration.
     pub const fn moves(self) -> bool {
         match self {
-            Self::Live | Self::Pause => true,
+            Self::Live | Self::PostCopy | Self::Pause => true,
             Self::Restart | Self::Shutdown | Self::Block => false,
         }
     }
@@ -277,9 +282,10 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_its_rung() {
         for (text, at, time, word) in [
             ("", 0, false, "none of"),
-            ("live", 0, false, "none of Live, Pause"),
+            ("live", 0, false, "none of Live, PostCopy, Pause"),
             ("Live,", 1, false, "none of"),
             ("Live,Restart,Pause", 2, false, "can't follow Restart"),
+            ("Live,Pause,PostCopy", 2, false, "can't follow Pause"),
             ("Live,Live", 1, false, "can't follow Live"),
             ("Live=10", 0, true, "no time"),
             ("Live=,Block", 0, true, "no time"),

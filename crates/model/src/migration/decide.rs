@@ -3,12 +3,17 @@
 //! Never waits, never reads a clock, never talks. Driven by `migration-coordinator/src/drive.rs`.
 //! Asked again after a crash it answers the same, so recovery needs no code of its own.
 
+mod over;
+mod undo;
+
 use super::convergence::Verdict;
 use super::fact::{SourceFact, TargetFact};
 use super::job::JobState;
 use super::source::SourceState;
 use super::target::TargetState;
+use over::handed_over;
 use std::fmt;
+use undo::aborting;
 
 /// What the decision needs of the recorded job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,10 @@ pub struct Job {
 /// gone on both sides, so whoever records this also takes the machine from its source.
 pub const TARGET_MAY_HAVE_RUN: &str =
     "the target was fenced and may have run; the machine starts again from its disk";
+
+/// Why a job failed that was handed over: by post-copy, whose source was lost too early.
+pub const MEMORY_LOST: &str =
+    "the guest ended before all its memory had arrived; the machine starts again from its disk";
 
 const SOURCE_FENCED: &str = "the source was fenced";
 const TARGET_FENCED: &str = "the target was fenced";
@@ -72,6 +81,8 @@ pub enum Command {
     CancelCopy,
     /// Target: destroy the copy and refuse the job for ever.
     DiscardTarget,
+    /// Target: end the guest that went on, because the rest of its memory is lost.
+    AbandonTarget,
     /// Source: go on after the target's tombstone.
     RevertSource,
     /// Source: remove what is left.
@@ -95,6 +106,8 @@ pub enum WaitReason {
     ProofUnderWay,
     /// The target is about to continue.
     TargetContinuing,
+    /// The guest runs on the target, and the rest of its memory follows.
+    MemoryFollowing,
     /// The source host is cancelling.
     SourceCancelling,
     /// Neither side can be resumed without a fence.
@@ -114,6 +127,7 @@ impl WaitReason {
             Self::Switchover => "Switchover",
             Self::ProofUnderWay => "ProofUnderWay",
             Self::TargetContinuing => "TargetContinuing",
+            Self::MemoryFollowing => "MemoryFollowing",
             Self::SourceCancelling => "SourceCancelling",
             Self::Fencing => "NeedsFencing",
             Self::Contradiction => "Contradiction",
@@ -131,6 +145,9 @@ impl fmt::Display for WaitReason {
             Self::Switchover => "the last pages are being copied",
             Self::ProofUnderWay => "the source's proof is on its way to the target",
             Self::TargetContinuing => "the target is continuing the guest",
+            Self::MemoryFollowing => {
+                "the guest runs on the target, and the rest of its memory follows"
+            }
             Self::SourceCancelling => "the source is cancelling the copy",
             Self::Fencing => "neither host can be resumed safely; a fence must decide",
             Self::Contradiction => "the hosts contradict the ledger; a person must look",
@@ -153,8 +170,8 @@ pub fn decide(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact
         JobState::Prepared => or_abort(job, record(JobState::Copying, "the target listens")),
         JobState::Copying => copying(job, source, target),
         JobState::SwitchAllowed => switch_allowed(job, source, target),
-        JobState::HandedOver => handed_over(job, source_state),
-        JobState::Aborting => aborting(job, source_state, target_state),
+        JobState::HandedOver => handed_over(job, source, target_state),
+        JobState::Aborting => aborting(job, source, target_state),
         JobState::NeedsFencing => needs_fencing(job, source_state, target_state),
         JobState::Succeeded | JobState::Failed => Action::Done,
     }
@@ -187,9 +204,11 @@ fn preparing(job: &Job, target: Option<&TargetFact>) -> Action {
         TargetState::Prepared => record(JobState::Prepared, "the target listens"),
         TargetState::Discarded | TargetState::Lost { .. } => abort(&target_lost(target)),
         // Nothing was copied, so nothing can be loaded.
-        TargetState::Loaded | TargetState::Continuing | TargetState::Running => {
-            abort("the target is further than the ledger")
-        }
+        TargetState::Loaded
+        | TargetState::Continuing
+        | TargetState::Fetching
+        | TargetState::Running
+        | TargetState::MemoryLost => abort("the target is further than the ledger"),
     }
 }
 
@@ -214,28 +233,23 @@ fn copying(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) 
             Verdict::GoOn => record(JobState::SwitchAllowed, "the copy is under way"),
         },
         SourceState::Switching => record(JobState::SwitchAllowed, "the rest fits the limit"),
-        SourceState::Completed => abort("the source stopped without permission"),
-        SourceState::Resumed | SourceState::Lost | SourceState::Retired => {
-            abort(&source_ended(source))
+        SourceState::Completed | SourceState::Serving => {
+            abort("the source stopped without permission")
         }
+        SourceState::Resumed
+        | SourceState::Lost
+        | SourceState::Retired
+        | SourceState::ServerLost => abort(&source_ended(source)),
     }
 }
 
 fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&TargetFact>) -> Action {
     if let Some(target) = target {
-        match target.state {
-            TargetState::Running => return record(JobState::HandedOver, "the target runs"),
-            TargetState::Lost { continued: true } => {
-                return record(JobState::HandedOver, "the target ran, and died");
-            }
-            TargetState::Continuing => return Action::Wait(WaitReason::TargetContinuing),
-            TargetState::Discarded | TargetState::Lost { continued: false } => {
-                return abort(&copy_lost(source, target));
-            }
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded => {}
+        if let Some(settled) = went_on(target.state, "the target runs") {
+            return settled;
+        }
+        if is_lost(target.state) {
+            return abort(&copy_lost(source, target));
         }
     } else if job.target_fenced {
         return abort(TARGET_FENCED);
@@ -254,15 +268,38 @@ fn switch_allowed(job: &Job, source: Option<&SourceFact>, target: Option<&Target
         },
         SourceState::Switching if source.allowed => Action::Wait(WaitReason::Switchover),
         SourceState::Switching => Action::Command(Command::AllowSwitchover),
-        SourceState::Completed if source.allowed && target.is_none() => {
+        SourceState::Completed | SourceState::Serving if source.allowed && target.is_none() => {
             Action::Wait(WaitReason::TargetSilent)
         }
-        SourceState::Completed if source.allowed => Action::Wait(WaitReason::ProofUnderWay),
-        SourceState::Completed => abort("the source stopped without permission"),
+        SourceState::Completed | SourceState::Serving if source.allowed => {
+            Action::Wait(WaitReason::ProofUnderWay)
+        }
+        SourceState::Completed | SourceState::Serving => {
+            abort("the source stopped without permission")
+        }
         SourceState::Absent => abort("the source has no record of the copy"),
-        SourceState::Resumed | SourceState::Lost => abort(&source_ended(source)),
+        SourceState::Resumed | SourceState::Lost | SourceState::ServerLost => {
+            abort(&source_ended(source))
+        }
         SourceState::Retired => Action::Wait(WaitReason::Contradiction),
     }
+}
+
+/// What follows from a target that is past the point of no return; `None` from one that is not.
+fn went_on(target: TargetState, runs: &str) -> Option<Action> {
+    Some(match target {
+        TargetState::Running | TargetState::Fetching => record(JobState::HandedOver, runs),
+        TargetState::Lost { continued: true } | TargetState::MemoryLost => {
+            record(JobState::HandedOver, "the target ran, and died")
+        }
+        TargetState::Continuing => Action::Wait(WaitReason::TargetContinuing),
+        TargetState::Absent
+        | TargetState::Preparing
+        | TargetState::Prepared
+        | TargetState::Loaded
+        | TargetState::Discarded
+        | TargetState::Lost { continued: false } => return None,
+    })
 }
 
 fn silent_source(job: &Job) -> Action {
@@ -278,140 +315,6 @@ fn silent_target(job: &Job) -> Action {
         abort(TARGET_FENCED)
     } else {
         Action::Wait(WaitReason::TargetSilent)
-    }
-}
-
-fn handed_over(job: &Job, source: Option<SourceState>) -> Action {
-    match source {
-        // What it left is an old epoch's; its agent removes that if the host ever comes back.
-        None if job.source_fenced => record(JobState::Succeeded, SOURCE_FENCED),
-        None => Action::Wait(WaitReason::SourceSilent),
-        Some(SourceState::Completed | SourceState::Lost) => Action::Command(Command::RetireSource),
-        Some(SourceState::Retired | SourceState::Absent) => {
-            record(JobState::Succeeded, "the source is clean")
-        }
-        Some(SourceState::Copying | SourceState::Switching | SourceState::Resumed) => {
-            Action::Wait(WaitReason::Contradiction)
-        }
-    }
-}
-
-/// The source first: once it has resumed it can never complete, and the target never get a proof.
-fn aborting(job: &Job, source: Option<SourceState>, target: Option<TargetState>) -> Action {
-    match target {
-        Some(TargetState::Running) => return record(JobState::HandedOver, "too late to undo"),
-        Some(TargetState::Lost { continued: true }) => {
-            return record(JobState::HandedOver, "the target ran, and died");
-        }
-        Some(TargetState::Continuing) => return Action::Wait(WaitReason::TargetContinuing),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Discarded
-            | TargetState::Lost { continued: false },
-        )
-        | None => {}
-    }
-    match source {
-        None if job.source_fenced => undo_fenced(job, target),
-        None if target.is_none() && job.switch_allowed => record(
-            JobState::NeedsFencing,
-            "neither host answers after the switch was allowed",
-        ),
-        None => Action::Wait(WaitReason::SourceSilent),
-        Some(SourceState::Absent | SourceState::Copying | SourceState::Switching) => {
-            Action::Command(Command::CancelCopy)
-        }
-        Some(SourceState::Completed) => undo_completed(job, target),
-        Some(SourceState::Resumed | SourceState::Lost) => undo_ended(job, source, target),
-        Some(SourceState::Retired) => undo_retired(job, target),
-    }
-}
-
-/// The source is fenced: its machine is lost, and the target's copy too unless that continued.
-fn undo_fenced(job: &Job, target: Option<TargetState>) -> Action {
-    match target {
-        Some(TargetState::Discarded) => record(JobState::Failed, SOURCE_FENCED),
-        Some(_) => Action::Command(Command::DiscardTarget),
-        None if job.target_fenced => record(JobState::Failed, BOTH_FENCED),
-        None if job.switch_allowed => record(
-            JobState::NeedsFencing,
-            "the source was fenced and the target is silent",
-        ),
-        None => Action::Wait(WaitReason::TargetSilent),
-    }
-}
-
-/// The source is stopped complete: it may go on only after the target's tombstone. A fence is
-/// none: the target may have run before it died, and have written to the machine's disks.
-///
-/// What is left on the source goes before the machine starts again: a revert that was ordered after
-/// a tombstone may still be on its way, and must find nothing that it could continue.
-fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
-    match target {
-        None if job.target_fenced => Action::Command(Command::RetireSource),
-        None => record(
-            JobState::NeedsFencing,
-            "the target is silent and may hold the proof",
-        ),
-        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { .. },
-        ) => Action::Command(Command::DiscardTarget),
-        Some(TargetState::Continuing | TargetState::Running) => {
-            Action::Wait(WaitReason::TargetContinuing)
-        }
-    }
-}
-
-/// The source removed what it had, because the target is fenced, or because it ran and nobody wrote
-/// that down. Without the target the machine has only its disk.
-fn undo_retired(job: &Job, target: Option<TargetState>) -> Action {
-    match target {
-        Some(TargetState::Discarded) => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
-        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
-        None => Action::Wait(WaitReason::TargetSilent),
-        // It came back after its fence, and its log says that it never ran.
-        Some(
-            TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { continued: false },
-        ) => Action::Command(Command::DiscardTarget),
-        // A target without a log may have run.
-        Some(
-            TargetState::Absent
-            | TargetState::Continuing
-            | TargetState::Running
-            | TargetState::Lost { continued: true },
-        ) => Action::Wait(WaitReason::Contradiction),
-    }
-}
-
-/// The source's copy ended: the target can't continue unless the source died after its proof left.
-fn undo_ended(job: &Job, source: Option<SourceState>, target: Option<TargetState>) -> Action {
-    match target {
-        Some(TargetState::Discarded) => record(JobState::Failed, "undone"),
-        // No proof can ever be made, so what the silent target holds is waste that it reaps itself.
-        None if source == Some(SourceState::Resumed) => record(JobState::Failed, "undone"),
-        None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
-        None => Action::Wait(WaitReason::TargetSilent),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { .. },
-        ) => Action::Command(Command::DiscardTarget),
-        Some(TargetState::Continuing | TargetState::Running) => {
-            Action::Wait(WaitReason::TargetContinuing)
-        }
     }
 }
 

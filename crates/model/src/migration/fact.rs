@@ -18,8 +18,10 @@ pub struct SourceFact {
     pub progress: Progress,
     /// When the guest stopped, microseconds since the Unix epoch by the source's clock.
     pub stopped_at_us: Option<u64>,
-    /// When QEMU reached `completed`, same clock.
+    /// When QEMU reached `completed`, same clock; in post-copy, when it began to serve.
     pub completed_at_us: Option<u64>,
+    /// Whether the guest went over by post-copy.
+    pub post_copied: bool,
 }
 
 impl SourceFact {
@@ -32,6 +34,7 @@ impl SourceFact {
             progress: Progress::default(),
             stopped_at_us: None,
             completed_at_us: None,
+            post_copied: matches!(state, SourceState::Serving | SourceState::ServerLost),
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct TargetFact {
     pub address: Option<TargetAddress>,
     /// When the guest went on here, microseconds since the Unix epoch by the target's clock.
     pub running_at_us: Option<u64>,
+    /// Why a copy that may end by post-copy can't do so here; empty where it can.
+    pub no_post_copy: String,
 }
 
 impl TargetFact {
@@ -57,6 +62,7 @@ impl TargetFact {
             reason: String::new(),
             address: None,
             running_at_us: None,
+            no_post_copy: String::new(),
         }
     }
 }

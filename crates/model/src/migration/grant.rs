@@ -77,7 +77,8 @@ pub struct ProcessIdentity {
     pub boot_id: String,
 }
 
-/// Evidence that a source QEMU of a job reached `completed` with its guest stopped.
+/// Evidence that a source QEMU of a job reached `completed` with its guest stopped, or serves its
+/// memory by post-copy with a guest that was stopped before.
 ///
 /// Death of the source is no such evidence: it may have resumed, run on, and died.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,8 @@
 //!                      ^                             v                            |
 //!                      +------------------------- Aborting <-> NeedsFencing ------+
 //! ```
+//!
+//! A job that is handed over fails only by post-copy: when the memory was lost with its source.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -28,7 +30,8 @@ pub enum JobState {
     Copying,
     /// The source may stop complete and pass the machine on.
     SwitchAllowed,
-    /// The machine is the target's; the source's leftovers are being removed.
+    /// The machine is the target's; in post-copy the rest of its memory follows, then the source's
+    /// leftovers are removed.
     HandedOver,
     /// Being undone: the machine stays on its source.
     Aborting,
@@ -36,7 +39,8 @@ pub enum JobState {
     NeedsFencing,
     /// Moved.
     Succeeded,
-    /// Not moved; the machine is where it was.
+    /// Not moved, and the machine is where it was; or moved by post-copy, and its memory lost on the
+    /// way: then it is the target's, and crashed there.
     Failed,
 }
 
@@ -101,7 +105,7 @@ impl JobState {
             S::Prepared => matches!(next, S::Copying | S::Aborting),
             S::Copying => matches!(next, S::SwitchAllowed | S::Aborting),
             S::SwitchAllowed => matches!(next, S::HandedOver | S::Aborting),
-            S::HandedOver => matches!(next, S::Succeeded),
+            S::HandedOver => matches!(next, S::Succeeded | S::Failed),
             S::Aborting => matches!(next, S::Failed | S::HandedOver | S::NeedsFencing),
             S::NeedsFencing => matches!(next, S::Aborting | S::HandedOver | S::Failed),
             S::Succeeded | S::Failed => false,

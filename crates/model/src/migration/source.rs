@@ -7,6 +7,14 @@
 //!
 //! QEMU resumes the guest by itself when a copy fails or is cancelled, so this half never has to.
 //! It stops complete only after [`SourceEvent::Allow`], and that permission is on disk first.
+//!
+//! A copy may end by post-copy instead: this half stops the guest itself before QEMU switches, so that
+//! QEMU has no running guest to go back to, whatever becomes of the copy. Until its QEMU serves pages
+//! the guest may go on here, by [`SourceEffect::ResumeGuest`] alone; afterwards never.
+
+mod words;
+
+pub use words::{CopyStatus, SourceEffect, SourceEvent, SourceState};
 
 use super::grant::{Fence, Refusal};
 use crate::Epoch;
@@ -24,118 +32,18 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// QEMU waits without end for a silent target; a cancelled source resumes and can never complete.
 pub const DEVICE_MAX: Duration = Duration::from_secs(10);
 
-/// How far the source host's half is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum SourceState {
-    /// No copy of this job was started here.
-    Absent,
-    /// The guest runs and is being copied.
-    Copying,
-    /// The guest is stopped; the last pages travel.
-    Switching,
-    /// QEMU stopped complete: this copy runs again only by revert.
-    Completed,
-    /// The copy ended without completing and never will; the guest runs here.
-    Resumed,
-    /// What was left of the machine is removed.
-    Retired,
-    /// QEMU died, and nobody saw it complete.
-    Lost,
-}
-
-impl SourceState {
-    /// Name for people and journals.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Absent => "Absent",
-            Self::Copying => "Copying",
-            Self::Switching => "Switching",
-            Self::Completed => "Completed",
-            Self::Resumed => "Resumed",
-            Self::Retired => "Retired",
-            Self::Lost => "Lost",
-        }
-    }
-}
-
-/// What QEMU says of its outgoing copy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum CopyStatus {
-    /// No copy was begun.
-    None,
-    /// The guest runs, memory travels.
-    Active,
-    /// The guest is stopped and QEMU waits for `migrate-continue`.
-    PreSwitchover,
-    /// The last pages and the devices travel.
-    Device,
-    /// Everything arrived; the guest is stopped for good.
-    Completed,
-    /// Ended with an error; QEMU resumed the guest.
-    Failed(String),
-    /// Cancelled; QEMU resumed the guest.
-    Cancelled,
-}
-
-/// Something that happened to this half.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum SourceEvent {
-    /// The coordinator wants the copy to start.
-    Start {
-        /// The coordinator's epoch.
-        epoch: Epoch,
-    },
-    /// The coordinator recorded `SwitchAllowed`.
-    Allow {
-        /// The coordinator's epoch.
-        epoch: Epoch,
-    },
-    /// The coordinator wants the copy undone.
-    Cancel {
-        /// The coordinator's epoch.
-        epoch: Epoch,
-    },
-    /// The target has a tombstone: the stopped guest may go on here.
-    Revert {
-        /// The coordinator's epoch.
-        epoch: Epoch,
-    },
-    /// The machine is the target's: remove what is left here.
-    Retire {
-        /// The coordinator's epoch.
-        epoch: Epoch,
-    },
-    /// QEMU's migration status changed.
-    Copy(CopyStatus),
-    /// This agent started again and asked QEMU.
-    Adopted(CopyStatus),
-    /// The QEMU process ended.
-    Gone,
-    /// The target's host has the proof on disk.
-    ProofTaken,
-    /// A deadline may have passed.
-    Tick,
-}
-
-/// What the host must do, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SourceEffect {
-    /// Make the present state durable.
-    Journal,
-    /// Begin the copy in QEMU.
-    BeginCopy,
-    /// Let QEMU go from pre-switchover to its end.
-    ContinueSwitchover,
-    /// Cancel the copy in QEMU.
-    CancelCopy,
-    /// Send the proof to the target's host, again and again until it is taken.
-    SendProof,
-    /// Continue the stopped guest.
-    ResumeGuest,
-    /// End the QEMU process and wait until it is gone.
-    EndQemu,
-    /// Remove the machine from this host: devices, files, state.
-    DropMachine,
+/// How far a post-copy is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Postcopy {
+    /// The copy ends without one.
+    #[default]
+    No,
+    /// The guest is being stopped for it.
+    Stopping,
+    /// QEMU was let go on.
+    Going,
+    /// QEMU became a server of pages.
+    Served,
 }
 
 /// The source host's half of one job.
@@ -146,6 +54,8 @@ pub struct Source {
     allowed: bool,
     cancelling: bool,
     proof_taken: bool,
+    #[serde(default)]
+    postcopy: Postcopy,
     reason: String,
     /// What is added to [`DEVICE_MAX`].
     #[serde(default)]
@@ -163,6 +73,7 @@ impl Default for Source {
             allowed: false,
             cancelling: false,
             proof_taken: false,
+            postcopy: Postcopy::No,
             reason: String::new(),
             borne: Duration::ZERO,
             deadline: None,
@@ -184,6 +95,16 @@ impl Source {
     /// Whether the target's host has the proof.
     pub const fn proof_taken(&self) -> bool {
         self.proof_taken
+    }
+
+    /// Whether the copy is being cancelled.
+    pub const fn cancelling(&self) -> bool {
+        self.cancelling
+    }
+
+    /// Whether the guest went over by post-copy.
+    pub fn post_copied(&self) -> bool {
+        self.postcopy == Postcopy::Served
     }
 
     /// Highest epoch that commanded this half.
@@ -224,6 +145,7 @@ impl Source {
         match event {
             SourceEvent::Start { epoch } => self.command(epoch, Self::start),
             SourceEvent::Allow { epoch } => self.command(epoch, |half| half.allow(now)),
+            SourceEvent::Postcopy { epoch } => self.command(epoch, |half| half.postcopy(now)),
             SourceEvent::Cancel { epoch } => self.command(epoch, Self::cancel),
             SourceEvent::Revert { epoch } => self.command(epoch, Self::revert),
             SourceEvent::Retire { epoch } => self.command(epoch, Self::retire),
@@ -262,6 +184,8 @@ impl Source {
             }
             SourceState::Copying
             | SourceState::Switching
+            | SourceState::Serving
+            | SourceState::ServerLost
             | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
@@ -287,11 +211,37 @@ impl Source {
                     SourceEffect::ContinueSwitchover,
                 ])
             }
-            SourceState::Completed
+            SourceState::Serving
+            | SourceState::ServerLost
+            | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
             | SourceState::Lost => Ok(vec![]),
         }
+    }
+
+    /// With the permission on disk only: the guest stands still from here on.
+    fn postcopy(&mut self, now: Duration) -> Result<Vec<SourceEffect>, Refusal> {
+        match self.state {
+            SourceState::Copying if self.allowed && !self.cancelling => {
+                self.state = SourceState::Switching;
+                Ok(self.stop_for_postcopy(now))
+            }
+            SourceState::Absent | SourceState::Copying => Err(self.not_now()),
+            SourceState::Switching
+            | SourceState::Serving
+            | SourceState::ServerLost
+            | SourceState::Completed
+            | SourceState::Resumed
+            | SourceState::Retired
+            | SourceState::Lost => Ok(vec![]),
+        }
+    }
+
+    fn stop_for_postcopy(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.postcopy = Postcopy::Stopping;
+        self.deadline = Some(now + self.device_max());
+        vec![SourceEffect::Journal, SourceEffect::SwitchToPostcopy]
     }
 
     fn cancel(&mut self) -> Result<Vec<SourceEffect>, Refusal> {
@@ -302,7 +252,10 @@ impl Source {
                 self.cancelling = true;
                 Ok(vec![SourceEffect::Journal, SourceEffect::CancelCopy])
             }
-            SourceState::Completed
+            // What the target has not got is here alone.
+            SourceState::Serving
+            | SourceState::ServerLost
+            | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
             | SourceState::Lost => Ok(vec![]),
@@ -316,7 +269,15 @@ impl Source {
                 effects.push(SourceEffect::ResumeGuest);
                 Ok(effects)
             }
+            // QEMU has no way back from post-copy: the guest starts again from its disk.
+            SourceState::Serving | SourceState::ServerLost => {
+                self.state = SourceState::Lost;
+                "the target was discarded during post-copy, and the memory is lost"
+                    .clone_into(&mut self.reason);
+                Ok(vec![SourceEffect::Journal, SourceEffect::EndGuest])
+            }
             SourceState::Resumed => Ok(vec![]),
+            SourceState::Lost if self.post_copied() => Ok(vec![]),
             SourceState::Absent
             | SourceState::Copying
             | SourceState::Switching
@@ -327,7 +288,10 @@ impl Source {
 
     fn retire(&mut self) -> Result<Vec<SourceEffect>, Refusal> {
         match self.state {
-            SourceState::Completed | SourceState::Lost => {
+            SourceState::Completed
+            | SourceState::Lost
+            | SourceState::Serving
+            | SourceState::ServerLost => {
                 self.state = SourceState::Retired;
                 self.deadline = None;
                 Ok(vec![
@@ -348,8 +312,10 @@ impl Source {
     fn copy(&mut self, status: CopyStatus, now: Duration) -> Vec<SourceEffect> {
         match self.state {
             SourceState::Copying | SourceState::Switching => {}
+            SourceState::Serving => return self.served(status),
             // Ended: what QEMU repeats changes nothing.
             SourceState::Absent
+            | SourceState::ServerLost
             | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
@@ -364,21 +330,70 @@ impl Source {
                 self.deadline.get_or_insert(due);
                 vec![]
             }
+            CopyStatus::Serving => self.serving(),
             CopyStatus::Completed => self.completed(),
-            CopyStatus::Failed(reason) => self.resumed(reason),
+            CopyStatus::Failed(reason) => self.ended(reason),
             CopyStatus::Cancelled if self.reason.is_empty() => {
-                self.resumed("the copy was cancelled".to_owned())
+                self.ended("the copy was cancelled".to_owned())
             }
             CopyStatus::Cancelled => {
                 let reason = std::mem::take(&mut self.reason);
-                self.resumed(reason)
+                self.ended(reason)
             }
         }
     }
 
+    /// QEMU serves pages: the guest is the target's, and no failure of QEMU brings it back.
+    fn serving(&mut self) -> Vec<SourceEffect> {
+        self.state = SourceState::Serving;
+        self.postcopy = Postcopy::Served;
+        self.deadline = None;
+        if !self.allowed {
+            return vec![SourceEffect::Journal];
+        }
+        // On disk before it is said, other than in pre-copy: a QEMU that fails later looks to an
+        // agent that was restarted like one whose guest may go on.
+        vec![SourceEffect::Journal, SourceEffect::SendProof]
+    }
+
+    /// What became of a server of pages.
+    fn served(&mut self, status: CopyStatus) -> Vec<SourceEffect> {
+        match status {
+            CopyStatus::Completed => {
+                self.state = SourceState::Completed;
+                vec![SourceEffect::Journal]
+            }
+            CopyStatus::Failed(reason) => self.server_lost(reason),
+            CopyStatus::Cancelled => self.server_lost("QEMU gave the post-copy up".to_owned()),
+            CopyStatus::None
+            | CopyStatus::Active
+            | CopyStatus::PreSwitchover
+            | CopyStatus::Device
+            | CopyStatus::Serving => vec![],
+        }
+    }
+
+    fn server_lost(&mut self, reason: String) -> Vec<SourceEffect> {
+        self.state = SourceState::ServerLost;
+        self.reason = reason;
+        vec![SourceEffect::Journal]
+    }
+
+    /// The copy ended, and QEMU has resumed the guest, unless it was stopped for a post-copy.
+    fn ended(&mut self, reason: String) -> Vec<SourceEffect> {
+        let mut effects = self.resumed(reason);
+        if self.postcopy != Postcopy::No {
+            effects.push(SourceEffect::ResumeGuest);
+        }
+        effects
+    }
+
     fn pre_switchover(&mut self, now: Duration) -> Vec<SourceEffect> {
-        let first = self.state == SourceState::Copying;
+        let first = self.state == SourceState::Copying || self.postcopy == Postcopy::Stopping;
         self.state = SourceState::Switching;
+        if self.postcopy == Postcopy::Stopping {
+            self.postcopy = Postcopy::Going;
+        }
         if self.cancelling {
             return vec![SourceEffect::CancelCopy];
         }
@@ -424,6 +439,12 @@ impl Source {
                 self.state = SourceState::Copying;
                 self.pre_switchover(now)
             }
+            // Whether the guest was stopped for the post-copy is not known: it is now.
+            (SourceState::Switching, CopyStatus::Active)
+                if !self.cancelling && self.postcopy != Postcopy::No =>
+            {
+                self.stop_for_postcopy(now)
+            }
             (SourceState::Copying | SourceState::Switching, _) if self.cancelling => {
                 let mut effects = self.copy(status, now);
                 if matches!(self.state, SourceState::Copying | SourceState::Switching) {
@@ -434,16 +455,30 @@ impl Source {
             (SourceState::Completed, _) if self.allowed && !self.proof_taken => {
                 vec![SourceEffect::SendProof]
             }
+            (SourceState::Serving, _) if self.allowed && !self.proof_taken => {
+                let mut effects = self.served(status);
+                if self.state != SourceState::ServerLost {
+                    effects.push(SourceEffect::SendProof);
+                }
+                effects
+            }
             // The revert was on disk; whether the guest was continued was not.
             (SourceState::Resumed, CopyStatus::Completed) => vec![SourceEffect::ResumeGuest],
+            (SourceState::Resumed, CopyStatus::Failed(_) | CopyStatus::Cancelled)
+                if self.postcopy != Postcopy::No =>
+            {
+                vec![SourceEffect::ResumeGuest]
+            }
+            (SourceState::Lost, _) => vec![SourceEffect::EndGuest],
             (SourceState::Retired, _) => vec![SourceEffect::EndQemu, SourceEffect::DropMachine],
             (
                 SourceState::Absent
                 | SourceState::Copying
                 | SourceState::Switching
+                | SourceState::Serving
+                | SourceState::ServerLost
                 | SourceState::Completed
-                | SourceState::Resumed
-                | SourceState::Lost,
+                | SourceState::Resumed,
                 _,
             ) => self.copy(status, now),
         }
@@ -457,7 +492,9 @@ impl Source {
                 "QEMU ended before the copy did".clone_into(&mut self.reason);
                 vec![SourceEffect::Journal]
             }
+            SourceState::Serving => self.server_lost("QEMU ended during post-copy".to_owned()),
             SourceState::Absent
+            | SourceState::ServerLost
             | SourceState::Completed
             | SourceState::Resumed
             | SourceState::Retired
@@ -496,176 +533,4 @@ impl Source {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use SourceEffect as Do;
-
-    const E1: Epoch = Epoch(1);
-    const NOW: Duration = Duration::from_secs(100);
-
-    fn copying() -> Source {
-        let mut half = Source::default();
-        half.handle(SourceEvent::Start { epoch: E1 }, NOW)
-            .expect("a fresh half starts");
-        half
-    }
-
-    fn after(half: &mut Source, event: SourceEvent) -> Vec<SourceEffect> {
-        half.handle(event, NOW).expect("not refused")
-    }
-
-    #[test]
-    fn a_good_run_journals_the_permission_before_it_uses_it() {
-        let mut half = copying();
-        assert_eq!(
-            after(&mut half, SourceEvent::Allow { epoch: E1 }),
-            [Do::Journal]
-        );
-        assert_eq!(
-            after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover)),
-            [Do::ContinueSwitchover]
-        );
-        assert_eq!(after(&mut half, SourceEvent::Copy(CopyStatus::Device)), []);
-        assert_eq!(
-            after(&mut half, SourceEvent::Copy(CopyStatus::Completed)),
-            [Do::SendProof, Do::Journal]
-        );
-        assert_eq!(
-            after(&mut half, SourceEvent::Retire { epoch: E1 }),
-            [Do::Journal, Do::EndQemu, Do::DropMachine]
-        );
-    }
-
-    #[test]
-    fn without_permission_the_guest_is_not_switched_and_the_pause_is_bounded() {
-        let mut half = copying();
-        assert_eq!(
-            after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover)),
-            []
-        );
-        assert_eq!(half.next_deadline(), Some(NOW + PAUSE_MAX));
-        let effects = half
-            .handle(SourceEvent::Tick, NOW + PAUSE_MAX)
-            .expect("a tick");
-        assert_eq!(effects, [Do::Journal, Do::CancelCopy]);
-        after(&mut half, SourceEvent::Copy(CopyStatus::Cancelled));
-        assert_eq!(half.state(), SourceState::Resumed);
-        assert!(half.reason().contains("no permission"));
-    }
-
-    #[test]
-    fn a_guest_that_may_stand_still_for_long_gets_the_time_that_its_last_pages_need() {
-        let mut half = copying();
-        let expected = Duration::from_secs(60);
-        half.bear(expected);
-        after(&mut half, SourceEvent::Allow { epoch: E1 });
-        after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover));
-        after(&mut half, SourceEvent::Copy(CopyStatus::Device));
-        let due = NOW + DEVICE_MAX + expected;
-        assert_eq!(half.next_deadline(), Some(due));
-        let effects = half.handle(SourceEvent::Tick, due).expect("a tick");
-        assert_eq!(effects, [Do::Journal, Do::CancelCopy]);
-    }
-
-    #[test]
-    fn a_late_permission_lets_a_waiting_guest_switch() {
-        let mut half = copying();
-        after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover));
-        assert_eq!(
-            after(&mut half, SourceEvent::Allow { epoch: E1 }),
-            [Do::Journal, Do::ContinueSwitchover]
-        );
-    }
-
-    #[test]
-    fn a_source_that_completed_without_permission_proves_nothing() {
-        let mut half = copying();
-        assert_eq!(
-            after(&mut half, SourceEvent::Copy(CopyStatus::Completed)),
-            [Do::Journal]
-        );
-        assert_eq!(
-            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
-            []
-        );
-    }
-
-    #[test]
-    fn a_cancelled_job_never_starts_later() {
-        let mut half = Source::default();
-        after(&mut half, SourceEvent::Cancel { epoch: E1 });
-        assert_eq!(after(&mut half, SourceEvent::Start { epoch: E1 }), []);
-        assert_eq!(half.state(), SourceState::Resumed);
-    }
-
-    #[test]
-    fn an_older_owner_is_refused_and_changes_nothing() {
-        let mut half = copying();
-        after(&mut half, SourceEvent::Allow { epoch: Epoch(4) });
-        let before = half.clone();
-        let refused = half.handle(SourceEvent::Cancel { epoch: Epoch(3) }, NOW);
-        assert_eq!(
-            refused,
-            Err(Refusal::Fenced {
-                mine: Epoch(3),
-                seen: Epoch(4)
-            })
-        );
-        assert_eq!(half, before);
-    }
-
-    #[test]
-    fn a_running_guest_is_never_retired() {
-        let mut half = copying();
-        after(
-            &mut half,
-            SourceEvent::Copy(CopyStatus::Failed("socket closed".into())),
-        );
-        assert!(half.handle(SourceEvent::Retire { epoch: E1 }, NOW).is_err());
-    }
-
-    #[test]
-    fn a_restarted_agent_sends_the_proof_again_until_it_is_taken() {
-        let mut half = copying();
-        after(&mut half, SourceEvent::Allow { epoch: E1 });
-        after(&mut half, SourceEvent::Copy(CopyStatus::Completed));
-        assert_eq!(
-            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
-            [Do::SendProof]
-        );
-        after(&mut half, SourceEvent::ProofTaken);
-        assert_eq!(
-            after(&mut half, SourceEvent::Adopted(CopyStatus::Completed)),
-            []
-        );
-    }
-
-    #[test]
-    fn a_restarted_agent_lets_a_guest_go_on_that_waits_with_the_permission_on_disk() {
-        let mut half = copying();
-        after(&mut half, SourceEvent::Copy(CopyStatus::PreSwitchover));
-        after(&mut half, SourceEvent::Allow { epoch: E1 });
-        let mut restarted = Source {
-            deadline: None,
-            ..half
-        };
-        assert_eq!(
-            after(
-                &mut restarted,
-                SourceEvent::Adopted(CopyStatus::PreSwitchover)
-            ),
-            [Do::ContinueSwitchover]
-        );
-        assert_eq!(restarted.state(), SourceState::Switching);
-        assert_eq!(restarted.next_deadline(), Some(NOW + DEVICE_MAX));
-    }
-
-    #[test]
-    fn a_source_that_dies_before_it_completes_is_lost_and_can_only_be_retired() {
-        let mut half = copying();
-        after(&mut half, SourceEvent::Gone);
-        assert_eq!(half.state(), SourceState::Lost);
-        assert!(half.handle(SourceEvent::Revert { epoch: E1 }, NOW).is_err());
-        assert!(half.handle(SourceEvent::Retire { epoch: E1 }, NOW).is_ok());
-    }
-}
+mod tests;

@@ -5,6 +5,9 @@
 //!
 //! The copy starts paused and only a [`Proof`] lets it continue. The durable `Continuing` is the
 //! point of no return: before it a tombstone is possible, after it never.
+//!
+//! In post-copy the guest goes on while memory is still at its source: then it runs here, and dies if
+//! that source is lost before all of it has arrived.
 
 use super::fact::TargetAddress;
 use super::grant::{Fence, Proof, Refusal};
@@ -28,7 +31,9 @@ pub enum TargetState {
     Loaded,
     /// Permission is on disk; the guest is about to go on, or has.
     Continuing,
-    /// The guest went on here.
+    /// The guest went on here, and a part of its memory is still at its source.
+    Fetching,
+    /// The guest went on here, with all its memory.
     Running,
     /// Tombstone: destroyed, and refused for ever.
     Discarded,
@@ -37,6 +42,8 @@ pub enum TargetState {
         /// Whether the guest may have gone on here before.
         continued: bool,
     },
+    /// The guest may have gone on here, and ended before all its memory had arrived.
+    MemoryLost,
 }
 
 impl TargetState {
@@ -48,9 +55,11 @@ impl TargetState {
             Self::Prepared => "Prepared",
             Self::Loaded => "Loaded",
             Self::Continuing => "Continuing",
+            Self::Fetching => "Fetching",
             Self::Running => "Running",
             Self::Discarded => "Discarded",
             Self::Lost { .. } => "Lost",
+            Self::MemoryLost => "MemoryLost",
         }
     }
 }
@@ -60,9 +69,13 @@ impl TargetState {
 pub enum LoadStatus {
     /// Waiting for data, or loading.
     Active,
+    /// Loaded but for memory that follows from the source, the guest paused.
+    Postcopy,
     /// Completely loaded, the guest paused.
     Completed,
-    /// The guest runs. Seen only after this host continued it.
+    /// The guest runs while memory follows. Seen only after this host continued it.
+    Fetching,
+    /// The guest runs, completely loaded. Seen only after this host continued it.
     Running,
     /// Ended with an error.
     Failed(String),
@@ -73,6 +86,11 @@ pub enum LoadStatus {
 pub enum TargetEvent {
     /// The coordinator wants a listening copy.
     Prepare {
+        /// The coordinator's epoch.
+        epoch: Epoch,
+    },
+    /// The source is gone, and with it what is not here: the guest can't go on.
+    Abandon {
         /// The coordinator's epoch.
         epoch: Epoch,
     },
@@ -115,6 +133,8 @@ pub enum TargetEffect {
     KeepMachine,
     /// End the QEMU process, wait until it is gone, remove its devices.
     EndQemu,
+    /// End the QEMU of a guest that this host keeps and that can't go on: it crashed here.
+    EndGuest,
 }
 
 /// The target host's half of one job.
@@ -126,6 +146,9 @@ pub struct Target {
     reason: String,
     /// A proof that arrived before QEMU said that it is loaded.
     proof: Option<Proof>,
+    /// Whether memory follows that is still at the source.
+    #[serde(default)]
+    postcopy: bool,
     /// Monotonic time at which an unused copy is discarded.
     #[serde(skip)]
     deadline: Option<Duration>,
@@ -139,6 +162,7 @@ impl Default for Target {
             address: None,
             reason: String::new(),
             proof: None,
+            postcopy: false,
             deadline: None,
         }
     }
@@ -183,6 +207,7 @@ impl Target {
         match event {
             TargetEvent::Prepare { epoch } => self.command(epoch, |half| half.prepare(now)),
             TargetEvent::Discard { epoch } => self.command(epoch, Self::discard),
+            TargetEvent::Abandon { epoch } => self.command(epoch, Self::abandon),
             TargetEvent::Listening(address) => Ok(self.listening(address, now)),
             TargetEvent::PrepareFailed(reason) => Ok(self.lost(reason)),
             TargetEvent::Load(status) => Ok(self.load(status)),
@@ -218,9 +243,11 @@ impl Target {
             | TargetState::Prepared
             | TargetState::Loaded
             | TargetState::Continuing
+            | TargetState::Fetching
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => vec![],
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => vec![],
         }
     }
 
@@ -238,39 +265,61 @@ impl Target {
             | TargetState::Prepared
             | TargetState::Loaded
             | TargetState::Continuing
+            | TargetState::Fetching
             | TargetState::Running
-            | TargetState::Lost { .. } => vec![],
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => vec![],
         }
     }
 
     fn load(&mut self, status: LoadStatus) -> Vec<TargetEffect> {
         match (self.state, status) {
-            (TargetState::Prepared, LoadStatus::Completed) => {
-                self.state = TargetState::Loaded;
-                self.deadline = None;
-                if self.proof.is_some() {
-                    self.go_on()
-                } else {
-                    vec![]
-                }
+            (TargetState::Prepared, LoadStatus::Completed) => self.loaded(false),
+            (TargetState::Prepared, LoadStatus::Postcopy) => self.loaded(true),
+            (TargetState::Loaded | TargetState::Continuing, LoadStatus::Completed) => {
+                self.postcopy = false;
+                vec![]
             }
             (TargetState::Prepared | TargetState::Loaded, LoadStatus::Failed(reason)) => {
                 let mut effects = self.lost(reason);
                 effects.push(TargetEffect::EndQemu);
                 effects
             }
-            (TargetState::Continuing, LoadStatus::Running) => self.continued(),
+            (TargetState::Continuing, LoadStatus::Running) => {
+                self.postcopy = false;
+                self.continued()
+            }
+            (TargetState::Continuing, LoadStatus::Fetching) => self.continued(),
+            (TargetState::Fetching, LoadStatus::Completed | LoadStatus::Running) => {
+                self.state = TargetState::Running;
+                self.postcopy = false;
+                vec![TargetEffect::Journal]
+            }
+            (TargetState::Fetching, LoadStatus::Failed(reason)) => self.memory_lost(reason),
             (
                 TargetState::Absent
                 | TargetState::Preparing
                 | TargetState::Prepared
                 | TargetState::Loaded
                 | TargetState::Continuing
+                | TargetState::Fetching
                 | TargetState::Running
                 | TargetState::Discarded
-                | TargetState::Lost { .. },
+                | TargetState::Lost { .. }
+                | TargetState::MemoryLost,
                 _,
             ) => vec![],
+        }
+    }
+
+    fn loaded(&mut self, postcopy: bool) -> Vec<TargetEffect> {
+        self.state = TargetState::Loaded;
+        self.postcopy = postcopy;
+        self.deadline = None;
+        if self.proof.is_some() {
+            self.go_on()
+        } else {
+            vec![]
         }
     }
 
@@ -286,9 +335,11 @@ impl Target {
             }
             // Too late or known already: the fact in the answer says which.
             TargetState::Continuing
+            | TargetState::Fetching
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => Ok(vec![]),
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => Ok(vec![]),
             TargetState::Absent | TargetState::Preparing => Err(Refusal::NotNow {
                 state: self.state.as_str(),
             }),
@@ -304,7 +355,10 @@ impl Target {
         if self.state != TargetState::Continuing {
             return vec![];
         }
-        self.state = TargetState::Running;
+        self.state = match self.postcopy {
+            true => TargetState::Fetching,
+            false => TargetState::Running,
+        };
         vec![
             TargetEffect::Announce,
             TargetEffect::KeepMachine,
@@ -327,21 +381,56 @@ impl Target {
             }
             TargetState::Discarded
             | TargetState::Continuing
+            | TargetState::Fetching
             | TargetState::Running
-            | TargetState::Lost { continued: true } => vec![],
+            | TargetState::Lost { continued: true }
+            | TargetState::MemoryLost => vec![],
         }
+    }
+
+    /// Only for a guest that went on: before that it is discarded, and with all its memory it stays.
+    fn abandon(&mut self) -> Vec<TargetEffect> {
+        match self.state {
+            TargetState::Fetching => {
+                self.memory_lost("the source was lost before all memory had arrived".to_owned())
+            }
+            TargetState::Absent
+            | TargetState::Preparing
+            | TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Running
+            | TargetState::Discarded
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => vec![],
+        }
+    }
+
+    fn memory_lost(&mut self, reason: String) -> Vec<TargetEffect> {
+        self.state = TargetState::MemoryLost;
+        self.reason = reason;
+        vec![TargetEffect::Journal, TargetEffect::EndGuest]
     }
 
     fn lost(&mut self, reason: String) -> Vec<TargetEffect> {
         let continued = match self.state {
             TargetState::Preparing | TargetState::Prepared | TargetState::Loaded => false,
             TargetState::Continuing => true,
+            TargetState::Fetching => {
+                self.state = TargetState::MemoryLost;
+                self.reason = reason;
+                return vec![TargetEffect::Journal];
+            }
             TargetState::Absent
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => return vec![],
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => return vec![],
         };
-        self.state = TargetState::Lost { continued };
+        self.state = match continued && self.postcopy {
+            true => TargetState::MemoryLost,
+            false => TargetState::Lost { continued },
+        };
         self.reason = reason;
         self.deadline = None;
         if continued {
@@ -355,8 +444,12 @@ impl Target {
     fn adopted(&mut self, status: LoadStatus, now: Duration) -> Vec<TargetEffect> {
         match (self.state, &status) {
             (TargetState::Discarded | TargetState::Lost { .. }, _) => vec![TargetEffect::EndQemu],
+            (TargetState::MemoryLost, _) => vec![TargetEffect::EndGuest],
             // On disk before the guest was continued; doing it again is harmless.
-            (TargetState::Continuing, LoadStatus::Completed) => vec![TargetEffect::Continue],
+            (TargetState::Continuing, LoadStatus::Completed | LoadStatus::Postcopy) => {
+                self.postcopy &= status == LoadStatus::Postcopy;
+                vec![TargetEffect::Continue]
+            }
             (TargetState::Preparing, _) => {
                 let mut effects = self.lost("the agent ended while QEMU was starting".to_owned());
                 effects.push(TargetEffect::EndQemu);
@@ -370,6 +463,7 @@ impl Target {
                 TargetState::Absent
                 | TargetState::Loaded
                 | TargetState::Continuing
+                | TargetState::Fetching
                 | TargetState::Running,
                 _,
             ) => self.load(status),
@@ -387,142 +481,4 @@ impl Target {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::migration::grant::ProcessIdentity;
-    use crate::{JobId, MachineId, NodeName};
-    use TargetEffect as Do;
-
-    const E1: Epoch = Epoch(1);
-    const NOW: Duration = Duration::from_secs(100);
-
-    fn proof() -> Proof {
-        Proof {
-            machine: MachineId::parse("11111111-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
-            job: JobId::parse("22222222-94b4-4cda-9a69-cca8d4b4c587").expect("a uuid"),
-            source: NodeName::parse("worker1").expect("a name"),
-            process: ProcessIdentity {
-                pid: 7,
-                start_ticks: 9,
-                boot_id: "b".into(),
-            },
-        }
-    }
-
-    fn prepared() -> Target {
-        let mut half = Target::default();
-        half.handle(TargetEvent::Prepare { epoch: E1 }, NOW)
-            .expect("prepares");
-        let address = TargetAddress {
-            uri: "tcp:10.77.0.12:39037".into(),
-            address: "10.77.0.12".into(),
-            ports: vec![39037],
-        };
-        half.handle(TargetEvent::Listening(address), NOW)
-            .expect("listens");
-        half
-    }
-
-    fn after(half: &mut Target, event: TargetEvent) -> Vec<TargetEffect> {
-        half.handle(event, NOW).expect("not refused")
-    }
-
-    #[test]
-    fn only_a_proof_lets_a_loaded_copy_go_on_and_the_journal_comes_first() {
-        let mut half = prepared();
-        assert_eq!(
-            after(&mut half, TargetEvent::Load(LoadStatus::Completed)),
-            []
-        );
-        assert_eq!(half.state(), TargetState::Loaded);
-        assert_eq!(
-            after(&mut half, TargetEvent::Proof(proof())),
-            [Do::Journal, Do::Continue]
-        );
-        assert_eq!(half.state(), TargetState::Continuing);
-    }
-
-    #[test]
-    fn a_proof_that_is_early_waits_for_the_load() {
-        let mut half = prepared();
-        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), []);
-        assert_eq!(
-            after(&mut half, TargetEvent::Load(LoadStatus::Completed)),
-            [Do::Journal, Do::Continue]
-        );
-    }
-
-    #[test]
-    fn a_tombstone_refuses_every_later_proof() {
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
-        assert_eq!(
-            after(&mut half, TargetEvent::Discard { epoch: E1 }),
-            [Do::Journal, Do::EndQemu]
-        );
-        assert_eq!(after(&mut half, TargetEvent::Proof(proof())), []);
-        assert_eq!(half.state(), TargetState::Discarded);
-    }
-
-    #[test]
-    fn after_the_point_of_no_return_a_discard_changes_nothing() {
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
-        after(&mut half, TargetEvent::Proof(proof()));
-        assert_eq!(after(&mut half, TargetEvent::Discard { epoch: E1 }), []);
-        assert_eq!(half.state(), TargetState::Continuing);
-    }
-
-    #[test]
-    fn a_tombstone_can_be_set_before_anything_was_prepared() {
-        let mut half = Target::default();
-        after(&mut half, TargetEvent::Discard { epoch: Epoch(2) });
-        assert_eq!(
-            after(&mut half, TargetEvent::Prepare { epoch: Epoch(2) }),
-            []
-        );
-        assert_eq!(half.state(), TargetState::Discarded);
-    }
-
-    #[test]
-    fn a_restarted_agent_continues_what_was_about_to_continue() {
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
-        after(&mut half, TargetEvent::Proof(proof()));
-        assert_eq!(
-            after(&mut half, TargetEvent::Adopted(LoadStatus::Completed)),
-            [Do::Continue]
-        );
-        assert_eq!(
-            after(&mut half, TargetEvent::Adopted(LoadStatus::Running)),
-            [Do::Announce, Do::KeepMachine, Do::Journal]
-        );
-    }
-
-    #[test]
-    fn a_copy_that_dies_says_whether_it_may_have_run() {
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Gone);
-        assert_eq!(half.state(), TargetState::Lost { continued: false });
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
-        after(&mut half, TargetEvent::Proof(proof()));
-        assert_eq!(
-            after(&mut half, TargetEvent::Gone),
-            [Do::KeepMachine, Do::Journal]
-        );
-        assert_eq!(half.state(), TargetState::Lost { continued: true });
-    }
-
-    #[test]
-    fn an_unused_copy_is_discarded_and_a_loaded_one_never_by_time() {
-        let mut half = prepared();
-        let effects = half
-            .handle(TargetEvent::Tick, NOW + UNUSED_MAX)
-            .expect("a tick");
-        assert_eq!(effects, [Do::Journal, Do::EndQemu]);
-        let mut half = prepared();
-        after(&mut half, TargetEvent::Load(LoadStatus::Completed));
-        assert_eq!(half.next_deadline(), None);
-    }
-}
+mod tests;

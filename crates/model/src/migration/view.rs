@@ -79,7 +79,7 @@ pub struct MigrationState {
     /// UID of the VirtualMachineInstanceMigration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration_uid: Option<JobId>,
-    /// `PreCopy`.
+    /// `PreCopy`, `PostCopy` or `Paused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
     /// The MigrationPolicy that the options come from, if one fits.

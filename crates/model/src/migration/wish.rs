@@ -14,25 +14,33 @@ pub enum Method {
     /// The guest runs on but for the allowed blackout, or the migration fails.
     #[default]
     Live,
+    /// After the first pass the guest goes on at the target, and the rest of its memory follows. A
+    /// source that is lost before that costs the memory.
+    PostCopy,
     /// The guest may stand still for as long as what is left needs.
     Pause,
 }
 
 impl Method {
     /// All of them, as users write them.
-    pub const NAMES: [&str; 2] = [Self::Live.as_str(), Self::Pause.as_str()];
+    pub const NAMES: [&str; 3] = [
+        Self::Live.as_str(),
+        Self::PostCopy.as_str(),
+        Self::Pause.as_str(),
+    ];
 
     /// As users write it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Live => "Live",
+            Self::PostCopy => "PostCopy",
             Self::Pause => "Pause",
         }
     }
 
     /// What users wrote; `None` when it is none of ours.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Live, Self::Pause]
+        [Self::Live, Self::PostCopy, Self::Pause]
             .into_iter()
             .find(|method| method.as_str() == name)
     }

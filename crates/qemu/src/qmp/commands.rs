@@ -146,7 +146,7 @@ impl Qmp {
 
     /// `getfd`: from now on QEMU has `file`, too, under this name, and none that it had before.
     pub async fn give_file(&self, name: &str, file: OwnedFd) -> Result<(), QmpError> {
-        let given = self.exchange("getfd", json!({ "fdname": name }), Some(file));
+        let given = self.exchange(("execute", "getfd"), json!({ "fdname": name }), Some(file));
         let (command, limit) = ("getfd", COMMAND_LIMIT);
         let answer = timeout(limit, given).await;
         answer
@@ -157,6 +157,29 @@ impl Qmp {
     /// `migrate`: begins a copy.
     pub async fn migrate(&self, uri: &str) -> Result<(), QmpError> {
         self.no_result("migrate", json!({ "uri": uri })).await
+    }
+
+    /// `migrate-start-postcopy`: ends the copy by post-copy as soon as QEMU can.
+    pub async fn migrate_start_postcopy(&self) -> Result<(), QmpError> {
+        self.no_result("migrate-start-postcopy", Value::Null).await
+    }
+
+    /// `migrate-pause`: gives up the link of a post-copy, which can be mended then.
+    pub async fn migrate_pause(&self) -> Result<(), QmpError> {
+        let done = self.execute_past::<Value>("migrate-pause", Value::Null);
+        done.await.map(drop)
+    }
+
+    /// `migrate-recover`: listens for the source of a post-copy whose link broke.
+    pub async fn migrate_recover(&self, uri: &str) -> Result<(), QmpError> {
+        let done = self.execute_past::<Value>("migrate-recover", json!({ "uri": uri }));
+        done.await.map(drop)
+    }
+
+    /// `migrate` with `resume`: connects a post-copy again whose link broke.
+    pub async fn migrate_resume(&self, uri: &str) -> Result<(), QmpError> {
+        let arguments = json!({ "uri": uri, "resume": true });
+        self.no_result("migrate", arguments).await
     }
 
     /// `migrate-continue` from pre-switchover.

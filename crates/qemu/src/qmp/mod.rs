@@ -121,6 +121,8 @@ struct Refused {
 pub struct Qmp {
     shared: Arc<Shared>,
     version: Version,
+    /// Whether some commands are taken past others, and by a QEMU whose main loop waits.
+    out_of_band: bool,
 }
 
 /// A line for QEMU, and what travels beside it.
@@ -151,16 +153,23 @@ impl Qmp {
         let (reader, writer) = stream.into_split();
         let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
         let left = deadline.saturating_duration_since(Instant::now());
-        let version = timeout(left, greeting(&mut lines))
+        let (version, out_of_band) = timeout(left, greeting(&mut lines))
             .await
             .map_err(|_| no_greeting())??;
-        let (qmp, events) = Self::start(lines, writer, version);
-        qmp.execute::<Value>("qmp_capabilities", Value::Null)
-            .await?;
+        let (qmp, events) = Self::start(lines, writer, (version, out_of_band));
+        let enable = match out_of_band {
+            true => json!({ "enable": ["oob"] }),
+            false => Value::Null,
+        };
+        qmp.execute::<Value>("qmp_capabilities", enable).await?;
         Ok((qmp, events))
     }
 
-    fn start(lines: Lines, writer: OwnedWriteHalf, version: Version) -> (Self, Events) {
+    fn start(
+        lines: Lines,
+        writer: OwnedWriteHalf,
+        (version, out_of_band): (Version, bool),
+    ) -> (Self, Events) {
         let (requests, queue) = mpsc::channel(PENDING_MAX);
         let (sender, receiver) = broadcast::channel(EVENTS_MAX);
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -182,6 +191,7 @@ impl Qmp {
             Self {
                 shared: Arc::new(shared),
                 version,
+                out_of_band,
             },
             Events::new(receiver),
         )
@@ -230,7 +240,32 @@ impl Qmp {
         command: &'static str,
         arguments: Value,
     ) -> Result<R, QmpError> {
-        let value = timeout(limit, self.exchange(command, arguments, None))
+        self.run(limit, ("execute", command), arguments).await
+    }
+
+    /// Runs one of the few commands that QEMU takes past all others, where it offers that.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute_within`].
+    pub async fn execute_past<R: DeserializeOwned>(
+        &self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<R, QmpError> {
+        let way = match self.out_of_band {
+            true => "exec-oob",
+            false => "execute",
+        };
+        self.run(COMMAND_LIMIT, (way, command), arguments).await
+    }
+
+    async fn run<R: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        (way, command): (&'static str, &'static str),
+        arguments: Value,
+    ) -> Result<R, QmpError> {
+        let value = timeout(limit, self.exchange((way, command), arguments, None))
             .await
             .map_err(|_| QmpError::Timeout { command, limit })??;
         serde_json::from_value(value).map_err(|source| QmpError::Answer { command, source })
@@ -238,12 +273,12 @@ impl Qmp {
 
     async fn exchange(
         &self,
-        command: &'static str,
+        (way, command): (&'static str, &'static str),
         arguments: Value,
         file: Option<OwnedFd>,
     ) -> Result<Value, QmpError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut request = json!({ "execute": command, "id": id });
+        let mut request = json!({ way: command, "id": id });
         if !arguments.is_null() {
             request["arguments"] = arguments;
         }
@@ -294,7 +329,7 @@ fn no_greeting() -> QmpError {
 }
 
 /// The greeting. A QEMU that is just starting may let an event out before it (seen with 7.2).
-async fn greeting(lines: &mut Lines) -> Result<Version, QmpError> {
+async fn greeting(lines: &mut Lines) -> Result<(Version, bool), QmpError> {
     loop {
         let line = match lines.next().await {
             Some(Ok(line)) => line,
@@ -302,7 +337,7 @@ async fn greeting(lines: &mut Lines) -> Result<Version, QmpError> {
             None => return Err(QmpError::Closed),
         };
         match types::parse_greeting(&line) {
-            Ok(version) => return Ok(version),
+            Ok(greeting) => return Ok(greeting),
             Err(_) if line.contains("\"event\"") => {}
             Err(error) => return Err(QmpError::Connect(std::io::Error::other(error))),
         }

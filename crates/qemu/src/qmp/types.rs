@@ -31,6 +31,8 @@ struct Greeting {
 #[derive(Deserialize)]
 struct GreetingBody {
     version: VersionInfo,
+    #[serde(default)]
+    capabilities: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -63,8 +65,10 @@ impl From<VersionInfo> for Version {
     }
 }
 
-pub(super) fn parse_greeting(line: &str) -> Result<Version, serde_json::Error> {
-    Ok(serde_json::from_str::<Greeting>(line)?.qmp.version.into())
+pub(super) fn parse_greeting(line: &str) -> Result<(Version, bool), serde_json::Error> {
+    let hello = serde_json::from_str::<Greeting>(line)?.qmp;
+    let out_of_band = hello.capabilities.iter().any(|offered| offered == "oob");
+    Ok((hello.version.into(), out_of_band))
 }
 
 /// What the machine as a whole is doing.
@@ -227,6 +231,8 @@ pub struct MigrationRam {
     pub dirty_sync_count: u64,
     /// Size of a page.
     pub page_size: u64,
+    /// Bytes sent after the switch of a post-copy.
+    pub postcopy_bytes: u64,
 }
 
 /// Where QEMU listens.
@@ -257,6 +263,9 @@ pub struct MigrationParameters {
     /// Bytes per second; 0 is unlimited. QEMU's own default is 128 MiB/s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bandwidth: Option<u64>,
+    /// The same in post-copy, but for pages that the guest waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_postcopy_bandwidth: Option<u64>,
     /// Milliseconds that the guest may be stopped for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub downtime_limit: Option<u64>,

@@ -63,7 +63,7 @@ impl Drive {
             source: None,
             target: None,
         };
-        if let Some(Fact::Source((state, allowed), left, elapsed_ms)) = fresh(&self.source) {
+        if let Some(Fact::Source((state, allowed, _), left, elapsed_ms)) = fresh(&self.source) {
             facts.source = Some(SourceFact {
                 state,
                 allowed,
@@ -76,6 +76,7 @@ impl Drive {
                 },
                 stopped_at_us: None,
                 completed_at_us: None,
+                post_copied: false,
             });
         }
         if let Some(Fact::Target(state)) = fresh(&self.target) {

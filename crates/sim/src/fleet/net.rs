@@ -266,11 +266,11 @@ impl Fleet {
             Command::CancelCopy => SourceEvent::Cancel { epoch },
             Command::RevertSource => SourceEvent::Revert { epoch },
             Command::RetireSource => SourceEvent::Retire { epoch },
-            Command::PrepareTarget | Command::DiscardTarget => {
-                let event = if command == Command::PrepareTarget {
-                    TargetEvent::Prepare { epoch }
-                } else {
-                    TargetEvent::Discard { epoch }
+            Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
+                let event = match command {
+                    Command::PrepareTarget => TargetEvent::Prepare { epoch },
+                    Command::AbandonTarget => TargetEvent::Abandon { epoch },
+                    _ => TargetEvent::Discard { epoch },
                 };
                 self.target_open(node, job);
                 self.target_post(node, job, event, Some(answer));
@@ -316,8 +316,10 @@ impl Fleet {
         };
         match state {
             TargetState::Continuing
+            | TargetState::Fetching
             | TargetState::Running
-            | TargetState::Lost { continued: true } => {
+            | TargetState::Lost { continued: true }
+            | TargetState::MemoryLost => {
                 half.sending = false;
                 self.source_post(node, job, SourceEvent::ProofTaken, None);
             }

@@ -43,7 +43,11 @@ impl Fleet {
         };
         let lives = line.process.is_some_and(|pid| self.alive(pid, |_| true));
         match line.half.state() {
-            SourceState::Copying | SourceState::Switching | SourceState::Completed => true,
+            SourceState::Copying
+            | SourceState::Switching
+            | SourceState::Serving
+            | SourceState::ServerLost
+            | SourceState::Completed => true,
             SourceState::Retired => self.is_last(node, job),
             SourceState::Resumed => self.is_last(node, job) && lives,
             SourceState::Absent | SourceState::Lost => false,
@@ -253,6 +257,8 @@ impl Fleet {
             SourceEffect::ContinueSwitchover => pid.is_some_and(|pid| self.qemu_continue(pid)),
             SourceEffect::CancelCopy => pid.is_some_and(|pid| self.qemu_cancel(pid)),
             SourceEffect::ResumeGuest => pid.is_some_and(|pid| self.qemu_resume(pid)),
+            // Post-copy, which no fleet does.
+            SourceEffect::SwitchToPostcopy | SourceEffect::EndGuest => true,
             SourceEffect::EndQemu => true,
             SourceEffect::DropMachine => {
                 self.source_drops(node, job);
@@ -399,8 +405,8 @@ impl Fleet {
         } else {
             10 * SEC - elapsed.min(9 * SEC)
         };
-        let (state, allowed) = (half.told.state(), half.told.allowed());
-        Fact::Source((state, allowed), left, elapsed / MS)
+        let word = (half.told.state(), half.told.allowed(), false);
+        Fact::Source(word, left, elapsed / MS)
     }
 }
 
@@ -418,9 +424,12 @@ pub(crate) const fn retry_is_wanted(effect: SourceEffect, state: SourceState) ->
     matches!(
         (effect, state),
         (
-            SourceEffect::CancelCopy | SourceEffect::ContinueSwitchover,
+            SourceEffect::CancelCopy
+                | SourceEffect::ContinueSwitchover
+                | SourceEffect::SwitchToPostcopy,
             SourceState::Copying | SourceState::Switching,
-        ) | (SourceEffect::ResumeGuest, SourceState::Resumed)
+        ) | (SourceEffect::EndGuest, SourceState::Lost)
+            | (SourceEffect::ResumeGuest, SourceState::Resumed)
             | (SourceEffect::DropMachine, SourceState::Retired)
     )
 }
@@ -429,6 +438,7 @@ fn order_epoch(event: &SourceEvent) -> Option<godwit_model::Epoch> {
     match event {
         SourceEvent::Start { epoch }
         | SourceEvent::Allow { epoch }
+        | SourceEvent::Postcopy { epoch }
         | SourceEvent::Cancel { epoch }
         | SourceEvent::Revert { epoch }
         | SourceEvent::Retire { epoch } => Some(*epoch),
@@ -448,6 +458,9 @@ fn with_epoch(event: SourceEvent, seen: godwit_model::Epoch) -> SourceEvent {
             epoch: newest(epoch),
         },
         SourceEvent::Allow { epoch } => SourceEvent::Allow {
+            epoch: newest(epoch),
+        },
+        SourceEvent::Postcopy { epoch } => SourceEvent::Postcopy {
             epoch: newest(epoch),
         },
         SourceEvent::Cancel { epoch } => SourceEvent::Cancel {

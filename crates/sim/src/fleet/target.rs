@@ -27,8 +27,9 @@ impl Fleet {
             TargetState::Preparing
             | TargetState::Prepared
             | TargetState::Loaded
-            | TargetState::Continuing => true,
-            TargetState::Discarded | TargetState::Lost { .. } => {
+            | TargetState::Continuing
+            | TargetState::Fetching => true,
+            TargetState::Discarded | TargetState::Lost { .. } | TargetState::MemoryLost => {
                 line.process.is_some_and(|pid| self.alive(pid, |_| true))
             }
             TargetState::Absent | TargetState::Running => false,
@@ -74,13 +75,15 @@ impl Fleet {
         self.target_ends_unknown(node, job);
         let event = match state {
             TargetState::Preparing => TargetEvent::Adopted(LoadStatus::Active),
-            TargetState::Prepared | TargetState::Loaded | TargetState::Continuing => {
-                TargetEvent::Gone
-            }
+            TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Fetching => TargetEvent::Gone,
             TargetState::Absent
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => return,
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => return,
         };
         self.target_post(node, job, event, None);
     }
@@ -205,7 +208,8 @@ impl Fleet {
                 }
                 runs
             }
-            TargetEffect::Announce => true,
+            // Post-copy, which no fleet does.
+            TargetEffect::Announce | TargetEffect::EndGuest => true,
             TargetEffect::KeepMachine => {
                 self.target_keeps(node, job);
                 return fsync;

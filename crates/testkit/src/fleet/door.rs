@@ -203,6 +203,27 @@ impl Agent for Door {
         Ok(Response::new((&fact).into()))
     }
 
+    async fn abandon_target(
+        &self,
+        _request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        Err(Status::unimplemented("no post-copy here"))
+    }
+
+    async fn recover_copy(
+        &self,
+        _request: Request<wire::RecoverCopyRequest>,
+    ) -> Result<Response<wire::RecoveryPoint>, Status> {
+        Err(Status::unimplemented("no post-copy here"))
+    }
+
+    async fn switch_to_postcopy(
+        &self,
+        _request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        Err(Status::unimplemented("no post-copy here"))
+    }
+
     async fn give_copy_key(
         &self,
         _: Request<wire::CopyKeyRequest>,

@@ -70,6 +70,7 @@ impl SourceHalf {
             progress: self.progress,
             stopped_at_us: self.stopped_at_us,
             completed_at_us: self.completed_at_us,
+            post_copied: false,
         }
     }
 }
@@ -166,6 +167,8 @@ impl Host {
         let half = state.sources.get_mut(job)?;
         match effect {
             // What is in memory is as durable as this host.
+            // Post-copy, which these agents don't offer.
+            SourceEffect::SwitchToPostcopy | SourceEffect::EndGuest => {}
             SourceEffect::Journal | SourceEffect::EndQemu => {}
             SourceEffect::BeginCopy => return self.begin_copy(state, job),
             SourceEffect::ContinueSwitchover => half.go = true,

@@ -35,6 +35,7 @@ impl TargetHalf {
             reason: self.half.reason().to_owned(),
             address: self.half.address().cloned(),
             running_at_us: self.running_at_us,
+            no_post_copy: String::new(),
         }
     }
 
@@ -46,9 +47,11 @@ impl TargetHalf {
             | TargetState::Loaded
             | TargetState::Continuing => true,
             TargetState::Absent
+            | TargetState::Fetching
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => false,
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => false,
         }
     }
 }
@@ -133,7 +136,10 @@ impl Host {
     ) -> Option<TargetEvent> {
         let half = state.targets.get_mut(job)?;
         match effect {
-            TargetEffect::Journal | TargetEffect::Announce | TargetEffect::EndQemu => None,
+            TargetEffect::Journal
+            | TargetEffect::Announce
+            | TargetEffect::EndQemu
+            | TargetEffect::EndGuest => None,
             TargetEffect::StartQemu => {
                 let (host, job) = (Arc::clone(self), job.clone());
                 tokio::spawn(async move { host.launch(&job).await });

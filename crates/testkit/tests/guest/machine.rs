@@ -164,7 +164,8 @@ pub(crate) async fn until_completed(machine: &Machine) {
             CopyStatus::None
             | CopyStatus::Active
             | CopyStatus::PreSwitchover
-            | CopyStatus::Device => {}
+            | CopyStatus::Device
+            | CopyStatus::Serving => {}
         }
         assert!(
             Instant::now() < deadline,

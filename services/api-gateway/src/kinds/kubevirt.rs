@@ -102,8 +102,7 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
 }
 
 /// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
-const WITHOUT_EFFECT: [&str; 4] = [
-    "allowPostCopy",
+const WITHOUT_EFFECT: [&str; 3] = [
     "network",
     "unsafeMigrationOverride",
     "utilityVolumesTimeout",
@@ -125,12 +124,12 @@ mod tests {
     #[test]
     fn a_setting_without_effect_is_kept_with_a_warning() {
         let object = json!({"spec": {"configuration": {"migrations": {
-            "allowPostCopy": true, "unsafeMigrationOverride": false,
+            "allowPostCopy": true, "network": "a", "unsafeMigrationOverride": false,
         }}}});
         let warned = check(&object).unwrap();
         assert_eq!(
             warned,
-            ["spec.configuration.migrations.allowPostCopy has no effect"]
+            ["spec.configuration.migrations.network has no effect"]
         );
     }
 

@@ -406,6 +406,10 @@ mod tests {
                 "metadata.annotations[godwit.io/target-node]",
             ]
         );
-        assert!(status.message().contains("\"Live\", \"Pause\""));
+        assert!(
+            status
+                .message()
+                .contains("\"Live\", \"PostCopy\", \"Pause\"")
+        );
     }
 }

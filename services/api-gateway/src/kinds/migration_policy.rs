@@ -11,8 +11,6 @@ use super::{denied_fields, plain_cause, schema};
 
 const GROUP: &str = "migrations.kubevirt.io";
 const WEBHOOK: &str = "migration-policy-validator.kubevirt.io";
-/// Settings of KubeVirt that are kept, so that its objects can be carried over, and do nothing.
-const WITHOUT_EFFECT: [&str; 1] = ["allowPostCopy"];
 
 pub(crate) fn kind() -> Kind {
     Kind {
@@ -65,9 +63,7 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
     if !causes.is_empty() {
         return Err(denied_fields(WEBHOOK, causes));
     }
-    let set = WITHOUT_EFFECT.iter().filter(|key| spec[**key] == true);
-    let warnings = set.map(|key| format!("spec.{key} has no effect"));
-    Ok(warnings.collect())
+    Ok(vec![])
 }
 
 fn bandwidth_cause(bandwidth: &Value) -> Option<Cause> {
@@ -111,12 +107,5 @@ mod tests {
             ]
         );
         assert!(status.message().contains("must not be negative"));
-    }
-
-    #[test]
-    fn what_is_not_carried_out_is_said() {
-        let spec = json!({"allowPostCopy": true, "selectors": {}});
-        let warned = check(&json!({"spec": spec})).unwrap();
-        assert_eq!(warned, ["spec.allowPostCopy has no effect"]);
     }
 }

@@ -151,6 +151,7 @@ fn sort_out(found: &[(NodeName, Guest)]) -> Sorted {
     for (node, guest) in found {
         let method = match decide(&at_its_time(&guest.machine), node) {
             Decision::Migrate => Method::Live,
+            Decision::PostCopy => Method::PostCopy,
             Decision::Pause => Method::Pause,
             Decision::Restart => Method::Restart,
             Decision::Shutdown => {

@@ -161,6 +161,7 @@ impl<'a> Drain<'a> {
             let guest = *guest;
             let method = match decision {
                 Decision::Migrate => Method::Live,
+                Decision::PostCopy => Method::PostCopy,
                 Decision::Pause => Method::Pause,
                 Decision::Restart => {
                     self.restart(guest);

@@ -98,6 +98,7 @@ impl<'a> Drain<'a> {
                 },
                 Decision::Wait(_)
                 | Decision::Migrate
+                | Decision::PostCopy
                 | Decision::Pause
                 | Decision::Shutdown
                 | Decision::CallOff

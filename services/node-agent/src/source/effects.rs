@@ -49,6 +49,12 @@ impl Owner {
                 return Ok(None);
             }
             SourceEffect::BeginCopy => return Ok(self.begin().await),
+            SourceEffect::SwitchToPostcopy => match self.qmp().await {
+                Ok(qmp) => migrate::switch_to_postcopy(&qmp)
+                    .await
+                    .map_err(|e| chain(&e)),
+                Err(error) => Err(error),
+            },
             SourceEffect::ContinueSwitchover => match self.qmp().await {
                 // Refused when the copy has ended meanwhile, of which there is an event.
                 Ok(qmp) => migrate::continue_switchover(&qmp)
@@ -61,6 +67,7 @@ impl Owner {
                 Err(error) => Err(error),
             },
             SourceEffect::ResumeGuest => self.resume().await,
+            SourceEffect::EndGuest => self.end_guest(),
             SourceEffect::EndQemu => {
                 self.last_numbers().await;
                 // With the machine, in the next effect: its own task ends it.
@@ -84,9 +91,12 @@ impl Owner {
         let wanted = matches!(
             (effect, self.line.half.state()),
             (
-                SourceEffect::CancelCopy | SourceEffect::ContinueSwitchover,
+                SourceEffect::CancelCopy
+                    | SourceEffect::ContinueSwitchover
+                    | SourceEffect::SwitchToPostcopy,
                 SourceState::Copying | SourceState::Switching,
-            ) | (SourceEffect::ResumeGuest, SourceState::Resumed)
+            ) | (SourceEffect::EndGuest, SourceState::Lost)
+                | (SourceEffect::ResumeGuest, SourceState::Resumed)
                 | (SourceEffect::DropMachine, SourceState::Retired)
         );
         if wanted {
@@ -130,6 +140,9 @@ impl Owner {
             Ok(encrypted) => encrypted,
             Err(why) => return failed(why),
         };
+        if let Err(error) = migrate::allow_postcopy(&qmp, self.line.post_copy).await {
+            return failed(chain(&error));
+        }
         let (limits, directory) = (copy.limits(Duration::ZERO), vm.copy_key());
         let key = encrypted.then_some(directory.as_path());
         let begun = migrate::begin(&qmp, &copy.uri, limits, key).await;

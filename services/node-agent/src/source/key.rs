@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use godwit_qemu::secret::Key;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
-use godwit_rpc::agent::v1::{CopyKeyRequest, JobRef};
+use godwit_rpc::agent::v1::{CopyKey, CopyKeyRequest, JobRef};
 use godwit_rpc::client::{repeat, within};
 use godwit_rpc::{Code, Status};
 
@@ -23,7 +23,12 @@ impl Owner {
     /// A text for people: this copy may not begin.
     pub(super) async fn fetch_key(&mut self, copy: &CopyOrder, vm: &Vm) -> Result<bool, String> {
         let allowed = !self.host.config.encrypt_copies;
-        match self.ask_for_key().await {
+        let given = self.ask_for_key().await.map(|given| {
+            self.line.post_copy = copy.post_copy && given.post_copy;
+            given.key
+        });
+        let given = given.and_then(parsed);
+        match given {
             Ok(Some(key)) => {
                 vm.put_copy_key(&self.host, &key)?;
                 info!(job = %self.job, target = %copy.node, "copy is encrypted");
@@ -54,7 +59,7 @@ impl Owner {
         }
     }
 
-    async fn ask_for_key(&mut self) -> Result<Option<Key>, Status> {
+    async fn ask_for_key(&mut self) -> Result<CopyKey, Status> {
         if self.peer.is_none() {
             self.dial();
         }
@@ -72,11 +77,15 @@ impl Owner {
             let (mut client, request) = (client.clone(), within(left, wanted.clone()));
             async move { client.give_copy_key(request).await }
         });
-        let key = answer.await?.into_inner().key;
-        if key.is_empty() {
-            return Ok(None);
-        }
-        let strange = || Status::internal("what it gave is no key");
-        Key::from_bytes(&key).map(Some).ok_or_else(strange)
+        Ok(answer.await?.into_inner())
     }
+}
+
+/// The key that a target gave; `None` for a copy in the clear.
+pub(super) fn parsed(key: Vec<u8>) -> Result<Option<Key>, Status> {
+    if key.is_empty() {
+        return Ok(None);
+    }
+    let strange = || Status::internal("what it gave is no key");
+    Key::from_bytes(&key).map(Some).ok_or_else(strange)
 }

@@ -31,8 +31,11 @@ impl Owner {
         match &stamped.event {
             Event::Migration(status) => {
                 let completed = *status == MigrationStatus::Completed;
-                if completed {
+                let serves = *status == MigrationStatus::PostcopyActive;
+                if (completed || serves) && self.line.completed_at_us.is_none() {
                     self.line.completed_at_us = Some(half::micros(&stamped));
+                }
+                if completed {
                     self.end_pass(half::moment(&stamped));
                 }
                 if *status == MigrationStatus::PreSwitchover {
@@ -40,7 +43,7 @@ impl Owner {
                 }
                 let status = self.status(*status).await;
                 self.feed(SourceEvent::Copy(status)).await?;
-                if completed {
+                if completed || serves {
                     // For the last numbers, out of the way of the proof.
                     self.poll();
                 }
@@ -56,6 +59,7 @@ impl Owner {
                         .map(|copy| copy.limits(Duration::ZERO));
                     self.resending = limits.map(|limits| (Instant::now(), limits));
                 }
+                self.try_postcopy().await?;
                 self.poll();
             }
             Event::Stop if self.is_copying() => {
@@ -75,13 +79,14 @@ impl Owner {
         Ok(())
     }
 
-    /// An event's status with what only a question tells: why a copy failed.
+    /// An event's status with what only a question tells: why a copy failed, and whether one that was
+    /// said to serve was cancelled before that was read.
     pub(super) async fn status(&self, status: MigrationStatus) -> CopyStatus {
         let info = MigrationInfo {
             status,
             ..MigrationInfo::default()
         };
-        if status != MigrationStatus::Failed {
+        if status != MigrationStatus::Failed && !status.is_postcopy() {
             return info.copy_status();
         }
         match self.qmp().await {
@@ -184,6 +189,10 @@ impl Owner {
     pub(super) async fn note(&mut self, note: Note) -> Result<(), HalfError> {
         match note {
             Note::Polled(answer) => self.polled(*answer).await,
+            Note::Recovered(outcome) => {
+                self.recovered(outcome);
+                Ok(())
+            }
             Note::Proof(proof::Outcome::Taken) => self.feed(SourceEvent::ProofTaken).await,
             Note::Proof(proof::Outcome::Refused(why)) => {
                 info!(job = %self.job, why, "the target has no use for the proof");
@@ -198,7 +207,8 @@ impl Owner {
     ) -> Result<(), HalfError> {
         self.polling = false;
         let ended = self.line.half.state() == SourceState::Completed;
-        if !self.begun || !(ended || self.is_copying()) {
+        let serves = self.line.half.state() == SourceState::Serving;
+        if !self.begun || !(ended || serves || self.is_copying()) {
             return Ok(());
         }
         if !ended {
@@ -220,11 +230,15 @@ impl Owner {
                 self.host.metrics.copying(labels, &progress);
             }
         }
+        if serves {
+            self.mind_link(&info);
+        }
         let mut status = of_this_copy(&info, runstate);
         if status == CopyStatus::None {
             status = CopyStatus::Failed("the copy did not begin".to_owned());
         }
-        self.feed(SourceEvent::Copy(status)).await
+        self.feed(SourceEvent::Copy(status)).await?;
+        self.try_postcopy().await
     }
 
     /// Listens again when the connection to QEMU was made anew.
@@ -254,9 +268,15 @@ impl Owner {
         }
         let Some(vm) = vm else {
             return match state {
-                SourceState::Copying | SourceState::Switching => self.feed(SourceEvent::Gone).await,
+                SourceState::Copying | SourceState::Switching | SourceState::Serving => {
+                    self.feed(SourceEvent::Gone).await
+                }
                 SourceState::Completed | SourceState::Retired if last => {
                     self.feed(SourceEvent::Adopted(CopyStatus::Completed)).await
+                }
+                SourceState::ServerLost => {
+                    self.settle().await;
+                    Ok(())
                 }
                 SourceState::Absent
                 | SourceState::Completed
@@ -268,7 +288,11 @@ impl Owner {
         if let Some(machine) = &self.machine
             && matches!(
                 state,
-                SourceState::Copying | SourceState::Switching | SourceState::Completed
+                SourceState::Copying
+                    | SourceState::Switching
+                    | SourceState::Serving
+                    | SourceState::ServerLost
+                    | SourceState::Completed
             )
         {
             machine

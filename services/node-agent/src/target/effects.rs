@@ -59,6 +59,7 @@ impl Owner {
             }
             TargetEffect::KeepMachine => self.keep().await,
             TargetEffect::EndQemu => self.end().await,
+            TargetEffect::EndGuest => self.end_guest(),
         };
         match outcome {
             Ok(()) => self.trouble.clear(),
@@ -77,7 +78,7 @@ impl Owner {
         };
         let wanted = match effect {
             TargetEffect::Continue => self.line.half.state() == TargetState::Continuing,
-            TargetEffect::KeepMachine | TargetEffect::EndQemu => true,
+            TargetEffect::KeepMachine | TargetEffect::EndQemu | TargetEffect::EndGuest => true,
             TargetEffect::Journal | TargetEffect::StartQemu | TargetEffect::Announce => false,
         };
         if !wanted {
@@ -99,9 +100,10 @@ impl Owner {
         };
         self.launching = true;
         let (host, notes) = (Arc::clone(&self.host), self.notes.clone());
-        let (owner, encrypted) = (self.job.to_string(), self.line.encrypted);
+        let owner = self.job.to_string();
+        let how = (self.line.encrypted, self.line.post_copy);
         tokio::spawn(async move {
-            let launched = launch(&host, &spec, &owner, encrypted).await;
+            let launched = launch(&host, &spec, &owner, how).await;
             // This half may have ended; then the next one finds the process by its place.
             let _ = notes.send(Note::Launched(launched)).await;
         });
@@ -111,7 +113,7 @@ impl Owner {
         let began = Clock::now();
         let qmp = self.qmp().await?;
         // QEMU is paused before it says `completed`: who heard that needn't ask in a blackout.
-        let continued = if self.heard_completed {
+        let continued = if self.heard_loaded {
             qmp.cont().await.map_err(|error| chain(&error))
         } else {
             let asked = migrate::continue_guest(&qmp).await;
@@ -183,9 +185,11 @@ impl Owner {
             .keep(record, self.vm.clone())
             .await
             .map_err(|error| chain(&error))?;
-        // From here on it is a machine like any other.
-        self.vm = None;
-        self.events = None;
+        // From here on it is a machine like any other, but for memory that follows.
+        if self.line.half.state() != TargetState::Fetching {
+            self.vm = None;
+            self.events = None;
+        }
         Ok(())
     }
 
@@ -199,25 +203,38 @@ impl Owner {
     }
 }
 
+/// A QEMU that listens.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) vm: Vm,
+    pub(super) address: TargetAddress,
+    /// Why it can't do a post-copy; empty where it can, or needn't.
+    pub(super) no_post_copy: String,
+}
+
 /// Starts a paused QEMU and lets it listen.
 async fn launch(
     host: &Host,
     spec: &MachineSpec,
     owner: &str,
-    encrypted: bool,
-) -> Result<(Vm, TargetAddress), String> {
+    how: (bool, bool),
+) -> Result<Launched, String> {
     let vm = Vm::launch(host, spec, Role::Incoming, owner)
         .await
         .map_err(|error| chain(&error))?;
     let address = host.config.migration_address;
-    match listen(host, &vm, encrypted).await {
-        Ok(incoming) => {
+    match listen(host, &vm, how).await {
+        Ok((incoming, no_post_copy)) => {
             let address = TargetAddress {
                 uri: incoming.uri,
                 address: address.to_string(),
                 ports: vec![incoming.port],
             };
-            Ok((vm, address))
+            Ok(Launched {
+                vm,
+                address,
+                no_post_copy,
+            })
         }
         Err(why) => {
             vm.end(host).await.map_err(|error| chain(&error))?;
@@ -226,16 +243,27 @@ async fn launch(
     }
 }
 
-/// Lets a paused QEMU listen, with a new key when the copy is to be encrypted.
-async fn listen(host: &Host, vm: &Vm, encrypted: bool) -> Result<Incoming, String> {
+/// Lets a paused QEMU listen, with a new key when the copy is to be encrypted. A QEMU that can't do a
+/// post-copy listens all the same, and it is said why it can't.
+async fn listen(
+    host: &Host,
+    vm: &Vm,
+    (encrypted, post_copy): (bool, bool),
+) -> Result<(Incoming, String), String> {
     if encrypted {
         let key = Key::random().map_err(|error| format!("make a key: {error}"))?;
         vm.put_copy_key(host, &key)?;
     }
     let qmp = vm.monitor().await.map_err(|error| chain(&error))?;
+    let mut no_post_copy = String::new();
+    if post_copy && let Err(error) = migrate::allow_postcopy(&qmp, true).await {
+        no_post_copy = chain(&error);
+        warn!(why = no_post_copy, "no post-copy to this host");
+    }
     let directory = vm.copy_key();
     let key = encrypted.then_some(directory.as_path());
     let address = host.config.migration_address;
     let listening = migrate::prepare_incoming(&qmp, address, key).await;
-    listening.map_err(|error| chain(&error))
+    let incoming = listening.map_err(|error| chain(&error))?;
+    Ok((incoming, no_post_copy))
 }

@@ -31,8 +31,17 @@ pub(crate) struct KeyAsked {
     pub(crate) epoch: Epoch,
     /// For the source on this node.
     pub(crate) source: NodeName,
-    /// Where it goes. `None` stands for a copy that is taken in the clear.
-    pub(crate) give: oneshot::Sender<Option<Key>>,
+    /// Where it goes.
+    pub(crate) give: oneshot::Sender<Given>,
+}
+
+/// What the source of a copy is given.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// `None` stands for a copy that is taken in the clear.
+    pub(crate) key: Option<Key>,
+    /// Whether QEMU is ready for a post-copy.
+    pub(crate) post_copy: bool,
 }
 
 impl Owner {
@@ -52,7 +61,8 @@ impl Owner {
             false => None,
         };
         // Whoever asked may be gone.
-        let _ = asked.give.send(key);
+        let post_copy = self.line.post_copy && self.line.no_post_copy.is_empty();
+        let _ = asked.give.send(Given { key, post_copy });
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! restart.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -10,11 +11,15 @@ use godwit_model::migration::target::{LoadStatus, TargetEvent, TargetState};
 use godwit_qemu::qmp::{MigrationInfo, MigrationStatus, RunState};
 use godwit_qemu::{Event, QmpError, Stamped};
 
+use super::effects::Launched;
 use super::{Note, Owner, not_now};
 use crate::half::{self, HalfError};
 use crate::machines::Machine;
 use crate::text::chain;
 use crate::vm::{self, Vm};
+
+/// Pause before a QEMU is asked again that is about to pause: its guest stands still meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl Owner {
     pub(super) async fn event(&mut self, event: Option<Stamped>) -> Result<(), HalfError> {
@@ -25,7 +30,8 @@ impl Owner {
         };
         match &stamped.event {
             Event::Migration(MigrationStatus::Completed) => {
-                self.heard_completed = true;
+                self.heard_loaded = true;
+                self.follows = false;
                 self.feed(TargetEvent::Load(LoadStatus::Completed)).await
             }
             Event::Migration(MigrationStatus::Failed) => {
@@ -40,9 +46,23 @@ impl Owner {
                 }
                 Ok(())
             }
+            // Paused only a moment later, when all of it is loaded.
+            Event::Migration(MigrationStatus::PostcopyActive) => {
+                self.follows = true;
+                if let Some(vm) = &self.vm {
+                    vm.forget_copy_key();
+                }
+                self.look().await
+            }
             Event::Resume => {
-                self.line.running_at_us = Some(half::micros(&stamped));
-                self.feed(TargetEvent::Load(LoadStatus::Running)).await
+                if self.line.running_at_us.is_none() {
+                    self.line.running_at_us = Some(half::micros(&stamped));
+                }
+                let status = match self.follows {
+                    true => LoadStatus::Fetching,
+                    false => LoadStatus::Running,
+                };
+                self.feed(TargetEvent::Load(status)).await
             }
             Event::Missed => self.look().await,
             Event::Migration(_)
@@ -61,7 +81,12 @@ impl Owner {
         let Note::Launched(launched) = note;
         self.launching = false;
         match launched {
-            Ok((vm, address)) => {
+            Ok(Launched {
+                vm,
+                address,
+                no_post_copy,
+            }) => {
+                self.line.no_post_copy = no_post_copy;
                 self.line.place = vm.place().clone();
                 self.vm = Some(Arc::new(vm));
                 self.guard();
@@ -79,7 +104,13 @@ impl Owner {
             return Ok(());
         };
         match self.link(&vm).await {
-            Ok(status) => self.feed(TargetEvent::Load(status)).await,
+            Ok(status) => {
+                let waits = self.line.half.state() == TargetState::Prepared;
+                if self.follows && waits && status == LoadStatus::Active {
+                    self.look_at = Some(Instant::now() + LOOK_AGAIN);
+                }
+                self.feed(TargetEvent::Load(status)).await
+            }
             Err(error) => {
                 warn!(job = %self.job, %error, "qemu does not answer");
                 self.look_at = Some(Instant::now() + half::RETRY_AFTER);
@@ -92,11 +123,20 @@ impl Owner {
         let (qmp, events) = vm.events().await?;
         self.events = Some(events);
         let (info, machine) = tokio::join!(qmp.query_migrate(), qmp.query_status());
-        Ok(load_status(&info?, machine?.status))
+        let info = info?;
+        self.follows = info.status.is_postcopy();
+        let status = load_status(&info, machine?.status);
+        self.heard_loaded |= matches!(status, LoadStatus::Postcopy | LoadStatus::Completed);
+        Ok(status)
     }
 
     pub(super) async fn exited(&mut self) -> Result<(), HalfError> {
         self.events = None;
+        if self.line.half.state() == TargetState::Fetching {
+            // The machine's own task cleans up.
+            self.vm = None;
+            return self.feed(TargetEvent::Gone).await;
+        }
         if let Some(vm) = self.vm.take() {
             info!(job = %self.job, said = vm.last_words(), "incoming qemu ended");
             vm::clean(&self.host, vm.place()).await;
@@ -126,7 +166,10 @@ impl Owner {
                 .map(Arc::new),
         };
         if let Some(vm) = self.vm.clone() {
-            if matches!(state, TargetState::Discarded | TargetState::Lost { .. }) {
+            if matches!(
+                state,
+                TargetState::Discarded | TargetState::Lost { .. } | TargetState::MemoryLost
+            ) {
                 // It has to go, whatever it says.
                 return self.feed(TargetEvent::Adopted(LoadStatus::Active)).await;
             }
@@ -138,7 +181,9 @@ impl Owner {
             self.guard();
             return self.feed(TargetEvent::Adopted(status)).await;
         }
-        if self.line.place.process.is_none() {
+        if matches!(state, TargetState::Fetching | TargetState::MemoryLost) {
+            // What is left is the machine's, which was kept.
+        } else if self.line.place.process.is_none() {
             let owner = self.job.to_string();
             vm::end_unfinished(&self.host, &self.machine_id, &owner)
                 .await
@@ -148,20 +193,24 @@ impl Owner {
         }
         match state {
             TargetState::Preparing => self.feed(TargetEvent::Adopted(LoadStatus::Active)).await,
-            TargetState::Prepared | TargetState::Loaded | TargetState::Continuing => {
-                self.feed(TargetEvent::Gone).await
-            }
+            TargetState::Prepared
+            | TargetState::Loaded
+            | TargetState::Continuing
+            | TargetState::Fetching => self.feed(TargetEvent::Gone).await,
             TargetState::Absent
             | TargetState::Running
             | TargetState::Discarded
-            | TargetState::Lost { .. } => Ok(()),
+            | TargetState::Lost { .. }
+            | TargetState::MemoryLost => Ok(()),
         }
     }
 }
 
 fn load_status(info: &MigrationInfo, runstate: RunState) -> LoadStatus {
     match (info.status, runstate) {
+        (status, RunState::Running) if status.is_postcopy() => LoadStatus::Fetching,
         (_, RunState::Running) => LoadStatus::Running,
+        (status, RunState::Paused) if status.is_postcopy() => LoadStatus::Postcopy,
         (MigrationStatus::Completed, _) => LoadStatus::Completed,
         (MigrationStatus::Failed, _) => {
             let why = info.error_desc.clone();

@@ -175,6 +175,27 @@ impl Agent for Door {
         never()
     }
 
+    async fn abandon_target(
+        &self,
+        _request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        never()
+    }
+
+    async fn recover_copy(
+        &self,
+        _request: Request<wire::RecoverCopyRequest>,
+    ) -> Result<Response<wire::RecoveryPoint>, Status> {
+        never()
+    }
+
+    async fn switch_to_postcopy(
+        &self,
+        _request: Request<wire::JobRef>,
+    ) -> Result<Response<wire::SourceFact>, Status> {
+        never()
+    }
+
     async fn give_copy_key(
         &self,
         _: Request<wire::CopyKeyRequest>,

@@ -47,6 +47,8 @@ fn sources() -> Vec<Option<(SourceState, bool)>> {
         S::Absent,
         S::Copying,
         S::Switching,
+        S::Serving,
+        S::ServerLost,
         S::Completed,
         S::Resumed,
         S::Retired,
@@ -70,10 +72,12 @@ fn targets() -> Vec<Option<TargetState>> {
         Some(T::Prepared),
         Some(T::Loaded),
         Some(T::Continuing),
+        Some(T::Fetching),
         Some(T::Running),
         Some(T::Discarded),
         Some(T::Lost { continued: false }),
         Some(T::Lost { continued: true }),
+        Some(T::MemoryLost),
     ]
 }
 
@@ -182,7 +186,12 @@ fn a_target_that_ran_unrecorded_and_is_fenced_ends_the_job() {
 fn a_hand_over_needs_a_target_that_ran() {
     every_case(|job, s, t| {
         if to(&next(job, s, t)) == Some(JobState::HandedOver) {
-            let ran = [TargetState::Running, TargetState::Lost { continued: true }];
+            let ran = [
+                TargetState::Fetching,
+                TargetState::Running,
+                TargetState::Lost { continued: true },
+                TargetState::MemoryLost,
+            ];
             assert!(t.is_some_and(|t| ran.contains(&t)), "{s:?} {t:?}");
         }
     });
@@ -243,7 +252,12 @@ fn a_fence_never_reverts_a_source_nor_lets_a_machine_move_on() {
         let fine = match &fenced {
             Action::Record { to, .. } => undoing.contains(to),
             Action::Command(command) => {
-                [Command::DiscardTarget, Command::RetireSource].contains(command)
+                let ending = [
+                    Command::DiscardTarget,
+                    Command::RetireSource,
+                    Command::AbandonTarget,
+                ];
+                ending.contains(command)
             }
             Action::Wait(reason) => *reason == WaitReason::TargetSilent,
             Action::TakeTurn | Action::Reserve | Action::Done => false,
@@ -327,8 +341,10 @@ fn a_fenced_sources_copy_is_discarded_unless_it_continued() {
             return;
         }
         let expected = match t {
-            Some(TargetState::Running) => record(JobState::HandedOver, "too late to undo"),
-            Some(TargetState::Lost { continued: true }) => {
+            Some(TargetState::Running | TargetState::Fetching) => {
+                record(JobState::HandedOver, "too late to undo")
+            }
+            Some(TargetState::Lost { continued: true } | TargetState::MemoryLost) => {
                 record(JobState::HandedOver, "the target ran, and died")
             }
             Some(TargetState::Continuing) => Action::Wait(WaitReason::TargetContinuing),
@@ -415,4 +431,95 @@ fn a_cancel_that_comes_too_late_ends_in_a_hand_over() {
         Some(TargetState::Running),
     );
     assert_eq!(to(&at), Some(JobState::HandedOver));
+}
+
+/// What the target has not fetched is in the source's QEMU alone.
+#[test]
+fn a_server_of_pages_is_ended_only_when_the_target_needs_it_no_more() {
+    every_case(|job, s, t| {
+        let serves = s.is_some_and(|(s, _)| s == SourceState::Serving);
+        let step = next(job, s, t);
+        if serves && step == Action::Command(Command::RetireSource) {
+            let has_all_or_nothing = [
+                TargetState::Running,
+                TargetState::Lost { continued: true },
+                TargetState::MemoryLost,
+            ];
+            let ended = t.is_some_and(|t| has_all_or_nothing.contains(&t));
+            assert!(ended || (t.is_none() && job.target_fenced), "{job:?} {t:?}");
+        }
+        let orders = [Command::CancelCopy, Command::StartCopy].map(Action::Command);
+        assert!(!serves || !orders.contains(&step), "{job:?} {t:?}");
+    });
+}
+
+#[test]
+fn a_guest_that_went_over_by_post_copy_is_not_called_back() {
+    let serving = Some((SourceState::Serving, true));
+    for t in [TargetState::Prepared, TargetState::Loaded] {
+        for state in [JobState::SwitchAllowed, JobState::Aborting] {
+            let wanted = next(&job(state), serving, Some(t));
+            assert_eq!(wanted, Action::Wait(WaitReason::ProofUnderWay), "{state}");
+        }
+        let cancelled = next(&cancelled(JobState::Aborting), serving, Some(t));
+        assert_eq!(cancelled, Action::Wait(WaitReason::ProofUnderWay));
+    }
+}
+
+#[test]
+fn a_guest_is_abandoned_only_when_its_source_is_lost() {
+    every_case(|job, s, t| {
+        if next(job, s, t) == Action::Command(Command::AbandonTarget) {
+            assert_eq!(t, Some(TargetState::Fetching));
+            assert_eq!(job.state, JobState::HandedOver);
+            let lost = [
+                SourceState::ServerLost,
+                SourceState::Lost,
+                SourceState::Retired,
+            ];
+            let gone = s.is_some_and(|(s, _)| lost.contains(&s));
+            assert!(gone || (s.is_none() && job.source_fenced), "{job:?} {s:?}");
+        }
+    });
+}
+
+#[test]
+fn a_post_copy_succeeds_with_the_word_of_the_target_and_fails_where_the_memory_is_lost() {
+    let over = job(JobState::HandedOver);
+    let serving = Some((SourceState::Serving, true));
+    assert_eq!(
+        next(&over, serving, Some(TargetState::Fetching)),
+        Action::Wait(WaitReason::MemoryFollowing)
+    );
+    assert_eq!(
+        next(&over, serving, None),
+        Action::Wait(WaitReason::TargetSilent)
+    );
+    assert_eq!(
+        next(&over, serving, Some(TargetState::Running)),
+        Action::Command(Command::RetireSource)
+    );
+    let retired = Some((SourceState::Retired, true));
+    assert_eq!(
+        next(&over, retired, Some(TargetState::MemoryLost)),
+        record(JobState::Failed, MEMORY_LOST)
+    );
+    let silent = SourceFact {
+        post_copied: true,
+        ..SourceFact::bare(SourceState::Retired, true)
+    };
+    assert_eq!(
+        decide(&over, Some(&silent), None),
+        Action::Wait(WaitReason::TargetSilent)
+    );
+}
+
+#[test]
+fn a_job_that_is_handed_over_fails_only_when_the_memory_is_lost() {
+    every_case(|job, s, t| {
+        let step = next(job, s, t);
+        if job.state == JobState::HandedOver && to(&step) == Some(JobState::Failed) {
+            assert_eq!(t, Some(TargetState::MemoryLost), "{s:?}");
+        }
+    });
 }

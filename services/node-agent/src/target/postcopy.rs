@@ -1,0 +1,114 @@
+//! Post-copy at the target: how its link is mended, and how its guest ends when its source is lost.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use godwit_model::migration::grant::Refusal;
+use godwit_model::migration::target::{LoadStatus, TargetEvent, TargetState};
+use godwit_model::{Epoch, NodeName};
+use godwit_qemu::migrate;
+use godwit_qemu::secret::Key;
+
+use super::{Owner, not_now};
+use crate::half::HalfError;
+use crate::text::chain;
+
+/// How long QEMU may take to give up a link.
+const PART_LIMIT: Duration = Duration::from_millis(300);
+
+/// The source of a post-copy asks where it finds QEMU, since its link broke.
+#[derive(Debug)]
+pub(crate) struct MendAsked {
+    /// Under which owner of the job.
+    pub(crate) epoch: Epoch,
+    /// For the source on this node.
+    pub(crate) source: NodeName,
+    /// Where the answer goes.
+    pub(crate) give: oneshot::Sender<Mended>,
+}
+
+/// Where a source finds its target again.
+#[derive(Debug)]
+pub(crate) struct Mended {
+    pub(crate) uri: String,
+    /// `None` stands for a copy that is taken in the clear.
+    pub(crate) key: Option<Key>,
+}
+
+impl Owner {
+    /// Lets QEMU listen once more. Only commands that it takes past its main loop, which may wait for
+    /// a page that the source has.
+    pub(super) async fn listen_again(&mut self, asked: MendAsked) -> Result<(), HalfError> {
+        self.only_from(&asked.source)?;
+        let (mine, seen) = (asked.epoch, self.line.half.epoch());
+        if mine < seen {
+            return Err(Refusal::Fenced { mine, seen }.into());
+        }
+        let fetches = matches!(
+            self.line.half.state(),
+            TargetState::Loaded | TargetState::Continuing | TargetState::Fetching
+        );
+        let Some(vm) = self.vm.clone().filter(|_| fetches) else {
+            return Err(not_now("no memory is waited for here"));
+        };
+        let key = match self.line.encrypted {
+            true => {
+                let key = Key::random().map_err(|e| not_now(&format!("make a key: {e}")))?;
+                // QEMU reads it again when it is connected to.
+                vm.put_copy_key(&self.host, &key)
+                    .map_err(|why| not_now(&why))?;
+                Some(key)
+            }
+            false => None,
+        };
+        let qmp = vm.monitor().await.map_err(|e| not_now(&chain(&e)))?;
+        // A source that lost its link knows that first, when the network is silent.
+        if qmp.migrate_pause().await.is_ok() {
+            tokio::time::sleep(PART_LIMIT).await;
+        }
+        let address = free_address(SocketAddr::new(self.host.config.migration_address, 0))?;
+        let uri = migrate::listen_again(&qmp, address)
+            .await
+            .map_err(|error| not_now(&chain(&error)))?;
+        info!(job = %self.job, uri, "waiting for the source of the post-copy");
+        // Whoever asked may be gone.
+        let _ = asked.give.send(Mended { uri, key });
+        Ok(())
+    }
+
+    /// Ends the guest, unless QEMU says that it has all its memory.
+    pub(super) async fn abandon(&mut self, epoch: Epoch) -> Result<(), HalfError> {
+        if self.line.half.state() == TargetState::Fetching
+            && let Some(vm) = self.vm.clone()
+        {
+            // One that doesn't answer waits for a page.
+            match tokio::time::timeout(PART_LIMIT, self.link(&vm)).await {
+                Ok(Ok(status @ (LoadStatus::Completed | LoadStatus::Running))) => {
+                    self.feed(TargetEvent::Load(status)).await?;
+                }
+                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err(error)) => warn!(job = %self.job, %error, "qemu does not answer"),
+            }
+        }
+        self.feed(TargetEvent::Abandon { epoch }).await
+    }
+
+    /// Ends the QEMU of a guest that can't go on: its machine crashed here, and its task cleans up.
+    pub(super) fn end_guest(&mut self) -> Result<(), String> {
+        let Some(vm) = &self.vm else { return Ok(()) };
+        vm.kill().map_err(|error| chain(&error))?;
+        self.vm = None;
+        self.events = None;
+        Ok(())
+    }
+}
+
+/// An address that nobody listens on. QEMU can't be asked which port it chose itself: its main loop
+/// may wait.
+fn free_address(host: SocketAddr) -> Result<SocketAddr, HalfError> {
+    let found = TcpListener::bind(host).and_then(|listener| listener.local_addr());
+    found.map_err(|error| not_now(&format!("find a port: {error}")))
+}
