@@ -43,7 +43,7 @@ const MUTANTS: [Mutant; 5] = [
     },
     Mutant {
         guard: "a source is reverted only after the target's tombstone",
-        file: "crates/model/src/migration/decide.rs",
+        file: "crates/model/src/migration/decide/undo.rs",
         from: "        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),\n        Some(\n",
         to: "        Some(_) => Action::Command(Command::RevertSource),\n        #[allow(unreachable_patterns)]\n        Some(\n",
         check: MODEL_CHECK,

@@ -140,9 +140,10 @@ impl Config {
             Guard::StoppedGuest | Guard::NeededServer | Guard::ServingIsWritten
         );
         Self {
-            takeovers: match guard {
-                Guard::ServingIsWritten => 0,
-                _ => 1,
+            takeovers: if matches!(guard, Guard::ServingIsWritten) {
+                0
+            } else {
+                1
             },
             crashes,
             losses: 0,

@@ -4,6 +4,8 @@
 //! of them the agent may crash. QEMU behaves as measured: a copy that fails or is cancelled lets
 //! the guest run by itself, one that is complete never does.
 
+mod qemu;
+
 use std::collections::VecDeque;
 
 use godwit_model::migration::decide::Command;
@@ -14,7 +16,7 @@ use crate::Migration;
 use crate::config::Guard;
 use crate::fleet::retry_is_wanted;
 use crate::halves::{HalfId, Outgoing, SourceInput, source_input};
-use crate::state::{SourceAgent, SourceQemu, SourceWord, State, TargetQemu};
+use crate::state::{SourceAgent, SourceQemu, SourceWord, State};
 
 /// After how many effects the agent crashes; `None` when it doesn't.
 pub type Cut = Option<u8>;
@@ -104,7 +106,7 @@ impl Migration {
             | SourceStep::Fails
             | SourceStep::Serves
             | SourceStep::Parts
-            | SourceStep::Dies => source_qemu(state, step),
+            | SourceStep::Dies => qemu::source_qemu(state, step),
             SourceStep::Recovers => self.recover(state),
             SourceStep::AgentStarts => {
                 if state.source.agent.is_some() || state.source.lost {
@@ -407,23 +409,6 @@ impl Migration {
             )
         })
     }
-
-    /// The agents mend a broken link: as in `node-agent/src/source/postcopy.rs`.
-    fn recover(&self, state: &mut State) -> Option<()> {
-        let source = state.source.agent.as_ref().filter(|a| !a.adopting)?;
-        let target = state.target.agent.as_ref().filter(|a| !a.adopting)?;
-        let serves = self.source_word(source.half).0 == SourceState::Serving;
-        let fetches = matches!(
-            self.target_word(target.half),
-            TargetState::Loaded | TargetState::Continuing | TargetState::Fetching
-        );
-        let parted = state.source.qemu == SourceQemu::Parted;
-        if !(serves && fetches && parted && target.attached && state.target.qemu.lacks()) {
-            return None;
-        }
-        state.source.qemu = SourceQemu::Serving;
-        Some(())
-    }
 }
 
 /// Whether what QEMU says of its copy matters to a half.
@@ -456,51 +441,6 @@ fn hold(state: &mut State) {
 pub(crate) fn source_crash(state: &mut State) -> Option<()> {
     state.source.agent.take()?;
     state.crashes = state.crashes.checked_sub(1)?;
-    Some(())
-}
-
-fn source_qemu(state: &mut State, step: SourceStep) -> Option<()> {
-    let source = &mut state.source;
-    let listens = matches!(state.target.qemu, TargetQemu::Incoming | TargetQemu::Loaded);
-    match (step, source.qemu) {
-        (SourceStep::Converges, SourceQemu::Active) if listens => {
-            source.turn(SourceQemu::PreSwitchover);
-        }
-        (SourceStep::Completes, SourceQemu::Device) if source.confirmed => {
-            source.turn(SourceQemu::Completed);
-            source.completed = true;
-        }
-        (SourceStep::Fails, qemu) if qemu.copies() => source.turn(SourceQemu::Failed),
-        // What was sent as a whole is loaded as a whole.
-        (SourceStep::Serves, SourceQemu::Device)
-            if source.postcopy && !source.confirmed && state.target.qemu != TargetQemu::Loaded =>
-        {
-            source.sent = false;
-            // A target that is gone when QEMU switches: the one moment in which a link costs memory.
-            source.package = state.target.qemu == TargetQemu::Incoming;
-            state.broke |= !source.package;
-            source.turn(SourceQemu::Serving);
-            source.completed = true;
-        }
-        (SourceStep::Completes, SourceQemu::Serving) if source.confirmed => {
-            source.turn(SourceQemu::Completed);
-        }
-        (SourceStep::Parts, SourceQemu::Serving) => {
-            state.broke = true;
-            source.package = false;
-            source.qemu = SourceQemu::Parted;
-        }
-        (SourceStep::Fails, SourceQemu::Serving | SourceQemu::Parted) => {
-            state.broke = true;
-            source.package = false;
-            source.turn(SourceQemu::Failed);
-        }
-        (SourceStep::Dies, qemu) if qemu != SourceQemu::Gone => {
-            state.deaths = state.deaths.checked_sub(1)?;
-            source.qemu = SourceQemu::Gone;
-        }
-        _ => return None,
-    }
     Some(())
 }
 

@@ -119,9 +119,10 @@ impl Migration {
             | TargetStep::Ticks
             | TargetStep::ProofArrives => {
                 let input = self.target_event(state, step)?;
-                // A target that loses patience with a link that is silent from the start.
-                let post_copies = state.source.postcopy || state.source.qemu.serves();
-                state.broke |= step == TargetStep::Ticks && post_copies;
+                // A target that loses patience with a copy under way: `node-agent/src/target.rs` has no
+                // deadline for one in use.
+                let under_way = state.source.qemu.copies() || state.source.qemu.serves();
+                state.broke |= step == TargetStep::Ticks && self.config.post_copy && under_way;
                 self.target_react(state, input, cut)?;
                 self.answer_proof(state, step);
                 Some(())
@@ -458,9 +459,10 @@ impl Migration {
                 }
             }
             (TargetStep::Fetches, qemu) if qemu.lacks() && source == SourceQemu::Serving => {
-                target.qemu = match qemu {
-                    TargetQemu::Fetching => TargetQemu::Running,
-                    _ => TargetQemu::Loaded,
+                let runs = qemu == TargetQemu::Fetching;
+                target.qemu = match runs {
+                    true => TargetQemu::Running,
+                    false => TargetQemu::Loaded,
                 };
                 state.source.confirmed = true;
             }

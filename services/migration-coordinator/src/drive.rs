@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::drives::Bells;
 use crate::hosts::{self, HostWatch};
+use crate::resort;
 use crate::shared::{Limits, Shared};
 use crate::step::{self, Outcome};
 use crate::terms::Terms;
@@ -182,7 +183,7 @@ impl Drive {
             self.fences = self.shared.ledger.job_fences(&self.lease.job.id).await?;
         }
         let action = self.decide(&facts);
-        step::last_resort(self, &facts).await?;
+        resort::last_resort(self, &facts).await?;
         if !matches!(action, Action::Wait(_)) {
             let (job, state) = (&self.lease.job.id, self.lease.job.state);
             debug!(%job, %state, ?action, "decided");

@@ -8,6 +8,7 @@ mod drive;
 mod drives;
 mod hosts;
 mod queue;
+mod resort;
 mod server;
 mod shared;
 mod step;

@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_ledger::{JobRow, Lease, LedgerError, Recorded, Tx};
-use godwit_model::limits::DOWNTIME_MAX_MS;
 use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::queue::{self, Turn};
-use godwit_model::migration::source::SourceState;
 use godwit_model::migration::target::TargetState;
 use godwit_model::{Bytes, Epoch};
 use godwit_rpc::agent::v1 as wire;
@@ -21,8 +19,9 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
-use crate::drive::{Drive, JobFacts, Resort};
+use crate::drive::{Drive, JobFacts};
 use crate::hosts;
+use crate::resort;
 use crate::story;
 use crate::terms::{self, Terms, Wishes};
 use crate::trace::{self, Move};
@@ -202,7 +201,7 @@ async fn record_in(
     };
     let moves = committed.inspect_err(|_| drive.lease.job = before)?;
     if moves.iter().any(|moved| moved.to.0 == JobState::Prepared) {
-        say_no_post_copy(drive, facts).await?;
+        resort::say_no_post_copy(drive, facts).await?;
     }
     let terms = Terms::of(&drive.lease.job);
     for moved in &moves {
@@ -351,76 +350,6 @@ async fn order(drive: &mut Drive, command: Command) -> Result<Outcome, LedgerErr
     Ok(Outcome::Wait)
 }
 
-/// Brings a copy that reached its time limit to its end, where that is allowed: by post-copy where the
-/// target can, or else its guest stands still until the rest is there. Neither order is a step of the
-/// protocol: no guest goes over without the permission.
-///
-/// # Errors
-/// The ledger's, when users could not be told.
-pub(crate) async fn last_resort(drive: &mut Drive, facts: &JobFacts) -> Result<(), LedgerError> {
-    let copying = facts.source.as_ref();
-    let copying = copying.is_some_and(|fact| fact.state == SourceState::Copying);
-    let (Some(why), Some(source)) = (drive.convergence.last_resort(), &drive.source) else {
-        return Ok(());
-    };
-    if drive.resorted.is_some() || !copying {
-        return Ok(());
-    }
-    let target = facts.target.as_ref();
-    let no_post_copy = target.map(|fact| fact.no_post_copy.as_str());
-    let resort = match drive.limits().wire.post_copy && no_post_copy == Some("") {
-        true => Resort::PostCopy,
-        false => Resort::Pause,
-    };
-    let job = &drive.lease.job;
-    let reference = hosts::job_ref(job, drive.lease.epoch);
-    let mut agent = source.agent();
-    let ordered = match resort {
-        Resort::PostCopy => agent.switch_to_postcopy(timed(job, reference)).await,
-        Resort::Pause => {
-            let request = wire::RaiseDowntimeLimitRequest {
-                job: Some(reference),
-                downtime_limit_ms: DOWNTIME_MAX_MS,
-            };
-            agent.raise_downtime_limit(timed(job, request)).await
-        }
-    };
-    if let Err(status) = ordered {
-        let id = &job.id;
-        warn!(job = %id, ?resort, message = status.message(), "the copy could not be ended");
-        return Ok(());
-    }
-    let (reason, note) = match resort {
-        Resort::PostCopy => (
-            "PostCopyToComplete",
-            format!("{why}; the guest goes over, and the rest of its memory follows"),
-        ),
-        Resort::Pause => (
-            "PausedToComplete",
-            format!("{why}; the guest is paused until the rest is there"),
-        ),
-    };
-    let mut tx = drive.shared.ledger.begin().await?;
-    story::warn(&mut tx, job, reason, &note).await?;
-    tx.commit().await?;
-    drive.resorted = Some(resort);
-    Ok(())
-}
-
-/// Says on the migration that it goes on without post-copy, since its target can't.
-async fn say_no_post_copy(drive: &Drive, facts: &JobFacts) -> Result<(), LedgerError> {
-    let why = facts.target.as_ref().map(|fact| fact.no_post_copy.as_str());
-    let Some(why) = why.filter(|why| !why.is_empty()) else {
-        return Ok(());
-    };
-    let job = &drive.lease.job;
-    let note = format!("the target can't take part in a post-copy: {why}");
-    let mut tx = drive.shared.ledger.begin().await?;
-    story::warn(&mut tx, job, "PostCopyUnavailable", &note).await?;
-    tx.commit().await?;
-    Ok(())
-}
-
 async fn to_target(drive: &mut Drive, command: Command) -> Result<(), Status> {
     let job = &drive.lease.job;
     let reference = hosts::job_ref(job, drive.lease.epoch);
@@ -497,7 +426,7 @@ fn copy_request(drive: &Drive, job: wire::JobRef) -> Result<wire::StartCopyReque
 }
 
 /// A call that is a part of the step that the job is in.
-fn timed<T>(job: &JobRow, message: T) -> Request<T> {
+pub(crate) fn timed<T>(job: &JobRow, message: T) -> Request<T> {
     let mut request = client::within(CALL_MAX, message);
     client::part_of(&mut request, &trace::of_step(job));
     request

@@ -1,6 +1,8 @@
 //! The agent's gRPC door: convert, check who asks, call one thing, convert back.
 
-use std::net::SocketAddr;
+mod copy;
+mod refusal;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,18 +21,18 @@ use godwit_rpc::agent::v1::hooks_server::HooksServer;
 use godwit_rpc::convert::{self, JobRef};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::{Request, Response, Routes, Status, async_trait};
-
 use godwit_runtime::failpoint;
-use godwit_runtime::telemetry::trace_context;
+
+use copy::copy_order;
+pub(crate) use refusal::refused_half;
+use refusal::refused_machine;
 
 use crate::half::HalfError;
 use crate::hooks;
 use crate::host::Host;
 use crate::machines::{Machine, MachineError};
 use crate::report::{is_arriving, machine_report, machines};
-use crate::source::{self, CopyOrder};
-use crate::text::chain;
-use crate::vm::LaunchError;
+use crate::source;
 use crate::{check, inspect, target, watch};
 
 /// Longest wait for a QEMU to listen.
@@ -440,39 +442,6 @@ impl Agent for Server {
     }
 }
 
-fn copy_order(request: wire::StartCopyRequest) -> Result<CopyOrder, Status> {
-    let node = NodeName::parse(request.target_node);
-    let node = node.map_err(|e| Status::invalid_argument(format!("target_node: {e}")))?;
-    if request.target_agent.is_empty() {
-        return Err(missing("target_agent"));
-    }
-    // QEMU would take a command or a file there, too.
-    let target = request.target_uri.strip_prefix("tcp:");
-    let target = target.and_then(|target| target.parse::<SocketAddr>().ok());
-    if target.is_none() {
-        return Err(Status::invalid_argument(
-            "target_uri must be tcp:ADDRESS:PORT",
-        ));
-    }
-    let limits = request.limits.unwrap_or_default();
-    Ok(CopyOrder {
-        node,
-        uri: request.target_uri,
-        agent: request.target_agent,
-        bandwidth: limits.bandwidth,
-        downtime: match limits.downtime_limit_ms {
-            // QEMU's own default.
-            0 => Duration::from_millis(300),
-            given => Duration::from_millis(given.into()),
-        },
-        auto_converge: limits.auto_converge,
-        at_once: false,
-        post_copy: limits.post_copy,
-        post_copy_at_once: limits.post_copy && limits.post_copy_at_once,
-        trace: trace_context(),
-    })
-}
-
 fn bytes(key: Option<&Key>) -> Vec<u8> {
     key.map_or_else(Vec::new, |key| key.as_bytes().to_vec())
 }
@@ -500,42 +469,4 @@ fn machine_id(text: String) -> Result<MachineId, Status> {
 
 fn missing(field: &str) -> Status {
     Status::invalid_argument(format!("{field} is missing"))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-pub(crate) fn refused_half(error: HalfError) -> Status {
-    match &error {
-        HalfError::Refused(refusal) => convert::refused(refusal),
-        HalfError::NotNow(why) => Status::failed_precondition(why.clone()),
-        HalfError::Denied(why) => Status::permission_denied(why.clone()),
-        HalfError::NoRoom(why) => Status::resource_exhausted(why.clone()),
-        HalfError::Log(_) | HalfError::Closed => Status::unavailable(chain(&error)),
-    }
-}
-
-fn refused_machine(error: MachineError) -> Status {
-    let text = chain(&error);
-    match error {
-        MachineError::Absent(_) => Status::not_found(text),
-        MachineError::Fenced { .. } => Status::aborted(text),
-        MachineError::NotNow(_) => Status::failed_precondition(text),
-        MachineError::Launch(launch) => match launch {
-            LaunchError::Network(_)
-            | LaunchError::Image(_)
-            | LaunchError::Path(_)
-            | LaunchError::Disk(_)
-            | LaunchError::Confine(_)
-            | LaunchError::Pages(_)
-            | LaunchError::Seed(_)
-            | LaunchError::Line(_)
-            | LaunchError::Occupied(_) => Status::failed_precondition(text),
-            LaunchError::Tap(_)
-            | LaunchError::Directory(_)
-            | LaunchError::Process(_)
-            | LaunchError::Start(_) => Status::internal(text),
-        },
-        MachineError::Qemu(_) | MachineError::Process(_) | MachineError::Record(_) => {
-            Status::internal(text)
-        }
-    }
 }

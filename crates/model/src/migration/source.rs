@@ -12,6 +12,7 @@
 //! QEMU has no running guest to go back to, whatever becomes of the copy. Until its QEMU serves pages
 //! the guest may go on here, by [`SourceEffect::ResumeGuest`] alone; afterwards never.
 
+mod postcopy;
 mod words;
 
 pub use words::{CopyStatus, SourceEffect, SourceEvent, SourceState};
@@ -220,30 +221,6 @@ impl Source {
         }
     }
 
-    /// With the permission on disk only: the guest stands still from here on.
-    fn postcopy(&mut self, now: Duration) -> Result<Vec<SourceEffect>, Refusal> {
-        match self.state {
-            SourceState::Copying if self.allowed && !self.cancelling => {
-                self.state = SourceState::Switching;
-                Ok(self.stop_for_postcopy(now))
-            }
-            SourceState::Absent | SourceState::Copying => Err(self.not_now()),
-            SourceState::Switching
-            | SourceState::Serving
-            | SourceState::ServerLost
-            | SourceState::Completed
-            | SourceState::Resumed
-            | SourceState::Retired
-            | SourceState::Lost => Ok(vec![]),
-        }
-    }
-
-    fn stop_for_postcopy(&mut self, now: Duration) -> Vec<SourceEffect> {
-        self.postcopy = Postcopy::Stopping;
-        self.deadline = Some(now + self.device_max());
-        vec![SourceEffect::Journal, SourceEffect::SwitchToPostcopy]
-    }
-
     fn cancel(&mut self) -> Result<Vec<SourceEffect>, Refusal> {
         match self.state {
             // Never started: say so for ever, so that a late start under this epoch does nothing.
@@ -341,51 +318,6 @@ impl Source {
                 self.ended(reason)
             }
         }
-    }
-
-    /// QEMU serves pages: the guest is the target's, and no failure of QEMU brings it back.
-    fn serving(&mut self) -> Vec<SourceEffect> {
-        self.state = SourceState::Serving;
-        self.postcopy = Postcopy::Served;
-        self.deadline = None;
-        if !self.allowed {
-            return vec![SourceEffect::Journal];
-        }
-        // On disk before it is said, other than in pre-copy: a QEMU that fails later looks to an
-        // agent that was restarted like one whose guest may go on.
-        vec![SourceEffect::Journal, SourceEffect::SendProof]
-    }
-
-    /// What became of a server of pages.
-    fn served(&mut self, status: CopyStatus) -> Vec<SourceEffect> {
-        match status {
-            CopyStatus::Completed => {
-                self.state = SourceState::Completed;
-                vec![SourceEffect::Journal]
-            }
-            CopyStatus::Failed(reason) => self.server_lost(reason),
-            CopyStatus::Cancelled => self.server_lost("QEMU gave the post-copy up".to_owned()),
-            CopyStatus::None
-            | CopyStatus::Active
-            | CopyStatus::PreSwitchover
-            | CopyStatus::Device
-            | CopyStatus::Serving => vec![],
-        }
-    }
-
-    fn server_lost(&mut self, reason: String) -> Vec<SourceEffect> {
-        self.state = SourceState::ServerLost;
-        self.reason = reason;
-        vec![SourceEffect::Journal]
-    }
-
-    /// The copy ended, and QEMU has resumed the guest, unless it was stopped for a post-copy.
-    fn ended(&mut self, reason: String) -> Vec<SourceEffect> {
-        let mut effects = self.resumed(reason);
-        if self.postcopy != Postcopy::No {
-            effects.push(SourceEffect::ResumeGuest);
-        }
-        effects
     }
 
     fn pre_switchover(&mut self, now: Duration) -> Vec<SourceEffect> {

@@ -267,10 +267,12 @@ impl Fleet {
             Command::RevertSource => SourceEvent::Revert { epoch },
             Command::RetireSource => SourceEvent::Retire { epoch },
             Command::PrepareTarget | Command::DiscardTarget | Command::AbandonTarget => {
-                let event = match command {
-                    Command::PrepareTarget => TargetEvent::Prepare { epoch },
-                    Command::AbandonTarget => TargetEvent::Abandon { epoch },
-                    _ => TargetEvent::Discard { epoch },
+                let event = if command == Command::PrepareTarget {
+                    TargetEvent::Prepare { epoch }
+                } else if command == Command::AbandonTarget {
+                    TargetEvent::Abandon { epoch }
+                } else {
+                    TargetEvent::Discard { epoch }
                 };
                 self.target_open(node, job);
                 self.target_post(node, job, event, Some(answer));

@@ -27,7 +27,7 @@ impl Owner {
             self.line.post_copy = copy.post_copy && given.post_copy;
             given.key
         });
-        let given = given.and_then(parsed);
+        let given = given.and_then(|key| parsed(&key));
         match given {
             Ok(Some(key)) => {
                 vm.put_copy_key(&self.host, &key)?;
@@ -82,10 +82,10 @@ impl Owner {
 }
 
 /// The key that a target gave; `None` for a copy in the clear.
-pub(super) fn parsed(key: Vec<u8>) -> Result<Option<Key>, Status> {
+pub(super) fn parsed(key: &[u8]) -> Result<Option<Key>, Status> {
     if key.is_empty() {
         return Ok(None);
     }
     let strange = || Status::internal("what it gave is no key");
-    Key::from_bytes(&key).map(Some).ok_or_else(strange)
+    Key::from_bytes(key).map(Some).ok_or_else(strange)
 }

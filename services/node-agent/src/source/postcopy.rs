@@ -167,7 +167,10 @@ impl Owner {
     }
 
     fn mend(&mut self) {
-        let (due, pause) = self.link.next.unwrap_or((Instant::now(), MEND_FIRST));
+        let (due, pause) = self
+            .link
+            .next
+            .unwrap_or_else(|| (Instant::now(), MEND_FIRST));
         if self.link.mending || Instant::now() < due {
             return;
         }
@@ -221,7 +224,7 @@ async fn mend(
     let answer = target.recover_copy(within(ASK_LIMIT, wanted)).await;
     let point = answer.map_err(|status| status.message().to_owned())?;
     let point = point.into_inner();
-    let key = parsed(point.key).map_err(|status| status.message().to_owned())?;
+    let key = parsed(&point.key).map_err(|status| status.message().to_owned())?;
     let directory = vm.copy_key();
     if let Some(key) = &key {
         vm.put_copy_key(host, key)?;
