@@ -298,33 +298,11 @@ impl Migration {
                 source.turn(SourceQemu::Active);
                 true
             }
-            SourceEffect::SwitchToPostcopy => {
-                if source.qemu == SourceQemu::Active {
-                    source.stopped = self.config.keeps(Guard::StoppedGuest);
-                    source.postcopy = true;
-                }
-                source.qemu != SourceQemu::Gone
-            }
-            SourceEffect::ContinueSwitchover => {
-                let waits = source.qemu == SourceQemu::PreSwitchover;
-                if waits {
-                    source.sent = true;
-                    source.turn(SourceQemu::Device);
-                }
-                waits
-            }
-            SourceEffect::CancelCopy => {
-                if source.qemu.copies() {
-                    source.turn(SourceQemu::Cancelled);
-                }
-                source.qemu != SourceQemu::Gone
-            }
-            SourceEffect::ResumeGuest => {
-                if source.qemu == SourceQemu::Completed {
-                    source.qemu = SourceQemu::Resumed;
-                }
-                source.stopped = false;
-                source.runs()
+            SourceEffect::SwitchToPostcopy
+            | SourceEffect::ContinueSwitchover
+            | SourceEffect::CancelCopy
+            | SourceEffect::ResumeGuest => {
+                source.obey(effect, self.config.keeps(Guard::StoppedGuest))
             }
             SourceEffect::EndGuest => {
                 if agent.process {
@@ -425,6 +403,46 @@ impl crate::state::SourceHost {
         self.qemu = to;
         if let Some(agent) = self.agent.as_mut().filter(|agent| agent.begun) {
             agent.shown |= bit(said(to));
+        }
+    }
+
+    /// Does what QEMU alone is told; whether that was possible. `stops` the guest before post-copy.
+    fn obey(&mut self, effect: SourceEffect, stops: bool) -> bool {
+        match effect {
+            SourceEffect::SwitchToPostcopy => {
+                if self.qemu == SourceQemu::Active {
+                    self.stopped = stops;
+                    self.postcopy = true;
+                }
+                self.qemu != SourceQemu::Gone
+            }
+            SourceEffect::ContinueSwitchover => {
+                let waits = self.qemu == SourceQemu::PreSwitchover;
+                if waits {
+                    self.sent = true;
+                    self.turn(SourceQemu::Device);
+                }
+                waits
+            }
+            SourceEffect::CancelCopy => {
+                if self.qemu.copies() {
+                    self.turn(SourceQemu::Cancelled);
+                }
+                self.qemu != SourceQemu::Gone
+            }
+            SourceEffect::ResumeGuest => {
+                if self.qemu == SourceQemu::Completed {
+                    self.qemu = SourceQemu::Resumed;
+                }
+                self.stopped = false;
+                self.runs()
+            }
+            SourceEffect::Journal
+            | SourceEffect::SendProof
+            | SourceEffect::BeginCopy
+            | SourceEffect::EndGuest
+            | SourceEffect::EndQemu
+            | SourceEffect::DropMachine => false,
         }
     }
 }

@@ -153,15 +153,7 @@ impl Migration {
                 Some(TargetInput::PrepareFailed)
             }
             TargetStep::SeesLoaded if agent.shown && half == TargetState::Prepared => {
-                Some(TargetInput::Load(match qemu {
-                    TargetQemu::Partial => Incoming::Postcopy,
-                    TargetQemu::None
-                    | TargetQemu::Starting
-                    | TargetQemu::Incoming
-                    | TargetQemu::Loaded
-                    | TargetQemu::Fetching
-                    | TargetQemu::Running => Incoming::Completed,
-                }))
+                Some(TargetInput::Load(loaded(qemu)))
             }
             TargetStep::SeesAll
                 if agent.attached
@@ -176,15 +168,7 @@ impl Migration {
             TargetStep::SeesRunning
                 if agent.attached && qemu.runs() && half == TargetState::Continuing =>
             {
-                Some(TargetInput::Load(match qemu {
-                    TargetQemu::Fetching => Incoming::Fetching,
-                    TargetQemu::None
-                    | TargetQemu::Starting
-                    | TargetQemu::Incoming
-                    | TargetQemu::Partial
-                    | TargetQemu::Loaded
-                    | TargetQemu::Running => Incoming::Running,
-                }))
+                Some(TargetInput::Load(going_on(qemu)))
             }
             TargetStep::SeesEnd if agent.attached && qemu == TargetQemu::None => {
                 agent.attached = false;
@@ -484,4 +468,30 @@ pub(crate) fn target_crash(state: &mut State) -> Option<()> {
     state.target.agent.take()?;
     state.crashes = state.crashes.checked_sub(1)?;
     Some(())
+}
+
+/// What a QEMU says that has taken a copy and waits.
+fn loaded(qemu: TargetQemu) -> Incoming {
+    match qemu {
+        TargetQemu::Partial => Incoming::Postcopy,
+        TargetQemu::None
+        | TargetQemu::Starting
+        | TargetQemu::Incoming
+        | TargetQemu::Loaded
+        | TargetQemu::Fetching
+        | TargetQemu::Running => Incoming::Completed,
+    }
+}
+
+/// What a QEMU says whose guest goes on.
+fn going_on(qemu: TargetQemu) -> Incoming {
+    match qemu {
+        TargetQemu::Fetching => Incoming::Fetching,
+        TargetQemu::None
+        | TargetQemu::Starting
+        | TargetQemu::Incoming
+        | TargetQemu::Partial
+        | TargetQemu::Loaded
+        | TargetQemu::Running => Incoming::Running,
+    }
 }
