@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_ledger::{NewObject, ObjectKey};
+use godwit_ledger::{LedgerError, NewObject, ObjectKey, retry};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -132,7 +132,8 @@ impl Driver<'_> {
         let (mut done, mut since) = (0, Instant::now());
         loop {
             tokio::time::sleep(POLL).await; // poll
-            let status = self.rolling().await?;
+            // A busy machine may leave a reader without a connection.
+            let status = retry(|| self.rolling()).await?;
             let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
             let over = nodes.iter().filter(|node| node["state"] == "Done").count();
             if over > done {
@@ -153,9 +154,9 @@ impl Driver<'_> {
         }
     }
 
-    async fn rolling(&self) -> Result<Value> {
+    async fn rolling(&self) -> Result<Value, LedgerError> {
         let all = self.plane.ledger.list(ROLLINGS).await?;
-        let one = all.into_iter().next().context("it is gone")?;
+        let one = all.into_iter().next().ok_or(LedgerError::NotFound)?;
         Ok(one.status.unwrap_or_default())
     }
 
