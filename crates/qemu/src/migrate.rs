@@ -22,6 +22,10 @@ use tokio::time::{Instant, sleep};
 /// QEMU's name for the object that holds the key of a copy.
 const KEY_OBJECT: &str = "copy-key";
 
+/// Longest wait for a machine whose migration is completed already, and how often it is asked.
+const FINISH_MAX: Duration = Duration::from_secs(1);
+const FINISH_POLL: Duration = Duration::from_millis(2);
+
 /// Limits of one copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -369,22 +373,30 @@ const fn is_loaded(status: MigrationStatus) -> bool {
 /// # Errors
 /// [`MigrateError::State`] unless it is stopped so, or runs already.
 pub async fn resume_source(qmp: &Qmp) -> Result<Continued, MigrateError> {
-    let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
-    let (machine, info) = (machine?, info?);
-    if machine.status == RunState::Running {
-        return Ok(Continued::Already);
-    }
-    let ended = matches!(
-        info.status,
-        MigrationStatus::Failed | MigrationStatus::Cancelled
-    );
-    let stopped = machine.status == RunState::Paused && ended;
-    if machine.status != RunState::PostMigrate && !stopped {
-        return Err(MigrateError::State {
-            step: "resume the source",
-            runstate: machine.status,
-            migration: info.status,
-        });
+    let deadline = Instant::now() + FINISH_MAX;
+    loop {
+        let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
+        let (machine, info) = (machine?, info?);
+        if machine.status == RunState::Running {
+            return Ok(Continued::Already);
+        }
+        let ended = matches!(
+            info.status,
+            MigrationStatus::Failed | MigrationStatus::Cancelled
+        );
+        let stopped = machine.status == RunState::Paused && ended;
+        if machine.status == RunState::PostMigrate || stopped {
+            break;
+        }
+        // The migration is completed a moment before the machine is.
+        if machine.status != RunState::FinishMigrate || Instant::now() >= deadline {
+            return Err(MigrateError::State {
+                step: "resume the source",
+                runstate: machine.status,
+                migration: info.status,
+            });
+        }
+        sleep(FINISH_POLL).await; // poll
     }
     qmp.cont().await?;
     Ok(Continued::Now)
