@@ -1,7 +1,7 @@
 //! Arm B: the same move as the shortest script over QMP does it, with no rule of safety.
 //!
-//! It begins with the spawn of the target's QEMU; its tap is there by then. It trusts that the
-//! source's `completed` means that the target may run, and asks nobody.
+//! It begins with the spawn of the target's QEMU; its tap and the key of the copy are there by then. It
+//! trusts that the source's `completed` means that the target may run, and asks nobody.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,7 +13,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use godwit_ledger::Ledger;
 use godwit_model::machine::MachineSpec;
 use godwit_model::{MachineId, NodeName};
-use godwit_qemu::qmp::{MigrationInfo, MigrationParameters, MigrationStatus, SocketAddress};
+use godwit_qemu::qmp::{
+    Endpoint, MigrationInfo, MigrationParameters, MigrationStatus, SocketAddress, TlsKey,
+};
+use godwit_qemu::secret::{KEY_NAME, Key};
 use godwit_qemu::{
     Accelerator, CommandLine, Event, Events, HostLayout, NicBackend, Process, Qmp, Role, image,
 };
@@ -30,6 +33,8 @@ use super::{Bench, RAW_LAST};
 const MAC: &str = "02:67:77:62:00:3f";
 /// Its identity.
 const ID: &str = "b0000000-0000-4000-8000-000000000001";
+/// QEMU's name for the object that holds the key of its copies.
+const KEY_OBJECT: &str = "raw-key";
 /// Longest wait for a QEMU.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Longest wait for the event of something that was answered.
@@ -42,6 +47,8 @@ pub(crate) struct Raw {
     image: PathBuf,
     accelerator: Accelerator,
     spec: MachineSpec,
+    /// Where the key is that all its copies are encrypted with, as the product's are.
+    key: PathBuf,
     /// Whether the source waits in pre-switchover, as the product's does.
     pause: bool,
     downtime: Duration,
@@ -99,12 +106,15 @@ impl Raw {
             spec: &spec,
         };
         let copy = place.spawn(1, Role::Start).await?;
+        let key = lab.options().dir.join("raw-key");
+        Key::random()?.write(&key)?;
         copy.qmp.cont().await?;
         Ok(Self {
             binary: place.binary.to_owned(),
             image: bench.image.clone(),
             accelerator,
             spec,
+            key,
             pause: !bench.arguments.straight,
             downtime: bench.downtime,
             lab,
@@ -163,7 +173,7 @@ impl Raw {
         };
         let target = place.spawn_with(worker, tap, Role::Incoming).await?;
         laps.lap("spawn to QMP");
-        let uri = listen(&target.qmp, &self.lab, worker).await?;
+        let uri = self.listen(&target.qmp, worker).await?;
         laps.lap("incoming");
         let mut events = self.copy.qmp.events();
         self.begin(&uri).await?;
@@ -192,6 +202,41 @@ impl Raw {
         Ok((target, moved))
     }
 
+    fn key(&self, endpoint: Endpoint) -> TlsKey<'_> {
+        TlsKey {
+            directory: self.key.as_path(),
+            name: KEY_NAME,
+            endpoint,
+        }
+    }
+
+    /// Makes the target listen; answers where.
+    async fn listen(&self, qmp: &Qmp, worker: usize) -> Result<String> {
+        let capabilities = [
+            ("events", true),
+            ("return-path", true),
+            ("late-block-activate", true),
+            ("validate-uuid", true),
+        ];
+        qmp.add_tls_key(KEY_OBJECT, self.key(Endpoint::Server))
+            .await?;
+        let parameters = MigrationParameters {
+            announce_rounds: Some(1),
+            tls_creds: Some(KEY_OBJECT),
+            ..Default::default()
+        };
+        let (capabilities, parameters) = tokio::join!(
+            qmp.migrate_set_capabilities(&capabilities),
+            qmp.migrate_set_parameters(parameters),
+        );
+        capabilities.and(parameters)?;
+        let host = self.lab.network().worker_address(worker);
+        qmp.migrate_incoming(&format!("tcp:{host}:0")).await?;
+        let listening = qmp.query_migrate().await?;
+        let port = port(&listening).context("the target has no port")?;
+        Ok(format!("tcp:{host}:{port}"))
+    }
+
     async fn begin(&self, uri: &str) -> Result<()> {
         let qmp = &self.copy.qmp;
         let capabilities = [
@@ -200,8 +245,14 @@ impl Raw {
             ("pause-before-switchover", self.pause),
             ("validate-uuid", true),
         ];
+        // The one with which it listened, if it came here.
+        drop(qmp.remove_object(KEY_OBJECT).await);
+        qmp.add_tls_key(KEY_OBJECT, self.key(Endpoint::Client))
+            .await?;
         let parameters = MigrationParameters {
             max_bandwidth: Some(0),
+            tls_creds: Some(KEY_OBJECT),
+            tls_hostname: Some(KEY_NAME),
             downtime_limit: Some(u64::try_from(self.downtime.as_millis())?),
             ..Default::default()
         };
@@ -298,30 +349,6 @@ fn spawn_in(
         forks.join()
     });
     spawned.map_err(|_| anyhow!("the thread that forks panicked"))?
-}
-
-/// Makes the target listen; answers where.
-async fn listen(qmp: &Qmp, lab: &Lab, worker: usize) -> Result<String> {
-    let capabilities = [
-        ("events", true),
-        ("return-path", true),
-        ("late-block-activate", true),
-        ("validate-uuid", true),
-    ];
-    let parameters = MigrationParameters {
-        announce_rounds: Some(1),
-        ..Default::default()
-    };
-    let (capabilities, parameters) = tokio::join!(
-        qmp.migrate_set_capabilities(&capabilities),
-        qmp.migrate_set_parameters(parameters),
-    );
-    capabilities.and(parameters)?;
-    let host = lab.network().worker_address(worker);
-    qmp.migrate_incoming(&format!("tcp:{host}:0")).await?;
-    let listening = qmp.query_migrate().await?;
-    let port = port(&listening).context("the target has no port")?;
-    Ok(format!("tcp:{host}:{port}"))
 }
 
 fn port(info: &MigrationInfo) -> Option<&str> {
