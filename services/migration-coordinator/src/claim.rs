@@ -26,6 +26,7 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
     let mut free = Instant::now();
     loop {
         claim_open(&shared, &mut drives).await;
+        let claimed = Instant::now();
         if free <= Instant::now() {
             free = Instant::now() + until_free(&shared).await;
         }
@@ -36,7 +37,10 @@ pub(crate) async fn claim_all(shared: Arc<Shared>, mut pokes: mpsc::Receiver<Opt
                 warn!(%error, "a drive ended badly; its lease will run out");
             },
             _ = wakeups.next(free.saturating_duration_since(Instant::now())) => {
-                tokio::time::sleep(CLAIM_PAUSE).await; // debounce
+                tokio::select! {
+                    () = tokio::time::sleep(CLAIM_PAUSE.saturating_sub(claimed.elapsed())) => {} // debounce
+                    Some(poke) = pokes.recv() => wake(&shared, poke.as_ref()),
+                }
             }
         }
     }
