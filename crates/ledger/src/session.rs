@@ -106,10 +106,12 @@ impl Session {
         self.answered
     }
 
-    pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        self.command("BEGIN").await?;
+    /// Begins a transaction with a question, in one round trip: `first` is `BEGIN; SELECT ...`.
+    pub(crate) async fn begin_with(&mut self, first: &'static str) -> Result<PgRow, sqlx::Error> {
+        let row = in_time(sqlx::raw_sql(first).fetch_one(self.ask())).await?;
+        self.answered = true;
         self.in_transaction = true;
-        Ok(())
+        Ok(row)
     }
 
     /// Begins a transaction that can't write, and sees one moment.

@@ -41,9 +41,9 @@ pub(crate) struct Locked {
 impl Locked {
     pub(crate) async fn begin(sessions: &Sessions) -> Result<Self, LedgerError> {
         let mut session = sessions.get().await?;
-        session.begin().await?;
-        let statement = sqlx::query("SELECT revision, locked_at FROM revision_lock()");
-        let row = session.fetch_one(statement).await?;
+        let row = session
+            .begin_with("BEGIN; SELECT revision, locked_at FROM revision_lock()")
+            .await?;
         Ok(Self {
             session,
             now: row.try_get::<At, _>("locked_at")?.0,
