@@ -67,14 +67,22 @@ pub(crate) fn ten_migrations(env: &Env) -> Result<()> {
 
 /// A machine that sends heartbeats here all the time, and changes memory while it is copied.
 pub(crate) fn beating(env: &Env, name: &str, last: u8) -> Result<(Listener, Machine)> {
+    let writes = "godwit.tick=5 godwit.dirty=1000000 godwit.dirtyset=8000000";
+    beating_under(env, Machine::small(name, last), writes)
+}
+
+/// One whose guest also has these arguments.
+pub(crate) fn beating_under(
+    env: &Env,
+    machine: Machine,
+    arguments: &str,
+) -> Result<(Listener, Machine)> {
     let socket = UdpSocket::bind((env.lab().network().guest_gateway(), 0))?;
     let to = socket.local_addr()?;
     let machine = Machine {
         memory: "128Mi",
-        arguments: format!(
-            "godwit.heartbeat={to} godwit.tick=5 godwit.dirty=1000000 godwit.dirtyset=8000000"
-        ),
-        ..Machine::small(name, last)
+        arguments: format!("godwit.heartbeat={to} {arguments}"),
+        ..machine
     };
     Ok((Listener::start(socket)?, machine))
 }

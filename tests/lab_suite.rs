@@ -11,13 +11,13 @@ use anyhow::{Result, anyhow};
 use crate::lab_down::Footprint;
 use crate::lab_env::Env;
 use crate::{
-    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_restart,
-    lab_rolling, lab_seed, lab_virtctl, lab_walkthrough,
+    lab_bad_input, lab_clients, lab_continuity, lab_drain, lab_plan, lab_policy, lab_postcopy,
+    lab_restart, lab_rolling, lab_seed, lab_virtctl, lab_walkthrough,
 };
 
 type Section = fn(&Env) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 15] = [
+const SECTIONS: [(&str, Section); 16] = [
     ("walkthrough with Debian's kubectl", lab_walkthrough::debian),
     (
         "walkthrough with the newest kubectl",
@@ -32,6 +32,7 @@ const SECTIONS: [(&str, Section); 15] = [
     ("rolling maintenance", lab_rolling::three_workers),
     ("switched by hand", lab_virtctl::by_hand),
     ("policy", lab_policy::under_a_policy),
+    ("post-copy", lab_postcopy::memory_follows),
     ("cloud-init", lab_seed::by_a_secret),
     ("clients", lab_clients::as_published),
     ("restart", lab_restart::each_service),

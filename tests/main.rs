@@ -45,6 +45,7 @@ mod lab_drain;
 mod lab_env;
 mod lab_plan;
 mod lab_policy;
+mod lab_postcopy;
 mod lab_restart;
 mod lab_rolling;
 mod lab_seed;

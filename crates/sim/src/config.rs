@@ -135,10 +135,7 @@ impl Config {
             | Guard::StoppedGuest
             | Guard::NeededServer => 0,
         };
-        let post_copy = matches!(
-            guard,
-            Guard::StoppedGuest | Guard::NeededServer | Guard::ServingIsWritten
-        );
+        let post_copy = guard.is_of_post_copy();
         Self {
             takeovers: if matches!(guard, Guard::ServingIsWritten) {
                 0
@@ -207,6 +204,15 @@ impl Guard {
             Self::NeededServer => "a server of pages is kept",
             Self::ServingIsWritten => "serving is written before the proof",
         }
+    }
+
+    /// Whether only post-copy needs it.
+    #[must_use]
+    pub const fn is_of_post_copy(self) -> bool {
+        matches!(
+            self,
+            Self::StoppedGuest | Self::NeededServer | Self::ServingIsWritten
+        )
     }
 
     /// All guards.

@@ -4,6 +4,7 @@
 //! is asked of the real code once, and remembered.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -139,7 +140,7 @@ pub(crate) const fn target_input(command: Command, by: u8) -> Option<TargetInput
 
 /// A half of a host: the real one.
 pub(crate) trait Half: Clone + Default {
-    type Input: Copy + Eq + Hash;
+    type Input: Copy + Eq + Hash + Debug;
     type Effect: Copy;
 
     /// The effects of an input; `None` when the half refuses it.
@@ -189,11 +190,12 @@ impl Half for Source {
         match input {
             SourceInput::Start(by)
             | SourceInput::Allow(by)
-            | SourceInput::Postcopy(by)
             | SourceInput::Cancel(by)
             | SourceInput::Revert(by)
             | SourceInput::Retire(by) => Some(Epoch(by.into())),
-            SourceInput::Copy(_)
+            // The agent's own, under the epoch that it has.
+            SourceInput::Postcopy(_)
+            | SourceInput::Copy(_)
             | SourceInput::Adopted(_)
             | SourceInput::Gone
             | SourceInput::ProofTaken
@@ -452,7 +454,12 @@ mod tests {
             for next in nexts {
                 for order in &orders {
                     let dead = halves.is_dead(half, *order);
-                    assert!(!dead || halves.is_dead(next, *order), "{half:?} {next:?}");
+                    let [from, to] =
+                        [half, next].map(|id| halves.ask(id, |half| half.written().to_string()));
+                    assert!(
+                        !dead || halves.is_dead(next, *order),
+                        "{order:?}: {from} {to}"
+                    );
                 }
                 if !met.contains(&next) {
                     met.push(next);

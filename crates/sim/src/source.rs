@@ -162,7 +162,9 @@ impl Migration {
             {
                 self.source_react(state, SourceInput::ProofTaken, cut)
             }
-            SourceStep::TurnsToPostcopy if half == SourceState::Copying => {
+            SourceStep::TurnsToPostcopy
+                if half == SourceState::Copying && self.target_confirms(state) =>
+            {
                 let by = self.sources.ask(agent.half, |half| half.epoch().0);
                 let input = SourceInput::Postcopy(u8::try_from(by).ok()?);
                 self.sources.take(agent.half, input)?;

@@ -259,6 +259,24 @@ impl Agent for Server {
         }))
     }
 
+    async fn confirm_postcopy(
+        &self,
+        request: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        let peer = peer::require(&request, &[Role::NodeAgent])?;
+        let request = request.into_inner();
+        peer.speaks_for(&request.source_node)?;
+        let job = convert::job_ref(request.job)?;
+        let source = source_node(&request.source_node)?;
+        let half = self.host.target_known(&job.machine, &job.job).await;
+        let half = half.map_err(refused_half)?;
+        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let fact = half
+            .command(target::Order::Confirm(job.epoch, source))
+            .await;
+        Ok(target_response(&fact.map_err(refused_half)?))
+    }
+
     async fn recover_copy(
         &self,
         request: Request<wire::RecoverCopyRequest>,

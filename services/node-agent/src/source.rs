@@ -123,6 +123,8 @@ pub(crate) struct Line {
 enum Note {
     Polled(Box<Result<(MigrationInfo, RunState), QmpError>>),
     Proof(proof::Outcome),
+    /// Whether the target has its half, so that a post-copy may begin.
+    Confirmed(Result<(), String>),
     /// The link of a post-copy was made anew, or why not.
     Recovered(Result<(), String>),
 }

@@ -44,6 +44,8 @@ pub(crate) enum Order {
     GiveKey(KeyAsked),
     /// The source wants to know where QEMU listens for it again.
     Mend(MendAsked),
+    /// The source on this node asks whether its copy may end by post-copy now.
+    Confirm(Epoch, NodeName),
     /// Destroy it, for ever.
     Discard(Epoch),
     /// End the guest, whose memory is lost.
@@ -215,6 +217,7 @@ impl Owner {
                 self.feed(TargetEvent::Prepare { epoch }).await
             }
             Order::GiveKey(asked) => self.give_key(asked),
+            Order::Confirm(epoch, source) => self.confirm(epoch, &source),
             Order::Mend(asked) => self.listen_again(asked).await,
             Order::Abandon(epoch) => self.abandon(epoch).await,
             Order::Discard(epoch) => self.feed(TargetEvent::Discard { epoch }).await,

@@ -254,7 +254,8 @@ impl Source {
                 Ok(vec![SourceEffect::Journal, SourceEffect::EndGuest])
             }
             SourceState::Resumed => Ok(vec![]),
-            SourceState::Lost if self.post_copied() => Ok(vec![]),
+            // A repetition, late or not.
+            SourceState::Lost | SourceState::Retired if self.post_copied() => Ok(vec![]),
             SourceState::Absent
             | SourceState::Copying
             | SourceState::Switching

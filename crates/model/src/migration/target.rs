@@ -205,8 +205,8 @@ impl Target {
         now: Duration,
     ) -> Result<Vec<TargetEffect>, Refusal> {
         match event {
-            TargetEvent::Prepare { epoch } => self.command(epoch, |half| half.prepare(now)),
-            TargetEvent::Discard { epoch } => self.command(epoch, Self::discard),
+            TargetEvent::Prepare { epoch } => self.command(epoch, |half| Ok(half.prepare(now))),
+            TargetEvent::Discard { epoch } => self.command(epoch, |half| Ok(half.discard())),
             TargetEvent::Abandon { epoch } => self.command(epoch, Self::abandon),
             TargetEvent::Listening(address) => Ok(self.listening(address, now)),
             TargetEvent::PrepareFailed(reason) => Ok(self.lost(reason)),
@@ -222,13 +222,15 @@ impl Target {
     fn command(
         &mut self,
         epoch: Epoch,
-        act: impl FnOnce(&mut Self) -> Vec<TargetEffect>,
+        act: impl FnOnce(&mut Self) -> Result<Vec<TargetEffect>, Refusal>,
     ) -> Result<Vec<TargetEffect>, Refusal> {
-        let newer = self.fence.pass(epoch)?;
-        let mut effects = act(self);
+        let mut next = self.clone();
+        let newer = next.fence.pass(epoch)?;
+        let mut effects = act(&mut next)?;
         if newer && effects.first() != Some(&TargetEffect::Journal) {
             effects.insert(0, TargetEffect::Journal);
         }
+        *self = next;
         Ok(effects)
     }
 
@@ -340,9 +342,7 @@ impl Target {
             | TargetState::Discarded
             | TargetState::Lost { .. }
             | TargetState::MemoryLost => Ok(vec![]),
-            TargetState::Absent | TargetState::Preparing => Err(Refusal::NotNow {
-                state: self.state.as_str(),
-            }),
+            TargetState::Absent | TargetState::Preparing => Err(self.not_now()),
         }
     }
 
@@ -389,20 +389,26 @@ impl Target {
     }
 
     /// Only for a guest that went on: before that it is discarded, and with all its memory it stays.
-    fn abandon(&mut self) -> Vec<TargetEffect> {
+    fn abandon(&mut self) -> Result<Vec<TargetEffect>, Refusal> {
         match self.state {
-            TargetState::Fetching => {
+            TargetState::Fetching => Ok(
                 self.memory_lost("the source was lost before all memory had arrived".to_owned())
-            }
+            ),
             TargetState::Absent
             | TargetState::Preparing
             | TargetState::Prepared
             | TargetState::Loaded
-            | TargetState::Continuing
-            | TargetState::Running
+            | TargetState::Continuing => Err(self.not_now()),
+            TargetState::Running
             | TargetState::Discarded
             | TargetState::Lost { .. }
-            | TargetState::MemoryLost => vec![],
+            | TargetState::MemoryLost => Ok(vec![]),
+        }
+    }
+
+    const fn not_now(&self) -> Refusal {
+        Refusal::NotNow {
+            state: self.state.as_str(),
         }
     }
 

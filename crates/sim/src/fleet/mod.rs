@@ -324,7 +324,11 @@ mod tests {
 
     #[test]
     fn each_guard_is_needed() {
-        for guard in Guard::ALL {
+        // No copy ends by post-copy here.
+        for guard in Guard::ALL
+            .into_iter()
+            .filter(|guard| !guard.is_of_post_copy())
+        {
             let options = Options {
                 removed: Some(guard),
                 ..Options::default()

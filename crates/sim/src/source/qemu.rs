@@ -8,6 +8,14 @@ use crate::Migration;
 use crate::state::{SourceQemu, State, TargetQemu};
 
 impl Migration {
+    /// Whether the target's agent, asked before a post-copy begins, still has its copy.
+    pub(super) fn target_confirms(&self, state: &State) -> bool {
+        let agent = state.target.agent.as_ref().filter(|a| !a.adopting);
+        agent.is_some_and(|agent| {
+            agent.attached && self.target_word(agent.half) == TargetState::Prepared
+        })
+    }
+
     /// The agents mend a broken link: as in `node-agent/src/source/postcopy.rs`.
     pub(super) fn recover(&self, state: &mut State) -> Option<()> {
         let source = state.source.agent.as_ref().filter(|a| !a.adopting)?;

@@ -210,6 +210,13 @@ impl Agent for Door {
         Err(Status::unimplemented("no post-copy here"))
     }
 
+    async fn confirm_postcopy(
+        &self,
+        _request: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        Err(Status::unimplemented("no post-copy here"))
+    }
+
     async fn recover_copy(
         &self,
         _request: Request<wire::RecoverCopyRequest>,

@@ -59,6 +59,15 @@ impl Owner {
         }
     }
 
+    /// This job, as the target's agent is asked about it.
+    pub(super) fn job_ref(&self) -> JobRef {
+        JobRef {
+            machine: self.machine_id.to_string(),
+            job: self.job.to_string(),
+            epoch: self.line.half.epoch().0,
+        }
+    }
+
     async fn ask_for_key(&mut self) -> Result<CopyKey, Status> {
         if self.peer.is_none() {
             self.dial();
@@ -66,11 +75,7 @@ impl Owner {
         let no_way = || Status::failed_precondition("its address can't be used");
         let client = AgentClient::new(self.peer.clone().ok_or_else(no_way)?);
         let wanted = CopyKeyRequest {
-            job: Some(JobRef {
-                machine: self.machine_id.to_string(),
-                job: self.job.to_string(),
-                epoch: self.line.half.epoch().0,
-            }),
+            job: Some(self.job_ref()),
             source_node: self.host.config.node.to_string(),
         };
         let answer = repeat(KEY_LIMIT, |left| {

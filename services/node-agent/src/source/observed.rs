@@ -59,7 +59,7 @@ impl Owner {
                         .map(|copy| copy.limits(Duration::ZERO));
                     self.resending = limits.map(|limits| (Instant::now(), limits));
                 }
-                self.try_postcopy().await?;
+                self.try_postcopy();
                 self.poll();
             }
             Event::Stop if self.is_copying() => {
@@ -189,6 +189,7 @@ impl Owner {
     pub(super) async fn note(&mut self, note: Note) -> Result<(), HalfError> {
         match note {
             Note::Polled(answer) => self.polled(*answer).await,
+            Note::Confirmed(outcome) => self.confirmed(outcome).await,
             Note::Recovered(outcome) => {
                 self.recovered(outcome);
                 Ok(())
@@ -238,7 +239,8 @@ impl Owner {
             status = CopyStatus::Failed("the copy did not begin".to_owned());
         }
         self.feed(SourceEvent::Copy(status)).await?;
-        self.try_postcopy().await
+        self.try_postcopy();
+        Ok(())
     }
 
     /// Listens again when the connection to QEMU was made anew.

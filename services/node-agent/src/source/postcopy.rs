@@ -16,7 +16,7 @@ use godwit_qemu::migrate;
 use godwit_qemu::qmp::{MigrationInfo, MigrationStatus};
 use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
-use godwit_rpc::agent::v1::{JobRef, RecoverCopyRequest};
+use godwit_rpc::agent::v1::{CopyKeyRequest, RecoverCopyRequest};
 use godwit_rpc::client::within;
 use godwit_runtime::failpoint;
 
@@ -43,6 +43,8 @@ const SECOND_PASS: u32 = 2;
 /// The link of a post-copy.
 #[derive(Debug, Default)]
 pub(super) struct Link {
+    /// Whether the target is being asked whether a post-copy may begin.
+    confirming: bool,
     /// Whether it is being mended.
     mending: bool,
     /// When it is mended next, and the pause after that.
@@ -78,7 +80,8 @@ impl Owner {
             }
         }
         self.feed(event).await?;
-        self.try_postcopy().await
+        self.try_postcopy();
+        Ok(())
     }
 
     /// Keeps the order, for an agent that is restarted, too.
@@ -95,11 +98,37 @@ impl Owner {
             copy.post_copy_at_once = true;
             self.log.append(&self.line).await?;
         }
-        self.try_postcopy().await
+        self.try_postcopy();
+        Ok(())
     }
 
-    /// Ends the copy by post-copy when that is wanted, allowed, and all memory was sent once.
-    pub(super) async fn try_postcopy(&mut self) -> Result<(), HalfError> {
+    /// Asks the target, when post-copy is wanted, allowed, and all memory was sent once; again and again,
+    /// while the copy goes on without.
+    pub(super) fn try_postcopy(&mut self) {
+        if self.link.confirming || !self.may_postcopy() {
+            return;
+        }
+        if self.peer.is_none() {
+            self.dial();
+        }
+        let Some(peer) = self.peer.clone() else {
+            return;
+        };
+        self.link.confirming = true;
+        let wanted = CopyKeyRequest {
+            job: Some(self.job_ref()),
+            source_node: self.host.config.node.to_string(),
+        };
+        let notes = self.notes.clone();
+        tokio::spawn(async move {
+            let mut target = AgentClient::new(peer);
+            let answer = target.confirm_postcopy(within(ASK_LIMIT, wanted)).await;
+            let outcome = answer.map_err(|status| status.message().to_owned());
+            let _ = notes.send(Note::Confirmed(outcome.map(drop))).await;
+        });
+    }
+
+    fn may_postcopy(&self) -> bool {
         let half = &self.line.half;
         let copying = half.state() == SourceState::Copying && half.allowed() && !half.cancelling();
         let wanted = self
@@ -108,7 +137,17 @@ impl Owner {
             .as_ref()
             .is_some_and(|copy| copy.post_copy_at_once);
         let ready = self.line.post_copy && self.line.progress.passes >= SECOND_PASS;
-        if !(copying && wanted && ready && self.begun) {
+        copying && wanted && ready && self.begun
+    }
+
+    /// Ends the copy by post-copy when the target has its half, and nothing came between.
+    pub(super) async fn confirmed(&mut self, outcome: Result<(), String>) -> Result<(), HalfError> {
+        self.link.confirming = false;
+        if let Err(why) = outcome {
+            warn!(job = %self.job, why, "no post-copy yet: the target does not confirm");
+            return Ok(());
+        }
+        if !self.may_postcopy() {
             return Ok(());
         }
         info!(job = %self.job, "the copy ends by post-copy");
@@ -187,11 +226,7 @@ impl Owner {
         self.link.mending = true;
         self.link.next = Some((Instant::now() + pause, (pause * 2).min(MEND_MAX)));
         let wanted = RecoverCopyRequest {
-            job: Some(JobRef {
-                machine: self.machine_id.to_string(),
-                job: self.job.to_string(),
-                epoch: self.line.half.epoch().0,
-            }),
+            job: Some(self.job_ref()),
             source_node: self.host.config.node.to_string(),
         };
         let (host, notes) = (self.host.clone(), self.notes.clone());

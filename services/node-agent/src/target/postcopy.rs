@@ -39,6 +39,23 @@ pub(crate) struct Mended {
 }
 
 impl Owner {
+    /// Whether this half still takes the copy. One that gave it up, and whose QEMU is yet to be ended,
+    /// would take the guest's memory with it.
+    pub(super) fn confirm(&self, epoch: Epoch, source: &NodeName) -> Result<(), HalfError> {
+        self.only_from(source)?;
+        let (mine, seen) = (epoch, self.line.half.epoch());
+        if mine < seen {
+            return Err(Refusal::Fenced { mine, seen }.into());
+        }
+        // A copy that is not in use may be discarded for its age at any time.
+        let taken = self.line.half.state() == TargetState::Prepared && self.loading;
+        if taken && self.vm.is_some() {
+            Ok(())
+        } else {
+            Err(not_now("no copy of this job arrives here"))
+        }
+    }
+
     /// Lets QEMU listen once more. Only commands that it takes past its main loop, which may wait for
     /// a page that the source has.
     pub(super) async fn listen_again(&mut self, asked: MendAsked) -> Result<(), HalfError> {

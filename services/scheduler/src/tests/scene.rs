@@ -182,6 +182,13 @@ impl Agent for Door {
         never()
     }
 
+    async fn confirm_postcopy(
+        &self,
+        _request: Request<wire::CopyKeyRequest>,
+    ) -> Result<Response<wire::TargetFact>, Status> {
+        never()
+    }
+
     async fn recover_copy(
         &self,
         _request: Request<wire::RecoverCopyRequest>,

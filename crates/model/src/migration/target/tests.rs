@@ -209,6 +209,10 @@ fn a_guest_that_dies_before_its_memory_came_says_so() {
 #[test]
 fn only_a_guest_that_went_on_is_abandoned() {
     let mut half = prepared();
-    assert_eq!(after(&mut half, TargetEvent::Abandon { epoch: E1 }), []);
+    let refused = half.handle(TargetEvent::Abandon { epoch: E1 }, Duration::ZERO);
+    assert!(
+        matches!(refused, Err(Refusal::NotNow { .. })),
+        "{refused:?}"
+    );
     assert_eq!(half.state(), TargetState::Prepared);
 }
