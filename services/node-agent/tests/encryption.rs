@@ -355,6 +355,18 @@ async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
     let key = ask(&mut source, 5, "worker1").await.unwrap().key;
     assert_eq!(key.len(), 32);
 
+    let wanted = CopyKeyRequest {
+        job: Some(job(5)),
+        source_node: "worker1".to_owned(),
+    };
+    for stranger in [&mut rogue, &mut services] {
+        let refused = stranger.confirm_postcopy(wanted.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+    // Nothing arrives yet.
+    let early = source.confirm_postcopy(wanted).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition);
+
     let proof = Proof {
         job: Some(job(5)),
         source_node: "worker3".to_owned(),

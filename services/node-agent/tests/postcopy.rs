@@ -323,6 +323,30 @@ async fn a_guest_whose_source_dies_too_early_is_a_crash_on_the_target() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_post_copy_waits_for_a_target_whose_agent_is_gone() {
+    let mut lab = Lab::running().await;
+    let prepared = lab.prepare(true).await;
+    lab.copy(&prepared.uri, (true, false)).await;
+    eventually("the second pass", async || {
+        let passes = lab.source_fact().await.progress?.passes;
+        (passes > 1).then_some(())
+    })
+    .await;
+    lab.target.kill();
+    let mut agent = lab.source.client();
+    agent.switch_to_postcopy(job(1)).await.unwrap();
+    eventually("the source to ask in vain", async || {
+        let log = lab.source.log();
+        log.contains("the target does not confirm").then_some(())
+    })
+    .await;
+    assert_eq!(lab.source_fact().await.state(), SourceState::Copying);
+    lab.target.restart().await;
+    lab.target_in(TargetState::Running).await;
+    assert!(lab.source_in(SourceState::Completed).await.post_copied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_post_copy_whose_target_dies_before_it_goes_over_leaves_the_guest_at_home() {
     let lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
