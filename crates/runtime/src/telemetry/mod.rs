@@ -14,12 +14,8 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanProcessor,
-};
-use tonic::transport::Endpoint;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -28,7 +24,7 @@ use uuid::Uuid;
 
 use crate::build;
 use crate::config::{Common, LogFormat};
-use export::{Patient, Shared};
+use export::Shared;
 
 pub use context::{TraceLabel, join, trace_context};
 pub use opentelemetry::Value as Attribute;
@@ -36,12 +32,6 @@ pub use steps::{SpanKey, StepSpan, StepSpans};
 
 /// Longest wait for the last spans at the end of a process.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// Longest wait for a collector to take a batch.
-const EXPORT_MAX: Duration = Duration::from_secs(3);
-/// How long spans are gathered before they are sent.
-const GATHER: Duration = Duration::from_secs(1);
-/// Spans that may wait for a slow collector; more are lost. About 2 MB.
-const WAITING_MAX: usize = 2048;
 
 /// Flushes what is left when dropped.
 pub(crate) struct Guard {
@@ -92,7 +82,10 @@ pub(crate) fn init(
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(resource.clone());
     let processor = match &common.otlp_endpoint {
-        Some(endpoint) => Some(Arc::new(processor(endpoint, &resource)?)),
+        Some(endpoint) => {
+            let to = (endpoint.as_str(), common.otlp_protocol);
+            Some(Arc::new(export::processor(to, &resource)?))
+        }
         None => None,
     };
     if let Some(processor) = &processor {
@@ -133,27 +126,6 @@ where
             .event_format(lines::Pretty)
             .boxed(),
     }
-}
-
-fn processor(endpoint: &str, resource: &Resource) -> Result<BatchSpanProcessor, TelemetryError> {
-    let channel = Endpoint::from_shared(endpoint.to_owned())?
-        .connect_timeout(EXPORT_MAX)
-        .connect_lazy();
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_channel(channel)
-        .with_timeout(EXPORT_MAX)
-        .build()?;
-    let batch = BatchConfigBuilder::default()
-        .with_scheduled_delay(GATHER)
-        .with_max_queue_size(WAITING_MAX)
-        .build();
-    let mut processor = BatchSpanProcessor::builder(Patient::new(exporter, endpoint))
-        .with_batch_config(batch)
-        .build();
-    // Behind an `Arc` the provider could not do it.
-    processor.set_resource(resource);
-    Ok(processor)
 }
 
 #[cfg(test)]
