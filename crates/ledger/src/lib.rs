@@ -30,6 +30,7 @@ mod reservation;
 mod session;
 mod settings;
 mod trail;
+mod sql;
 mod transition;
 mod tx;
 mod wakeup;

@@ -33,6 +33,9 @@ pub use steps::{SpanKey, StepSpan, StepSpans};
 /// Longest wait for the last spans at the end of a process.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
+/// Target of the ledger's spans of SQL statements, which only a collector has a use for.
+const STATEMENTS: &str = "godwit_ledger::sql";
+
 /// Flushes what is left when dropped.
 pub(crate) struct Guard {
     provider: SdkTracerProvider,
@@ -94,21 +97,24 @@ pub(crate) fn init(
     let provider = provider.build();
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("godwit"));
     tracing_subscriber::registry()
-        .with(filter(&common.log_filter)?)
+        .with(filter(&common.log_filter, processor.is_some())?)
         .with(lines(service, common.log))
         .with(traces)
         .try_init()?;
     Ok((Guard { provider }, StepSpans::new(service, processor)))
 }
 
-fn filter(wanted: &str) -> Result<EnvFilter, TelemetryError> {
+fn filter(wanted: &str, exported: bool) -> Result<EnvFilter, TelemetryError> {
+    let mut directives = wanted.to_owned();
     // The exporter tells of its own troubles, once; the SDK would at every batch.
-    let quiet = if wanted.contains("opentelemetry") {
-        ""
-    } else {
-        ",opentelemetry=off"
-    };
-    Ok(EnvFilter::try_new(format!("{wanted}{quiet}"))?)
+    if !wanted.contains("opentelemetry") {
+        directives.push_str(",opentelemetry=off");
+    }
+    // Spans alone have this target: it puts no line into the log.
+    if exported && !wanted.contains(STATEMENTS) {
+        directives.push_str(&format!(",{STATEMENTS}=debug"));
+    }
+    Ok(EnvFilter::try_new(directives)?)
 }
 
 fn lines<S>(service: &'static str, format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
@@ -135,13 +141,25 @@ mod tests {
     #[test]
     fn a_filter_that_names_the_sdk_is_taken_as_it_is() {
         assert_eq!(
-            filter("info").unwrap().to_string(),
+            filter("info", false).unwrap().to_string(),
             "opentelemetry=off,info"
         );
         assert_eq!(
-            filter("opentelemetry=debug").unwrap().to_string(),
+            filter("opentelemetry=debug", false).unwrap().to_string(),
             "opentelemetry=debug"
         );
-        assert!(filter("info,=,").is_err());
+        assert!(filter("info,=,", false).is_err());
+    }
+
+    #[test]
+    fn statements_are_told_of_where_there_is_a_collector() {
+        assert_eq!(
+            filter("info", true).unwrap().to_string(),
+            "godwit_ledger::sql=debug,opentelemetry=off,info"
+        );
+        let chosen = "godwit_ledger::sql=off,info";
+        let with_collector = filter(chosen, true).unwrap().to_string();
+        assert!(with_collector.contains("godwit_ledger::sql=off"));
+        assert!(!with_collector.contains("=debug"));
     }
 }
