@@ -6,12 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use godwit_testkit::api::{Method, Request};
+use godwit_testkit::collector::{Collector, Seen};
 use serde_json::Value;
 
 use crate::fault_env::{Faults, MIGRATIONS, Place};
 use crate::fault_guest::Guest;
 use crate::fault_takeover::{COORDINATORS, way};
-use crate::lab_collector::{Collector, Seen};
 use crate::lab_env::migration;
 use crate::lab_suite::say;
 
@@ -44,7 +44,7 @@ const STEPS: [&str; 8] = [
 
 #[test]
 fn lab_trace_follows_a_migration_through_five_processes_and_the_death_of_its_owner() {
-    let (collector, port) = Collector::start();
+    let (collector, port) = Collector::start().unwrap();
     let env = Faults::start_traced(2, port).unwrap();
     let scene = Scene {
         guest: Guest::start_as(

@@ -38,7 +38,6 @@ mod fleet_maintenance;
 mod fuzz_suite;
 mod lab_bad_input;
 mod lab_clients;
-mod lab_collector;
 mod lab_continuity;
 mod lab_down;
 mod lab_drain;
