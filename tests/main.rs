@@ -64,6 +64,7 @@ mod ledger_reservations;
 mod ledger_revision;
 mod ledger_setup;
 mod observability_suite;
+mod ledger_traces;
 mod watch_env;
 mod watch_faults;
 mod watch_log;

@@ -26,7 +26,7 @@ use crate::build;
 use crate::config::{Common, LogFormat};
 use export::Shared;
 
-pub use context::{TraceLabel, join, trace_context};
+pub use context::{TraceLabel, begin_trace, join, trace_context};
 pub use opentelemetry::Value as Attribute;
 pub use steps::{SpanKey, StepSpan, StepSpans};
 
