@@ -6,14 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use godwit_testkit::api::{Method, Request};
+use godwit_testkit::collector::{Collector, Seen};
 use serde_json::Value;
 
 use crate::fault_env::{Faults, MIGRATIONS, Place};
 use crate::fault_guest::Guest;
 use crate::fault_takeover::{COORDINATORS, way};
-use crate::lab_collector::{Collector, Seen};
-use crate::lab_env::migration;
+use crate::lab_env::{maintenance, migration};
 use crate::lab_suite::say;
+use crate::trace_checks::{leads_to_migrations, part, statements};
 
 /// Moves whose blackout is compared with what the guest lived through.
 const MOVES: usize = 3;
@@ -21,6 +22,8 @@ const MOVES: usize = 3;
 const AROUND: Duration = Duration::from_secs(1);
 /// The span of the client that asks.
 const CLIENT: &str = "00f067aa0ba902b7";
+/// Maintenances of nodes.
+const MAINTENANCES: &str = "/apis/kubevirt.io/v1alpha1/nodemaintenances";
 /// What each process has to say last.
 const LAST: [&str; 6] = [
     "HandedOver",
@@ -44,7 +47,7 @@ const STEPS: [&str; 8] = [
 
 #[test]
 fn lab_trace_follows_a_migration_through_five_processes_and_the_death_of_its_owner() {
-    let (collector, port) = Collector::start();
+    let (collector, port) = Collector::start().unwrap();
     let env = Faults::start_traced(2, port).unwrap();
     let scene = Scene {
         guest: Guest::start_as(
@@ -64,6 +67,7 @@ fn lab_trace_follows_a_migration_through_five_processes_and_the_death_of_its_own
         "blackout spans and the guest's own clock differ by {apart:?}"
     ));
     scene.owner_dies().unwrap();
+    scene.node_is_emptied().unwrap();
     scene.guest.judge().unwrap();
 }
 
@@ -95,6 +99,7 @@ impl Scene {
         five_processes(&spans)?;
         steps_follow_each_other(&spans)?;
         passes_have_their_numbers(&spans)?;
+        statements_are_told(&spans, &name)?;
         let blackout = named(&spans, "blackout")?;
         let stopped = clock.0 + blackout.began_at().duration_since(clock.1)?;
         let switch = (stopped, stopped + blackout.took());
@@ -154,15 +159,61 @@ impl Scene {
         Ok(())
     }
 
-    /// Asks for a move as a part of `trace`; the answer says which trace it is a part of.
+    /// A node is emptied as a part of a client's trace, and the maintenance-service dies before it has
+    /// told anybody that it closed the node and asked for the migration.
+    fn node_is_emptied(&self) -> Result<()> {
+        let env = &self.env;
+        env.ready()?;
+        let trace = format!("{:032x}", 0xbeef_0000_u32);
+        let (from, _) = way(env, &self.guest)?;
+        let service = "maintenance-service";
+        let deaths = env.deaths(service);
+        env.arm(&Place::new(service, "ledger.drain.after"), "kill")?;
+        self.post(MAINTENANCES, &maintenance("emptied", &from), &trace)?;
+        let path = format!("{MAINTENANCES}/emptied");
+        env.until("the node to be empty", || {
+            let object = env.get(&path)?.unwrap_or_default();
+            Ok((object["status"]["phase"] == "Succeeded").then_some(()))
+        })?;
+        ensure!(env.deaths(service) > deaths, "{service} did not die");
+        let whole = env.until("the maintenance's span", || {
+            let spans = self.collector.trace(&trace);
+            Ok(spans.into_iter().find(|span| span.name == "maintenance"))
+        })?;
+        let moved = env.until("the whole trace", || {
+            Ok(leads_to_migrations(&whole, &self.collector).ok())
+        });
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(_) => leads_to_migrations(&whole, &self.collector)?,
+        };
+        ensure!(moved.len() == 1, "{moved:#?}");
+        ensure!(whole.text("godwit.node") == from, "{whole:#?}");
+        env.delete(&path)?;
+        let spans = env.until("the node to be opened", || {
+            let spans = self.collector.trace(&trace);
+            Ok(part(&spans, "reopen", &whole).is_ok().then_some(spans))
+        })?;
+        let request = named(&spans, "POST nodemaintenances")?;
+        ensure!(whole.parent == request.id && request.parent == CLIENT);
+        Ok(())
+    }
+
+    /// Asks for a move as a part of `trace`.
     fn ask_for(&self, name: &str, node: &str, trace: &str) -> Result<()> {
+        let object = migration(name, &self.guest.name, Some(node));
+        self.post(MIGRATIONS, &object, trace)
+    }
+
+    /// Creates an object as a part of `trace`; the answer says which trace it is a part of.
+    fn post(&self, path: &str, object: &Value, trace: &str) -> Result<()> {
         let request = Request::builder()
             .method(Method::POST)
-            .uri(MIGRATIONS)
+            .uri(path)
             .header("content-type", "application/json")
             // Not sampled by the client: a job's trace is kept all the same.
             .header("traceparent", format!("00-{trace}-{CLIENT}-00"))
-            .body(migration(name, &self.guest.name, Some(node)).to_string())?;
+            .body(object.to_string())?;
         let answer = self.env.exchange(request)?;
         ensure!(answer.status().as_u16() == 201, "{}", answer.body());
         let told = answer.headers().get("traceresponse");
@@ -239,6 +290,22 @@ fn five_processes(spans: &[Seen]) -> Result<()> {
     let process = |name: &str| named(spans, name).map(|span| &span.process);
     ensure!(process("Agent/DeliverProof")? == process("Agent/PrepareTarget")?);
     ensure!(process("Agent/DeliverProof")? != process("Agent/StartCopy")?);
+    Ok(())
+}
+
+/// What the ledger was asked is a part of the request, of the placing, and of each step's end.
+fn statements_are_told(spans: &[Seen], name: &str) -> Result<()> {
+    let told = statements(spans, &[name])?;
+    let below = |parent: &Seen| told.iter().filter(|one| one.parent == parent.id).count();
+    let request = spans.iter().find(|span| span.parent == CLIENT);
+    let request = below(request.context("no span of the request")?);
+    let placing = below(named(spans, "Placement/Reserve")?);
+    let copying = below(part(spans, "record", named(spans, "Copying")?)?);
+    say(&format!(
+        "{name}: {} statements: {request} of the request, {placing} of the placing, {copying} at the end of the copy",
+        told.len()
+    ));
+    ensure!(request > 0 && placing > 0 && copying > 0, "{told:#?}");
     Ok(())
 }
 

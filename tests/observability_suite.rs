@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use godwit_testkit::api::Method;
+use godwit_testkit::collector::Collector;
 use serde_json::{Value, json};
 
 use crate::fault_env::{Faults, MIGRATIONS};
 use crate::fault_guest::Guest;
 use crate::fault_takeover::way;
-use crate::lab_collector::Collector;
 use crate::lab_env::maintenance;
 use crate::lab_suite::say;
 
@@ -36,7 +36,7 @@ const ROLLINGS: &str = "/apis/godwit.io/v1alpha1/rollingmaintenances";
 
 #[test]
 fn observability_suite_leaves_no_panel_and_no_rule_without_data() {
-    let (collector, port) = Collector::start();
+    let (collector, port) = Collector::start().unwrap();
     let env = Faults::start_traced(1, port).unwrap();
     let prometheus = Prometheus::start(&env).unwrap();
     work(&env).unwrap();

@@ -17,6 +17,7 @@ mod raw;
 mod report;
 mod stats;
 mod table;
+mod telemetry;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -98,6 +99,8 @@ enum Part {
     Placement(placement::Arguments),
     /// Every node of a fleet of hosts that pretend is emptied once, by the real services.
     Fleet(fleet::Arguments),
+    /// What traces cost, with a collector that takes them and with one that hangs.
+    Telemetry(telemetry::Arguments),
 }
 
 /// What every part of the bench needs.
@@ -124,6 +127,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Some(Part::Api(arguments)) => return api::run(arguments),
         Some(Part::Placement(arguments)) => return placement::run(arguments),
         Some(Part::Fleet(arguments)) => return fleet::run(arguments),
+        Some(Part::Telemetry(arguments)) => return telemetry::run(arguments),
         None => {}
     }
     ensure!(

@@ -198,5 +198,6 @@ common.admin_bind = "0.0.0.0:{{ index . 1 }}"
 common.identity.ca = "/etc/godwit/tls/ca.crt"
 {{- with $root.Values.telemetry.otlpEndpoint }}
 common.otlp_endpoint = {{ . | toJson }}
+common.otlp_protocol = {{ $root.Values.telemetry.otlpProtocol | toJson }}
 {{- end }}
 {{- end -}}

@@ -445,7 +445,7 @@ impl Object {
     }
 }
 
-fn parse_uid(uid: &str) -> Result<Uuid, LedgerError> {
+pub(crate) fn parse_uid(uid: &str) -> Result<Uuid, LedgerError> {
     Uuid::parse_str(uid).map_err(|_| LedgerError::Refused("object_uid_uuid".into()))
 }
 

@@ -4,6 +4,7 @@
 //! is about to say. And then every idle connection is tried before its next use.
 
 use crate::LedgerError;
+use crate::sql::{Told, tell};
 use futures::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
@@ -129,13 +130,17 @@ impl Session {
     }
 
     async fn command(&mut self, command: &'static str) -> Result<(), sqlx::Error> {
-        in_time(sqlx::raw_sql(command).execute(self.ask())).await?;
+        let told = Told::of(command);
+        let done = in_time(sqlx::raw_sql(command).execute(self.ask()));
+        told.answer(done).await?;
         self.answered = true;
         Ok(())
     }
 
     pub(crate) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64, sqlx::Error> {
-        let done = in_time(statement.execute(self.ask())).await?;
+        let connection = self.ask();
+        let (statement, told) = tell(statement)?;
+        let done = told.answer(in_time(statement.execute(connection))).await?;
         self.answered = true;
         Ok(done.rows_affected())
     }
@@ -144,7 +149,12 @@ impl Session {
         &mut self,
         statement: Statement<'_>,
     ) -> Result<PgRow, sqlx::Error> {
-        let row = in_time(statement.fetch_one(self.ask())).await?;
+        let connection = self.ask();
+        let (statement, told) = tell(statement)?;
+        let row = told
+            .answer(in_time(statement.fetch_one(connection)))
+            .await?;
+        told.rows(1);
         self.answered = true;
         Ok(row)
     }
@@ -153,7 +163,11 @@ impl Session {
         &mut self,
         statement: Statement<'_>,
     ) -> Result<Option<PgRow>, sqlx::Error> {
-        let row = in_time(statement.fetch_optional(self.ask())).await?;
+        let connection = self.ask();
+        let (statement, told) = tell(statement)?;
+        let answer = in_time(statement.fetch_optional(connection));
+        let row = told.answer(answer).await?;
+        told.rows(row.iter().len());
         self.answered = true;
         Ok(row)
     }
@@ -174,11 +188,18 @@ impl Session {
         statement: Statement<'_>,
         mut each: impl FnMut(PgRow),
     ) -> Result<(), sqlx::Error> {
-        let mut rows = statement.fetch(self.ask());
-        while let Some(row) = in_time(rows.try_next()).await? {
-            each(row);
-        }
-        drop(rows);
+        let connection = self.ask();
+        let (statement, told) = tell(statement)?;
+        let read = async {
+            let mut rows = statement.fetch(connection);
+            let mut count = 0;
+            while let Some(row) = in_time(rows.try_next()).await? {
+                count += 1;
+                each(row);
+            }
+            Ok::<usize, sqlx::Error>(count)
+        };
+        told.rows(told.answer(read).await?);
         self.answered = true;
         Ok(())
     }

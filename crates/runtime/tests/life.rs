@@ -223,6 +223,66 @@ fn a_dead_collector_is_told_of_once_and_holds_nothing_up() {
     assert_eq!(warnings, 1, "{log:?}");
 }
 
+#[test]
+fn a_collector_that_never_answers_holds_nothing_up() {
+    for protocol in ["grpc", "http/protobuf"] {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!(
+            "common.otlp_endpoint=http://{}",
+            silent.local_addr().unwrap()
+        );
+        let service = Service::started(&[&endpoint, &format!("common.otlp_protocol={protocol}")]);
+        let (connection, _) = silent.accept().unwrap();
+        service.terminate();
+        let began = Instant::now();
+        let (status, log) = service.ended();
+        assert!(status.success(), "{protocol}: {log:?}");
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "{protocol}: {:?}",
+            began.elapsed()
+        );
+        drop(connection);
+    }
+}
+
+#[test]
+fn a_batch_goes_by_http_to_the_path_of_traces() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = Service::started(&[
+        &format!("common.otlp_endpoint=http://{address}/otlp/"),
+        "common.otlp_protocol=http/protobuf",
+    ]);
+    let (stream, _) = listener.accept().unwrap();
+    let mut request = BufReader::new(stream);
+    let head: Vec<String> = (&mut request)
+        .lines()
+        .map(Result::unwrap)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    assert_eq!(head[0], "POST /otlp/v1/traces HTTP/1.1");
+    let told = |name: &str| {
+        let line = head.iter().find_map(|line| line.strip_prefix(name));
+        line.unwrap().to_owned()
+    };
+    assert_eq!(told("content-type: "), "application/x-protobuf");
+    let mut body = vec![0; told("content-length: ").parse().unwrap()];
+    request.read_exact(&mut body).unwrap();
+    let text = String::from_utf8_lossy(&body);
+    assert!(text.contains("godwit-tiny-service") && text.contains("Copying"));
+    let answer =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+    request.get_mut().write_all(answer.as_bytes()).unwrap();
+    service.terminate();
+    let (status, log) = service.ended();
+    assert!(status.success(), "{log:?}");
+    assert!(
+        log.iter().all(|line| line.contains("\"level\":\"INFO\"")),
+        "{log:?}"
+    );
+}
+
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 

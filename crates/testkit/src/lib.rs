@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod certs;
+pub mod collector;
 pub mod fleet;
 pub mod guest;
 pub mod kubectl;

@@ -11,7 +11,8 @@ use godwit_apimachinery::{
     WatchStream,
 };
 use godwit_ledger::{
-    Ledger, LedgerError, MigrationRequest, NewObject, Object, ObjectKey, TraceContext, Tx,
+    Ledger, LedgerError, MaintenanceTrace, MigrationRequest, NewObject, Object, ObjectKey,
+    TraceContext, Tx,
 };
 use godwit_model::{JobId, MachineId, Revision};
 use godwit_runtime::backoff::Backoff;
@@ -347,7 +348,7 @@ async fn check_namespace(tx: &mut Tx, key: &ObjectKey) -> Result<(), StoreError>
     }
 }
 
-/// One maintenance of a node, however many ask at the same time.
+/// One maintenance of a node, however many ask at the same time, under the trace of this request.
 async fn request_maintenance(tx: &mut Tx, object: NewObject) -> Result<Object, StoreError> {
     let node = &object.body["spec"]["nodeName"];
     let others = tx
@@ -359,7 +360,19 @@ async fn request_maintenance(tx: &mut Tx, object: NewObject) -> Result<Object, S
         let node = node.as_str().unwrap_or_default();
         return Err(StoreError::Refused(kinds::duplicate_maintenance(node)));
     }
-    tx.create(object).await.map_err(store_error)
+    let made = tx.create(object).await.map_err(store_error)?;
+    let trace = MaintenanceTrace {
+        uid: made.uid.clone(),
+        name: made.key.name.clone(),
+        node: made.spec()["nodeName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+        trace: TraceContext(telemetry::trace_context()),
+        began_at: tx.now(),
+    };
+    tx.maintenance_trace(&trace).await.map_err(store_error)?;
+    Ok(made)
 }
 
 /// The migration and its job in one transaction, under the trace of this request.

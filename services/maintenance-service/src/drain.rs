@@ -13,12 +13,12 @@ use godwit_ledger::{
 };
 use godwit_model::maintenance::Method;
 use godwit_runtime::failpoint;
-use godwit_runtime::telemetry::trace_context;
+use godwit_runtime::telemetry::{StepSpans, begin_trace};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, info_span, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::json::reference;
@@ -30,6 +30,7 @@ use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Lease, Plan, plan};
 use crate::rolling::Budgets;
 use crate::routes::route;
 use crate::telemetry::Telemetry;
+use crate::trace::{Requested, Round, Traced, retell};
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
 const POLL: Duration = Duration::from_secs(1);
@@ -50,6 +51,7 @@ pub(crate) struct Drains {
     /// Tells the coordinator that there are new jobs.
     pub(crate) requested: Arc<Notify>,
     pub(crate) telemetry: Telemetry,
+    pub(crate) spans: StepSpans,
     pub(crate) shutdown: CancellationToken,
     /// What forecasts are made from.
     pub(crate) experience: Experience,
@@ -59,6 +61,7 @@ pub(crate) struct Drains {
 
 /// Runs rounds until shutdown.
 pub(crate) async fn run(drains: Drains) {
+    retell(&drains.ledger, &drains.spans).await;
     let mut wakeups = drains.ledger.wakeups();
     let mut evictions = tokio::time::interval(EVICTIONS_POLL);
     evictions.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,10 +103,9 @@ impl Drains {
             route(floor.fleet(), &mut situations);
         }
         for situation in &situations {
-            let name = &situation.maintenance.key.name;
-            let span = info_span!("maintenance", %name);
             if let Err(error) = self.reconcile(situation).await {
-                span.in_scope(|| warn!(%error, "a maintenance's step failed"));
+                let maintenance = &situation.maintenance.key.name;
+                warn!(%maintenance, %error, "a maintenance's step failed");
             }
         }
         Ok(())
@@ -125,10 +127,26 @@ impl Drains {
             return Ok(());
         }
         let plan = plan(&situation, &self.experience.forecaster());
+        let mut traced = match self.spans.is_exported() {
+            true => Some(Traced::of(&mut tx, seen).await?),
+            false => None,
+        };
         let requested = write(&mut tx, &situation, &plan).await?;
+        if let Some(traced) = &mut traced {
+            let round = Round {
+                began: seen.now,
+                situation: &situation,
+                plan: &plan,
+                requested: &requested,
+            };
+            traced.note(&mut tx, &round).await?;
+        }
         failpoint!("ledger.drain.before");
         tx.commit().await?;
         failpoint!("ledger.drain.after");
+        if let Some(traced) = traced {
+            traced.tell(&self.spans);
+        }
         self.telemetry.stands(&situation.node_name, plan.standing);
         self.telemetry.requested(requested.len());
         if !requested.is_empty() || !plan.cancels.is_empty() {
@@ -142,24 +160,27 @@ impl Drains {
     }
 }
 
-fn log(situation: &Situation, plan: &Plan, requested: &[String]) {
+fn log(situation: &Situation, plan: &Plan, requested: &[Requested]) {
     let maintenance = &situation.maintenance.key.name;
     let node = &situation.node_name;
     for event in &plan.events {
         let about = &event.regarding.name;
         info!(%maintenance, %node, %about, reason = %event.reason, "{}", event.note);
     }
-    for migration in requested {
+    for Requested {
+        name: migration, ..
+    } in requested
+    {
         info!(%maintenance, %node, %migration, "evacuation requested");
     }
 }
 
-/// Writes everything that `plan` says; answers the names of the evacuations that were asked for.
+/// Writes everything that `plan` says; answers the evacuations that were asked for.
 async fn write(
     tx: &mut Tx,
     situation: &Situation,
     plan: &Plan,
-) -> Result<Vec<String>, LedgerError> {
+) -> Result<Vec<Requested>, LedgerError> {
     match &plan.lease {
         Some(Lease::Create(lease)) => drop(tx.create((**lease).clone()).await?),
         Some(Lease::Put(lease)) => drop(tx.put(lease).await?),
@@ -196,23 +217,17 @@ async fn write(
     Ok(requested)
 }
 
-/// Asks for one evacuation and answers its name; `None` when another round has to.
+/// Asks for one evacuation; `None` when another round has to.
 pub(crate) async fn request(
     tx: &mut Tx,
     account: Account<'_>,
     evacuation: &Evacuation,
-) -> Result<Option<String>, LedgerError> {
+) -> Result<Option<Requested>, LedgerError> {
     let instance = &evacuation.instance;
     let (space, vmi) = (&instance.key.namespace, &instance.key.name);
     let name = format!("kubevirt-evacuation-{}", suffix());
-    // One trace a migration: it begins here.
-    let span = info_span!(
-        parent: None,
-        "evacuation",
-        maintenance = account.maintenance.map(|maintenance| &*maintenance.key.name),
-        node = account.node,
-        machine = %evacuation.machine,
-    );
+    // One trace a migration: it begins here, and who asks writes its first span after the commit.
+    let trace = begin_trace();
     let mut annotations = json!({ NODE_ANNOTATION: account.node });
     if let Some(maintenance) = account.maintenance {
         annotations[MAINTENANCE_ANNOTATION] = json!(maintenance.uid);
@@ -239,7 +254,7 @@ pub(crate) async fn request(
             machine: evacuation.machine.clone(),
             vmi: instance.key.clone(),
             priority: PRIORITY,
-            trace: TraceContext(span.in_scope(trace_context)),
+            trace: TraceContext(trace.clone()),
         })
         .await;
     match made {
@@ -258,7 +273,7 @@ pub(crate) async fn request(
         host: String::new(),
     })
     .await?;
-    Ok(Some(name))
+    Ok(Some(Requested { name, trace }))
 }
 
 /// Five letters of Kubernetes' alphabet for generated names.

@@ -13,7 +13,7 @@ use godwit_model::Revision;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, info_span, warn};
+use tracing::{info, warn};
 
 use crate::json::{put_condition, reference, set, status_of, told};
 
@@ -96,11 +96,10 @@ impl Plans {
         self.checks
             .retain(|uid, _| plans.iter().any(|plan| plan.uid == *uid));
         for plan in plans.iter().filter(|plan| !plan.deleting()) {
-            let span = info_span!("drain_plan", name = %plan.key.name);
             match self.step(plan).await {
                 // Somebody wrote it meanwhile; the next round sees that.
                 Ok(()) | Err(LedgerError::Conflict | LedgerError::NotFound) => {}
-                Err(error) => span.in_scope(|| warn!(%error, "a plan's step failed")),
+                Err(error) => warn!(drain_plan = %plan.key.name, %error, "a plan's step failed"),
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ use crate::look::{Account, EVACUATION, INSTANCES, MAINTENANCES, Marked, Reader, 
 use crate::node;
 use crate::plan::Evacuation;
 use crate::rolling::Budgets;
+use crate::trace;
 
 impl Drains {
     /// Asks for a migration of each machine that is marked and can leave now.
@@ -98,14 +99,17 @@ impl Drains {
             method: Method::Live,
             target: None,
         };
-        let Some(migration) = request(&mut tx, account, &evacuation).await? else {
+        let Some(made) = request(&mut tx, account, &evacuation).await? else {
             return Ok(());
         };
+        let now = tx.now();
         failpoint!("ledger.eviction.before");
         tx.commit().await?;
         failpoint!("ledger.eviction.after");
+        trace::eviction(&self.spans, &made.trace, (&evacuation, &node, now));
         self.telemetry.requested(1);
         self.requested.notify_one();
+        let migration = made.name;
         info!(%node, vmi = %key.name, %migration, "evacuation requested by an eviction");
         Ok(())
     }

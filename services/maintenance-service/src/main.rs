@@ -20,6 +20,7 @@ mod stop;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod words;
 
 fn main() -> std::process::ExitCode {

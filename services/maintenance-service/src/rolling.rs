@@ -20,7 +20,7 @@ use godwit_model::rolling::{Action, Heard, Step};
 use godwit_runtime::{Identity, failpoint};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, info_span, warn};
+use tracing::{info, warn};
 
 pub(crate) use budgets::Budgets;
 
@@ -117,11 +117,11 @@ impl Rollings {
         }
         let nodes = self.ledger.list(NODES).await?;
         for rolling in rollings.iter().filter(|rolling| is_due(rolling, &nodes)) {
-            let span = info_span!("rolling", name = %rolling.key.name);
             match self.reconcile(&rolling.key).await {
                 Ok(step) => stepped |= step,
                 Err(error) => {
-                    span.in_scope(|| warn!(%error, "a rolling maintenance's step failed"));
+                    let rolling = &rolling.key.name;
+                    warn!(%rolling, %error, "a rolling maintenance's step failed");
                 }
             }
         }

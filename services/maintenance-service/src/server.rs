@@ -55,7 +55,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         shutdown,
         metrics,
         readiness,
-        ..
+        steps,
     } = context;
     readiness.set("ledger", false);
     let identity = config.common.identity()?.cloned();
@@ -97,6 +97,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         changed,
         requested,
         telemetry: Telemetry::new(&metrics),
+        spans: steps,
         shutdown,
         experience: Experience::default(),
         floor: FloorKeeper::default(),

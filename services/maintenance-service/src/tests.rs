@@ -12,6 +12,7 @@ use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::launcher_name;
 use godwit_model::placement::Hugepages;
 use godwit_model::{Bytes, Epoch, MachineId, NodeName};
+use godwit_runtime::telemetry::StepSpans;
 use godwit_testkit::postgres::Postgres;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -289,6 +290,7 @@ async fn drains(url: &str) -> Drains {
         changed: Arc::new(Notify::new()),
         requested: Arc::new(Notify::new()),
         telemetry: Telemetry::default(),
+        spans: StepSpans::default(),
         shutdown: CancellationToken::new(),
         experience: Experience::default(),
         floor: FloorKeeper::default(),

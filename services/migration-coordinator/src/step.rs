@@ -16,7 +16,7 @@ use godwit_rpc::{Code, Request, Status, client};
 use godwit_runtime::failpoint;
 use jiff::Timestamp;
 use serde_json::Value;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use crate::chapter::{Chapter, chapter, plain};
 use crate::drive::{Drive, JobFacts};
@@ -73,27 +73,36 @@ pub(crate) async fn carry_out(
 /// that two jobs never take one.
 async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
     let shared = Arc::clone(&drive.shared);
-    let wait = match shared.queue.turn(&drive.lease.job.id) {
+    match shared.queue.turn(&drive.lease.job.id) {
         Some(Turn::Start) => {
-            let mut tx = shared.ledger.begin().await?;
-            let source = drive.lease.job.source.as_ref();
-            let slots = tx.queue_slots(source).await?;
-            if queue::limit_reached(source, slots, shared.limits().queue).is_none() {
-                let first = plain(JobState::Placing, "its turn");
-                let facts = drive.facts();
-                return record_in(tx, drive, first, &facts).await;
+            let span = trace::recording(&drive.lease.job);
+            if let Some(outcome) = take_slot(drive).instrument(span).await? {
+                return Ok(outcome);
             }
-            None
         }
-        Some(Turn::Wait(wait)) => Some(wait),
-        None => None,
-    };
-    match wait {
-        Some(wait) => say_place(drive, wait).await?,
-        // The reading is of another moment.
-        None => shared.queue.moved(),
+        Some(Turn::Wait(wait)) => {
+            say_place(drive, wait).await?;
+            return Ok(Outcome::Wait);
+        }
+        None => {}
     }
+    // The reading is of another moment.
+    shared.queue.moved();
     Ok(Outcome::Wait)
+}
+
+/// Records that the job has a slot; `None` when all of them are taken.
+async fn take_slot(drive: &mut Drive) -> Result<Option<Outcome>, LedgerError> {
+    let shared = Arc::clone(&drive.shared);
+    let mut tx = shared.ledger.begin().await?;
+    let source = drive.lease.job.source.as_ref();
+    let slots = tx.queue_slots(source).await?;
+    if queue::limit_reached(source, slots, shared.limits().queue).is_some() {
+        return Ok(None);
+    }
+    let first = plain(JobState::Placing, "its turn");
+    let facts = drive.facts();
+    record_in(tx, drive, first, &facts).await.map(Some)
 }
 
 /// Asks the scheduler for a target and records it.
@@ -171,8 +180,12 @@ async fn record(
     first: Chapter,
     facts: &JobFacts,
 ) -> Result<Outcome, LedgerError> {
-    let tx = drive.shared.ledger.begin().await?;
-    record_in(tx, drive, first, facts).await
+    let span = trace::recording(&drive.lease.job);
+    let recorded = async {
+        let tx = drive.shared.ledger.begin().await?;
+        record_in(tx, drive, first, facts).await
+    };
+    recorded.instrument(span).await
 }
 
 /// As [`record`], in a transaction that has begun. What this process knows of the job follows only

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 use godwit_ledger::{JobRow, Lease, TransitionRow};
 use godwit_model::Epoch;
 use godwit_model::migration::job::JobState;
-use godwit_runtime::telemetry::{Attribute, SpanKey, StepSpan, StepSpans};
+use godwit_runtime::telemetry::{self, Attribute, SpanKey, StepSpan, StepSpans};
 use jiff::Timestamp;
-use tracing::debug;
+use tracing::{Span, debug, info_span};
 
 use crate::shared::Shared;
 
@@ -49,6 +49,18 @@ pub(crate) fn since(job: &JobRow) -> Timestamp {
 pub(crate) fn of_step(job: &JobRow) -> String {
     let step = key(job, (job.state, since(job)));
     step.traceparent(&job.trace).unwrap_or_default()
+}
+
+/// A span for what is written at the end of the step that a job is in: a part of that step, and none
+/// when the job is in no trace.
+pub(crate) fn recording(job: &JobRow) -> Span {
+    let step = of_step(job);
+    if step.is_empty() {
+        return Span::none();
+    }
+    let span = info_span!(parent: None, "record");
+    telemetry::join(&span, &step);
+    span
 }
 
 fn key(job: &JobRow, (state, since): (JobState, Timestamp)) -> SpanKey<'_> {

@@ -24,7 +24,7 @@ use super::stats::Summary;
 use crate::tools::{self, say};
 
 /// The programs that are measured.
-const SERVICES: [&str; 3] = [
+pub(super) const SERVICES: [&str; 3] = [
     "godwit-scheduler",
     "godwit-migration-coordinator",
     "godwit-maintenance-service",

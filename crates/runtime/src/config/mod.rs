@@ -44,8 +44,10 @@ pub struct Common {
     pub log: LogFormat,
     /// Filter of log lines in the form of `RUST_LOG`.
     pub log_filter: String,
-    /// Where traces go as OTLP over gRPC, for example `http://collector:4317`; nowhere when absent.
+    /// Where traces go as OTLP, for example `http://collector:4317`; nowhere when absent.
     pub otlp_endpoint: Option<String>,
+    /// `grpc`, or `http/protobuf`, which is sent to `/v1/traces` below the endpoint.
+    pub otlp_protocol: OtlpProtocol,
     /// Where health and metrics are served, plain HTTP.
     pub admin_bind: SocketAddr,
     /// Certificates for the services among themselves; needed unless `insecure`.
@@ -62,6 +64,17 @@ pub enum LogFormat {
     Pretty,
     /// One object a line.
     Json,
+}
+
+/// How traces are sent, in the words of OpenTelemetry's own settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtlpProtocol {
+    /// Over gRPC.
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// Over HTTP, in binary form.
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
 }
 
 impl Common {
@@ -104,6 +117,7 @@ impl Default for Common {
             log: LogFormat::Pretty,
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
+            otlp_protocol: OtlpProtocol::Grpc,
             admin_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             identity: None,
             insecure: false,

@@ -2,6 +2,7 @@
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use prometheus_client::encoding::EncodeLabelSet;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -14,6 +15,18 @@ pub fn trace_context() -> String {
     } else {
         String::new()
     }
+}
+
+/// `traceparent` of the first span of a new trace, which the caller records as a step.
+pub fn begin_trace() -> String {
+    let ids = RandomIdGenerator::default();
+    text(&SpanContext::new(
+        ids.new_trace_id(),
+        ids.new_span_id(),
+        TraceFlags::SAMPLED,
+        false,
+        TraceState::default(),
+    ))
 }
 
 /// Makes `span` a child of the span that `traceparent` names; text that names none changes nothing.

@@ -14,12 +14,8 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanProcessor,
-};
-use tonic::transport::Endpoint;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -28,20 +24,17 @@ use uuid::Uuid;
 
 use crate::build;
 use crate::config::{Common, LogFormat};
-use export::{Patient, Shared};
+use export::Shared;
 
-pub use context::{TraceLabel, join, trace_context};
+pub use context::{TraceLabel, begin_trace, join, trace_context};
 pub use opentelemetry::Value as Attribute;
 pub use steps::{SpanKey, StepSpan, StepSpans};
 
 /// Longest wait for the last spans at the end of a process.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// Longest wait for a collector to take a batch.
-const EXPORT_MAX: Duration = Duration::from_secs(3);
-/// How long spans are gathered before they are sent.
-const GATHER: Duration = Duration::from_secs(1);
-/// Spans that may wait for a slow collector; more are lost. About 2 MB.
-const WAITING_MAX: usize = 2048;
+
+/// Target of the ledger's spans of SQL statements, which only a collector has a use for.
+const STATEMENTS: &str = "godwit_ledger::sql";
 
 /// Flushes what is left when dropped.
 pub(crate) struct Guard {
@@ -92,7 +85,10 @@ pub(crate) fn init(
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(resource.clone());
     let processor = match &common.otlp_endpoint {
-        Some(endpoint) => Some(Arc::new(processor(endpoint, &resource)?)),
+        Some(endpoint) => {
+            let to = (endpoint.as_str(), common.otlp_protocol);
+            Some(Arc::new(export::processor(to, &resource)?))
+        }
         None => None,
     };
     if let Some(processor) = &processor {
@@ -101,21 +97,24 @@ pub(crate) fn init(
     let provider = provider.build();
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("godwit"));
     tracing_subscriber::registry()
-        .with(filter(&common.log_filter)?)
+        .with(filter(&common.log_filter, processor.is_some())?)
         .with(lines(service, common.log))
         .with(traces)
         .try_init()?;
     Ok((Guard { provider }, StepSpans::new(service, processor)))
 }
 
-fn filter(wanted: &str) -> Result<EnvFilter, TelemetryError> {
+fn filter(wanted: &str, exported: bool) -> Result<EnvFilter, TelemetryError> {
+    let mut directives = wanted.to_owned();
     // The exporter tells of its own troubles, once; the SDK would at every batch.
-    let quiet = if wanted.contains("opentelemetry") {
-        ""
-    } else {
-        ",opentelemetry=off"
-    };
-    Ok(EnvFilter::try_new(format!("{wanted}{quiet}"))?)
+    if !wanted.contains("opentelemetry") {
+        directives.push_str(",opentelemetry=off");
+    }
+    // Spans alone have this target: it puts no line into the log.
+    if exported && !wanted.contains(STATEMENTS) {
+        directives.push_str(&format!(",{STATEMENTS}=debug"));
+    }
+    Ok(EnvFilter::try_new(directives)?)
 }
 
 fn lines<S>(service: &'static str, format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
@@ -135,27 +134,6 @@ where
     }
 }
 
-fn processor(endpoint: &str, resource: &Resource) -> Result<BatchSpanProcessor, TelemetryError> {
-    let channel = Endpoint::from_shared(endpoint.to_owned())?
-        .connect_timeout(EXPORT_MAX)
-        .connect_lazy();
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_channel(channel)
-        .with_timeout(EXPORT_MAX)
-        .build()?;
-    let batch = BatchConfigBuilder::default()
-        .with_scheduled_delay(GATHER)
-        .with_max_queue_size(WAITING_MAX)
-        .build();
-    let mut processor = BatchSpanProcessor::builder(Patient::new(exporter, endpoint))
-        .with_batch_config(batch)
-        .build();
-    // Behind an `Arc` the provider could not do it.
-    processor.set_resource(resource);
-    Ok(processor)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,13 +141,25 @@ mod tests {
     #[test]
     fn a_filter_that_names_the_sdk_is_taken_as_it_is() {
         assert_eq!(
-            filter("info").unwrap().to_string(),
+            filter("info", false).unwrap().to_string(),
             "opentelemetry=off,info"
         );
         assert_eq!(
-            filter("opentelemetry=debug").unwrap().to_string(),
+            filter("opentelemetry=debug", false).unwrap().to_string(),
             "opentelemetry=debug"
         );
-        assert!(filter("info,=,").is_err());
+        assert!(filter("info,=,", false).is_err());
+    }
+
+    #[test]
+    fn statements_are_told_of_where_there_is_a_collector() {
+        assert_eq!(
+            filter("info", true).unwrap().to_string(),
+            "godwit_ledger::sql=debug,opentelemetry=off,info"
+        );
+        let chosen = "godwit_ledger::sql=off,info";
+        let with_collector = filter(chosen, true).unwrap().to_string();
+        assert!(with_collector.contains("godwit_ledger::sql=off"));
+        assert!(!with_collector.contains("=debug"));
     }
 }

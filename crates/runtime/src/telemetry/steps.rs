@@ -39,6 +39,10 @@ pub struct StepSpan<'a> {
     pub trace: &'a str,
     /// Which step.
     pub key: SpanKey<'a>,
+    /// Whether it is itself the span of `trace`, and the first of that trace; see [`begin_trace`].
+    ///
+    /// [`begin_trace`]: super::begin_trace
+    pub first: bool,
     /// The step that this one is a part of; `None` hangs it below the span of `trace`.
     pub parent: Option<SpanKey<'a>>,
     /// When the step began.
@@ -59,6 +63,7 @@ impl<'a> StepSpan<'a> {
         Self {
             trace,
             key,
+            first: false,
             parent: None,
             began,
             ended,
@@ -135,12 +140,19 @@ fn span(service: &'static str, step: &StepSpan<'_>) -> Option<SpanData> {
         .collect();
     let mut span_links = SpanLinks::default();
     span_links.links = links;
+    let (span_context, parent) = match step.first {
+        true => (root, SpanId::INVALID),
+        false => {
+            let parent = step
+                .parent
+                .map_or_else(|| root.span_id(), |parent| parent.id());
+            (step.key.within(&root), parent)
+        }
+    };
     Some(SpanData {
-        span_context: step.key.within(&root),
-        parent_span_id: step
-            .parent
-            .map_or_else(|| root.span_id(), |parent| parent.id()),
-        parent_span_is_remote: step.parent.is_none(),
+        span_context,
+        parent_span_id: parent,
+        parent_span_is_remote: !step.first && step.parent.is_none(),
         span_kind: SpanKind::Internal,
         name: step.key.step.to_owned().into(),
         start_time: step.began,
@@ -196,6 +208,21 @@ mod tests {
         assert_eq!(pass.span_context.trace_id(), copy.span_context.trace_id());
         assert_eq!(copy.links.links.len(), 1);
         assert_eq!(copy.status, Status::error("no room"));
+    }
+
+    #[test]
+    fn the_first_span_of_a_trace_has_the_id_that_others_call_their_parent() {
+        let first = StepSpan {
+            first: true,
+            ..step(key("evacuation", 0), None)
+        };
+        let first = span("test", &first).unwrap();
+        let next = span("test", &step(key("Pending", 3), None)).unwrap();
+        assert_eq!(first.parent_span_id, SpanId::INVALID);
+        assert_eq!(next.parent_span_id, first.span_context.span_id());
+        let (one, other) = (super::super::begin_trace(), super::super::begin_trace());
+        assert!(context::parse(&one).is_some_and(|begun| begun.is_sampled()));
+        assert_ne!(one, other);
     }
 
     #[test]

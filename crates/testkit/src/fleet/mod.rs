@@ -40,7 +40,7 @@ use self::time::VirtualTime;
 
 pub use self::driver::{Driver, Filled, Rolled, Size};
 pub use self::history::{Limits, Steps, read as read_history};
-pub use self::plane::{Plane, ServiceUse};
+pub use self::plane::{Plane, ServiceUse, Telling};
 
 /// What the hosts are like.
 #[derive(Debug, Clone)]

@@ -12,6 +12,7 @@ use godwit_ledger::{Ledger, LedgerConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::collector::Protocol;
 use crate::lab::{Process, Service};
 use crate::postgres::{DatabaseUse, Postgres, cpu_seconds_of};
 
@@ -22,6 +23,35 @@ const CONNECTIONS_MAX: u32 = 4;
 /// How long an audit may wait until what is under way has come to rest.
 const SETTLE_SECONDS: u32 = 30;
 
+/// What the services tell, and whom.
+#[derive(Debug, Clone)]
+pub struct Telling {
+    /// Filter of their log lines and spans, in the form of `RUST_LOG`.
+    pub log_filter: String,
+    /// Port of a collector on this machine, and how it is spoken to; `None` for none.
+    pub collector: Option<(u16, Protocol)>,
+}
+
+impl Default for Telling {
+    /// Troubles alone.
+    fn default() -> Self {
+        Self {
+            log_filter: "warn".to_owned(),
+            collector: None,
+        }
+    }
+}
+
+impl Telling {
+    /// Everything that services tell as a rule, to this collector.
+    pub fn to(collector: Option<(u16, Protocol)>) -> Self {
+        Self {
+            log_filter: "info".to_owned(),
+            collector,
+        }
+    }
+}
+
 /// A running control plane; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Plane {
@@ -31,6 +61,7 @@ pub struct Plane {
     database: String,
     services: Vec<Running>,
     scheduler: String,
+    telling: Telling,
     dir: TempDir,
 }
 
@@ -57,6 +88,14 @@ impl Plane {
     /// # Errors
     /// When Postgres or a program can't be started.
     pub async fn start(bin_dir: &Path) -> Result<Self> {
+        Self::start_telling(bin_dir, Telling::default()).await
+    }
+
+    /// As [`Self::start`], with services that tell so much.
+    ///
+    /// # Errors
+    /// When Postgres or a program can't be started.
+    pub async fn start_telling(bin_dir: &Path, telling: Telling) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("gwfleet-").tempdir()?;
         for folder in ["logs", "pids"] {
             std::fs::create_dir_all(dir.path().join(folder))?;
@@ -79,6 +118,7 @@ impl Plane {
             postgres,
             services: vec![],
             scheduler: String::new(),
+            telling,
             dir,
         };
         plane.start_services(bin_dir)?;
@@ -127,8 +167,12 @@ impl Plane {
     fn configure(&self, bin_dir: &Path, name: &str, mut config: Value) -> Result<Service> {
         let admin = format!("127.0.0.1:{}", free_port()?);
         config["common"] = json!({
-            "admin_bind": admin, "insecure": true, "log_filter": "warn",
+            "admin_bind": admin, "insecure": true, "log_filter": self.telling.log_filter,
         });
+        if let Some((port, protocol)) = self.telling.collector {
+            config["common"]["otlp_endpoint"] = json!(format!("http://127.0.0.1:{port}"));
+            config["common"]["otlp_protocol"] = json!(protocol.as_str());
+        }
         let path = self.dir.path().join(format!("{name}.toml"));
         std::fs::write(&path, toml::to_string(&config)?)?;
         Ok(Service {
@@ -187,6 +231,18 @@ impl Plane {
             })
         });
         uses.collect()
+    }
+
+    /// Ends the services as an init system does, by asking them to.
+    ///
+    /// # Errors
+    /// When one still runs after 8 s.
+    pub fn terminate(&self) -> Result<()> {
+        let mut services = self.services.iter();
+        services.try_for_each(|Running { service, process }| {
+            let ended = process.terminate();
+            ended.with_context(|| service.name.clone())
+        })
     }
 
     /// Where the services' logs are.

@@ -59,6 +59,20 @@ impl Process {
         self.kill()
     }
 
+    /// Ends it by SIGTERM alone.
+    ///
+    /// # Errors
+    /// When it still runs after 8 s.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::SIGTERM);
+        ensure!(
+            self.ended_within(STOP_MAX),
+            "process {} does not end when asked to",
+            self.pid
+        );
+        Ok(())
+    }
+
     /// Ends it at once (SIGKILL) and waits until it is gone.
     ///
     /// # Errors
