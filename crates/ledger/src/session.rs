@@ -109,7 +109,9 @@ impl Session {
 
     /// Begins a transaction with a question, in one round trip: `first` is `BEGIN; SELECT ...`.
     pub(crate) async fn begin_with(&mut self, first: &'static str) -> Result<PgRow, sqlx::Error> {
-        let row = in_time(sqlx::raw_sql(first).fetch_one(self.ask())).await?;
+        let told = Told::of(first);
+        let row = in_time(sqlx::raw_sql(first).fetch_one(self.ask()));
+        let row = told.answer(row).await?;
         self.answered = true;
         self.in_transaction = true;
         Ok(row)
