@@ -57,7 +57,7 @@ const MUTANTS: [Mutant; 5] = [
     },
 ];
 
-/// The exhaustive check of the real decision code.
+/// The exhaustive check of the real decision code, as far as every test run goes.
 const MODEL_CHECK: &[&str] = &[
     "run",
     "--release",
@@ -65,6 +65,8 @@ const MODEL_CHECK: &[&str] = &[
     "godwit-sim",
     "--example",
     "check",
+    "--",
+    "--quick",
 ];
 /// Jobs in a real Postgres.
 const LEDGER_JOBS: &[&str] = &[
@@ -183,15 +185,15 @@ fn target(dir: &Path) -> PathBuf {
 
 /// The same command, that stops before it runs anything.
 fn build_only<'a>(check: &[&'a str]) -> Vec<&'a str> {
-    if check[0] == "run" {
-        return [&["build"], &check[1..]].concat();
-    }
-    if check.contains(&"--workspace") {
-        return vec!["build", "--workspace", "--all-targets"];
-    }
     let end = check
         .iter()
         .position(|word| *word == "--")
         .unwrap_or(check.len());
+    if check[0] == "run" {
+        return [&["build"], &check[1..end]].concat();
+    }
+    if check.contains(&"--workspace") {
+        return vec!["build", "--workspace", "--all-targets"];
+    }
     [&check[..end], &["--no-run"]].concat()
 }

@@ -382,12 +382,13 @@ async fn start(
     role: Role,
     layout: &HostLayout,
 ) -> Result<(Process, Qmp), LaunchError> {
+    // Names of disks become names of files below: these are checked here.
+    let line = CommandLine::render(spec, layout, role)?;
     for disk in &spec.disks {
         if let Some(seed) = &disk.seed {
             seed::write(seed, Path::new(&disk.path))?;
         }
     }
-    let line = CommandLine::render(spec, layout, role)?;
     let directory = layout.qmp_socket.parent().unwrap_or(&host.config.run_dir);
     let user = host.config.qemu_user.as_ref();
     confine::hand_over(directory, user)?;

@@ -191,3 +191,31 @@ async fn strangers_and_talkers_in_the_clear_do_not_get_in() {
     }
     assert_eq!(agent.qemus(), Vec::<u32>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_agent_makes_is_written_nowhere_else() {
+    let certificates = Certificates::new();
+    let agent = certificates.agent().await;
+    let dir = certificates.dir.path();
+    let mut spec = counting(dir, MACHINE);
+    "../../evil".clone_into(&mut spec.disks[0].name);
+    spec.disks[0].path.clear();
+    spec.disks[0].seed = Some(Seed {
+        source: "NoCloud".to_owned(),
+        user_data: Some(SeedContent {
+            content: Some(seed_content::Content::Text("#cloud-config".to_owned())),
+        }),
+        ..Seed::default()
+    });
+    let request = StartMachineRequest {
+        spec: Some(spec),
+        epoch: 1,
+        paused: false,
+    };
+    let scheduler = certificates.of("scheduler", "s2");
+    let mut client = AgentClient::new(channel(&agent, &scheduler));
+    let refused = client.start_machine(request).await.unwrap_err();
+    assert!(refused.message().contains("disk name"), "{refused}");
+    assert!(!agent.run_dir().join("../evil.seed").exists());
+    assert_eq!(agent.qemus(), Vec::<u32>::new());
+}
