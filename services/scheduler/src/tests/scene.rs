@@ -259,7 +259,7 @@ impl Host {
         let parts = ServerParts {
             metrics: Metrics::default(),
             bind,
-            identity: None,
+            credentials: None,
             routes: Routes::new(AgentServer::new(Door(Arc::clone(&pretence)))),
             shutdown,
         };
