@@ -82,6 +82,9 @@ pub(crate) enum LaunchError {
     /// There are no huge pages for it.
     #[error(transparent)]
     Pages(#[from] PagesError),
+    /// It can't have a control group, which the configuration requires.
+    #[error("put qemu into its control group")]
+    Group(#[source] io::Error),
     /// The description can't be rendered.
     #[error("render the command line")]
     Line(#[from] LineError),
@@ -282,12 +285,13 @@ impl Vm {
     }
 }
 
-/// Removes the devices and sockets of a QEMU that has ended.
+/// Removes the devices, the sockets and the control group of a QEMU that has ended.
 pub(crate) async fn clean(host: &Host, place: &Place) {
     for tap in &place.taps {
         host.addresses.forget(tap.index);
     }
     network::remove(&place.taps).await;
+    host.groups.remove(&place.directory).await;
     match std::fs::remove_dir_all(&place.directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             warn!(directory = %place.directory.display(), %error, "run directory left behind");
@@ -382,12 +386,13 @@ async fn start(
     role: Role,
     layout: &HostLayout,
 ) -> Result<(Process, Qmp), LaunchError> {
+    // Names of disks become names of files below: these are checked here.
+    let line = CommandLine::render(spec, layout, role)?;
     for disk in &spec.disks {
         if let Some(seed) = &disk.seed {
             seed::write(seed, Path::new(&disk.path))?;
         }
     }
-    let line = CommandLine::render(spec, layout, role)?;
     let directory = layout.qmp_socket.parent().unwrap_or(&host.config.run_dir);
     let user = host.config.qemu_user.as_ref();
     confine::hand_over(directory, user)?;
@@ -400,6 +405,13 @@ async fn start(
         user,
     };
     let (process, qmp, _) = process::launch(launch).await?;
+    // Before the guest runs: its memory isn't there yet.
+    let entered = host.groups.enter(directory, spec, process.identity().pid);
+    if let Err(error) = entered {
+        process.kill()?;
+        process.exited().await;
+        return Err(LaunchError::Group(error));
+    }
     Ok((process, qmp))
 }
 
