@@ -248,6 +248,24 @@ async fn a_new_handshake_shows_the_new_certificate_and_an_old_connection_lives()
     assert_eq!(callers[0], callers[1], "the same connection");
 }
 
+/// What it is, certificate and key, and what the log says of it.
+fn unusable(ca: &Ca, cert: &str, key: &str) -> [(&'static str, String, String, &'static str); 4] {
+    let foreign = tempfile::tempdir().unwrap();
+    let stranger = Ca::load_or_create(foreign.path()).unwrap();
+    let stranger = stranger.issue(subject("a")).unwrap();
+    let expired = ca.issue_for(subject("a"), -1).unwrap();
+    let another = ca.issue(subject("a")).unwrap().key;
+    let (nothing, pairless) = ("nonsense".to_owned(), cert.to_owned());
+    let none = "there is no certificate in its file";
+    let foreign = "none of the authorities'";
+    [
+        ("no certificate", nothing, key.to_owned(), none),
+        ("another's key", pairless, another, "don't go together"),
+        ("over", expired.cert, expired.key, "the certificate is over"),
+        ("another authority's", stranger.cert, stranger.key, foreign),
+    ]
+}
+
 #[tokio::test]
 async fn what_cannot_be_used_is_refused_and_told_and_the_last_good_one_is_shown() {
     let log = Log::default();
@@ -263,39 +281,9 @@ async fn what_cannot_be_used_is_refused_and_told_and_the_last_good_one_is_shown(
     let own = files("a", server.dir.path());
     let good = serial_in(&own.cert);
     let until = server.metric("godwit_certificate_not_after_seconds");
-    let foreign = tempfile::tempdir().unwrap();
-    let expired = ca.issue_for(subject("a"), -1).unwrap();
-    let stranger = Ca::load_or_create(foreign.path()).unwrap();
-    let stranger = stranger.issue(subject("a")).unwrap();
-    let another = ca.issue(subject("a")).unwrap();
     let good_key = std::fs::read_to_string(&own.key).unwrap();
     let good_cert = std::fs::read_to_string(&own.cert).unwrap();
-    for (what, cert, key, said) in [
-        (
-            "no certificate",
-            "nonsense",
-            &good_key,
-            "there is no certificate in its file",
-        ),
-        (
-            "another's key",
-            &good_cert,
-            &another.key,
-            "don't go together",
-        ),
-        (
-            "one that is over",
-            &expired.cert,
-            &expired.key,
-            "the certificate is over",
-        ),
-        (
-            "another authority's",
-            &stranger.cert,
-            &stranger.key,
-            "none of the authorities'",
-        ),
-    ] {
+    for (what, cert, key, said) in unusable(&ca, &good_cert, &good_key) {
         std::fs::write(&own.cert, cert).unwrap();
         std::fs::write(&own.key, key).unwrap();
         eventually(what, || server.metric("godwit_certificate_refused") == 1).await;
