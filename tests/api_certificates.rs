@@ -1,11 +1,10 @@
-//! Certificates that `godwit certificates` keeps in Secrets, as the Helm chart's hook does.
+//! Certificates that `godwit pki init` keeps in Secrets, as the Helm chart's hook does.
 
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use godwit_cli::issue::{Certificates, Named};
 use godwit_cli::kubeconfig::Kubeconfig;
-use godwit_cli::secrets::{Place, issue_into};
+use godwit_cli::pki::{Init, Named, Place, init_into};
 use godwit_testkit::kubectl::Release;
 use serde_json::Value;
 
@@ -22,7 +21,7 @@ fn node(name: &str, address: &str) -> Named {
 async fn issued_for(api: &Api, nodes: Vec<Named>) -> Result<()> {
     let access = Kubeconfig::load(Some(&api.kubeconfig("admin")))?.access(None)?;
     let dir = tempfile::tempdir()?;
-    let wanted = Certificates {
+    let wanted = Init {
         dir: dir.path().to_owned(),
         nodes,
         services: vec![],
@@ -34,7 +33,7 @@ async fn issued_for(api: &Api, nodes: Vec<Named>) -> Result<()> {
         namespace: "default",
         prefix: "a-godwit",
     };
-    issue_into(place, &wanted).await?;
+    init_into(place, &wanted).await?;
     Ok(())
 }
 

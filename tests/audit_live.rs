@@ -11,6 +11,7 @@ use godwit_ledger::{NodeRow, Object, ObjectKey};
 use godwit_model::machine::{Disk, ImageFormat, MachineSpec};
 use godwit_model::{Bytes, MachineId};
 use godwit_node_agent::config::Config;
+use godwit_rpc::Credentials;
 use godwit_rpc::agent::v1::StartMachineRequest;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_runtime::{Context, Identity};
@@ -90,6 +91,7 @@ impl Live {
     /// The scheduler: tells the host to start the machine.
     async fn boot(&self, address: &str) -> Result<()> {
         let scheduler = self.identity("scheduler", "scheduler")?;
+        let scheduler = Credentials::read(&scheduler)?;
         let channel = godwit_rpc::client::connect(address, Some(&scheduler))?;
         let request = StartMachineRequest {
             spec: Some(counting(self.dir.path(), &self.machine).into()),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod api_aggregation;
+mod api_attacks;
 mod api_audit;
 mod api_authn;
 mod api_certificates;
@@ -21,6 +22,7 @@ mod api_outage;
 mod api_plans;
 mod api_play;
 mod api_rbac;
+mod api_renewal;
 mod api_roles;
 mod api_rules;
 mod api_virtctl;

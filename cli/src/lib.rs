@@ -2,13 +2,11 @@
 
 pub mod api;
 pub mod audit;
-pub mod certificates;
 pub mod history;
-pub mod issue;
 pub mod kubeconfig;
 pub mod migrate;
 pub mod output;
+pub mod pki;
 pub mod plan;
 pub mod project;
-pub mod secrets;
 pub mod version;

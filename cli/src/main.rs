@@ -8,13 +8,13 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use godwit_cli::audit::{Audit, Outcome, audit};
 use godwit_cli::history::{History, history};
-use godwit_cli::issue::{Certificates, issue};
-use godwit_cli::kubeconfig::{Access, Kubeconfig};
+use godwit_cli::kubeconfig::Kubeconfig;
 use godwit_cli::migrate::{Migrate, migrate};
 use godwit_cli::output::Output;
+use godwit_cli::pki::{Pki, pki};
 use godwit_cli::plan::{Plan, plan};
+use godwit_cli::project;
 use godwit_cli::version::{ServerVersion, of_server};
-use godwit_cli::{project, secrets};
 use godwit_runtime::build;
 use serde_json::json;
 
@@ -38,15 +38,12 @@ struct Cli {
 enum Command {
     /// Show which build this is, and which one serves the API.
     Version(Version),
-    /// Issue certificates for every service, host and an administrator.
+    /// Issue and renew certificates for services, hosts and users.
     ///
-    /// For whoever has no certificate authority of their own. Writes ca.crt, a NAME.crt and a
-    /// NAME.key for each service, node and `admin`, and a kubeconfig. An authority that is there
-    /// already is used again, so that hosts can be added later. Keep ca.key to yourself.
-    #[command(after_help = "Example:\n  godwit certificates --dir /etc/godwit/tls \
-        --node worker1=10.0.0.11 --node worker2=10.0.0.12 \\\n      \
-        --service api-gateway=godwit.example.com --server https://godwit.example.com:6443")]
-    Certificates(Certificates),
+    /// For whoever has no certificate authority of their own. Everything is in one directory:
+    /// ca.crt, a NAME.crt and a NAME.key for each service, node and `admin`, and a kubeconfig.
+    #[command(subcommand)]
+    Pki(Pki),
     /// Bring the ledger's schema up to this build, and end.
     ///
     /// Every service does that at its start, one at a time. This is for a database in which the
@@ -102,7 +99,9 @@ struct Version {
 fn main() -> ExitCode {
     let outcome = match Cli::parse_from(arguments()).command {
         Command::Version(wanted) => version(&wanted),
-        Command::Certificates(wanted) => certificates(&wanted),
+        Command::Pki(wanted) => runtime()
+            .and_then(|runtime| runtime.block_on(pki(&wanted)))
+            .map(|text| print(&text)),
         Command::Migrate(wanted) => runtime()
             .and_then(|runtime| runtime.block_on(migrate(&wanted)))
             .map(|()| print("the schema is up to date")),
@@ -190,23 +189,6 @@ fn server_version(wanted: &Version) -> anyhow::Result<ServerVersion> {
     let config = Kubeconfig::load(wanted.kubeconfig.as_deref())?;
     let access = config.access(wanted.context.as_deref())?;
     runtime()?.block_on(of_server(&access))
-}
-
-fn certificates(wanted: &Certificates) -> anyhow::Result<()> {
-    let files = match &wanted.secrets {
-        None => issue(wanted)?,
-        Some(prefix) => {
-            let (access, namespace) = Access::of_pod()?;
-            let place = secrets::Place {
-                access: &access,
-                namespace: &namespace,
-                prefix,
-            };
-            runtime()?.block_on(secrets::issue_into(place, wanted))?
-        }
-    };
-    print(&format!("{}: {}", wanted.dir.display(), files.join(", ")));
-    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "what the user asked for")]

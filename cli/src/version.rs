@@ -38,7 +38,7 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::certificates::{Ca, Subject};
+    use crate::pki::{Ca, Subject};
 
     const ANSWER: &str = r#"{"gitVersion": "v1.32.0+godwit.0.1.0", "gitCommit": "abc"}"#;
 

@@ -8,6 +8,7 @@ mod lab;
 mod mutants;
 mod observability;
 mod safety;
+mod sbom;
 mod test;
 mod tidy;
 mod tools;
@@ -50,6 +51,8 @@ enum Command {
     Chart(chart::Arguments),
     /// Takes one guard of the protocol away at a time: each has to make a check fail.
     Mutants,
+    /// What each program is made of: a bill of materials for each, in CycloneDX's JSON.
+    Sbom(sbom::Arguments),
     /// Writes Grafana's dashboards from the table of their panels.
     Dashboards,
     /// Who may import what, sizes, words.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         },
         Command::Chart(arguments) => chart::run(&arguments),
         Command::Mutants => mutants::run(),
+        Command::Sbom(arguments) => sbom::run(&arguments),
         Command::Dashboards => dashboards::run(),
         Command::Tidy => tidy::run(),
     };

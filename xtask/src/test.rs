@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use godwit_testkit::kubectl::{self, Release};
 
-use crate::{chart, tidy, tools};
+use crate::{chart, sbom, tidy, tools};
 
 /// The suite that runs alone and last, with its output seen: it takes minutes, and the machine to
 /// itself. See `.config/nextest.toml` too.
@@ -30,6 +30,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         step("format", || tools::cargo(&["fmt", "--all", "--check"]))?;
         step("lints", lints)?;
         step("dependencies", dependencies)?;
+        step("bills of materials", sbom::check_all)?;
     }
     step("build", || {
         tools::cargo(&["build", "--workspace", "--all-targets"])

@@ -125,7 +125,7 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
 }
 
 /// The packages of what a lab runs.
-const PROGRAMS: [&str; 6] = [
+pub(crate) const PROGRAMS: [&str; 6] = [
     "godwit-cli",
     "godwit-api-gateway",
     "godwit-scheduler",

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Args;
 use godwit_ledger::{Ledger, LedgerConfig};
+use godwit_rpc::Credentials;
 use godwit_runtime::Identity;
 use tokio::time::{Instant, sleep};
 
@@ -65,10 +66,8 @@ pub struct Audit {
 /// When the ledger can't be read, or the certificates can't be used.
 pub async fn audit(wanted: &Audit) -> anyhow::Result<Report> {
     let began = Instant::now();
-    let identity = identity(wanted);
-    if let Some(identity) = &identity {
-        identity.read().context("read the certificates")?;
-    }
+    let credentials = identity(wanted).map(|own| Credentials::read(&own));
+    let credentials = credentials.transpose()?;
     ensure!(!wanted.database.is_empty(), "the URL of Postgres is empty");
     let ledger = Ledger::connect(LedgerConfig {
         url: wanted.database.clone(),
@@ -77,11 +76,11 @@ pub async fn audit(wanted: &Audit) -> anyhow::Result<Report> {
     let ledger = ledger.await.context("connect to Postgres")?;
     let settled = began + Duration::from_secs(wanted.settle.into());
     let mut looks = 1;
-    let mut last = look(&ledger, identity.as_ref()).await?;
+    let mut last = look(&ledger, credentials.as_ref()).await?;
     let mut lasting = BTreeSet::new();
     while !last.findings.is_empty() {
         sleep(PAUSE).await; // debounce
-        let next = look(&ledger, identity.as_ref()).await?;
+        let next = look(&ledger, credentials.as_ref()).await?;
         looks += 1;
         lasting = seen_twice(&last, &next);
         last = next;

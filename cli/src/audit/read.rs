@@ -13,8 +13,7 @@ use godwit_model::migration::queue::QueueLimits;
 use godwit_model::{JobId, NodeName};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{HostInspection, InspectHostRequest};
-use godwit_rpc::client;
-use godwit_runtime::Identity;
+use godwit_rpc::{Credentials, client};
 
 use super::finding::Finding;
 use super::judge::{judge, judge_history};
@@ -49,9 +48,12 @@ pub(crate) struct Look {
 ///
 /// # Errors
 /// When the ledger can't be read. A host that can't be asked is a finding.
-pub(crate) async fn look(ledger: &Ledger, identity: Option<&Identity>) -> anyhow::Result<Look> {
+pub(crate) async fn look(
+    ledger: &Ledger,
+    credentials: Option<&Credentials>,
+) -> anyhow::Result<Look> {
     let nodes = ledger.nodes().await.context("read the nodes")?;
-    let hosts = join_all(nodes.iter().map(|node| inspect(node, identity))).await;
+    let hosts = join_all(nodes.iter().map(|node| inspect(node, credentials))).await;
     let mut audit = ledger.audit().await.context("read the ledger")?;
     let world = world(&mut audit, hosts.into_iter().collect()).await;
     let world = world.context("read the ledger")?;
@@ -78,10 +80,10 @@ pub(crate) async fn look(ledger: &Ledger, identity: Option<&Identity>) -> anyhow
 
 async fn inspect(
     node: &NodeRow,
-    identity: Option<&Identity>,
+    credentials: Option<&Credentials>,
 ) -> (NodeName, Result<HostInspection, String>) {
     let answer = async {
-        let channel = client::connect(&node.agent_address, identity)?;
+        let channel = client::connect(&node.agent_address, credentials)?;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(ANSWER_MAX);
         let request = client::within(HOST_LIMIT, InspectHostRequest {});
         let answer = tokio::time::timeout(HOST_LIMIT, agent.inspect_host(request)).await;

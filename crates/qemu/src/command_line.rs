@@ -17,6 +17,9 @@ pub use memory::takes_hugepages;
 /// First PCI slot of the disks; slots 1 and 2 stay free for a display and the like.
 const DISK_SLOT: usize = 0x3;
 
+/// Longest name, bytes: that of an object of Kubernetes.
+const WORD_MAX: usize = 253;
+
 /// Most disks of a machine: slots 0x3 to 0xe.
 pub const DISKS_MAX: usize = 12;
 
@@ -258,10 +261,10 @@ fn check(spec: &MachineSpec, host: &HostLayout) -> Result<(), LineError> {
     )
 }
 
-/// Words go between commas and equal signs, so they may hold neither.
+/// Words go between commas and equal signs, so they may hold neither; some become names of files.
 fn word(what: &'static str, value: &str) -> Result<(), LineError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-    if !value.is_empty() && value.chars().all(allowed) {
+    if (1..=WORD_MAX).contains(&value.len()) && value.chars().all(allowed) {
         return Ok(());
     }
     Err(LineError::Word {

@@ -5,13 +5,22 @@
 use std::time::Duration;
 
 use godwit_runtime::backoff::Backoff;
-use godwit_runtime::{Identity, telemetry};
+use godwit_runtime::telemetry;
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
+use tower::{BoxError, ServiceExt as _};
+
+use crate::Credentials;
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -21,6 +30,9 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_MAX: Duration = Duration::from_secs(3);
 /// Shortest and longest pause before a call is repeated.
 const REPEAT_PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Port of an address that has none.
+const HTTPS: u16 = 443;
 
 /// Metadata key of the trace context, W3C Trace Context.
 pub(crate) const TRACEPARENT: &str = "traceparent";
@@ -60,45 +72,87 @@ pub enum ConnectError {
         address: String,
         /// What is wrong with it.
         #[source]
-        source: tonic::transport::Error,
+        source: BoxError,
     },
-    /// A certificate or key could not be read.
-    #[error("read the certificates")]
-    Identity(#[source] std::io::Error),
-    /// A certificate or key makes no sense.
-    #[error("use the certificates")]
-    Tls(#[source] tonic::transport::Error),
+    /// TLS on one side only: whoever has a certificate speaks to nobody in the clear.
+    #[error("address {0:?} must begin with https:// with certificates, and with http:// without")]
+    Scheme(String),
 }
 
-/// A channel to `address` (`https://HOST:PORT`, or `http://` without identity).
+/// A channel to `address` (`https://HOST:PORT`, or `http://` without credentials).
 ///
-/// It connects at its first use and again whenever it breaks. The other side's certificate must
-/// name HOST, a DNS name or an IP address.
+/// It connects at its first use and again whenever it breaks, each time with the certificate that is
+/// in force then. The other side's certificate must name HOST, a DNS name or an IP address.
 ///
 /// # Errors
-/// When the address or the certificates can't be used.
-pub fn connect(address: &str, identity: Option<&Identity>) -> Result<Channel, ConnectError> {
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .map_err(|source| ConnectError::Address {
-            address: address.to_owned(),
-            source,
-        })?
+/// When the address can't be used.
+pub fn connect(address: &str, credentials: Option<&Credentials>) -> Result<Channel, ConnectError> {
+    let unusable = |source: BoxError| ConnectError::Address {
+        address: address.to_owned(),
+        source,
+    };
+    let uri: Uri = address.parse().map_err(|error| unusable(Box::new(error)))?;
+    let channel = match (credentials, uri.scheme_str()) {
+        (None, Some("http")) => endpoint(uri).connect_lazy(),
+        (Some(credentials), Some("https")) => {
+            let secure = Secure::new(&uri, credentials).map_err(unusable)?;
+            // TLS is the connector's: the endpoint would set it up once and for all.
+            let below = in_the_clear(&uri).map_err(|error| unusable(Box::new(error)))?;
+            let connector = tower::service_fn(move |to: Uri| secure.clone().connect(to));
+            endpoint(below)
+                .origin(uri)
+                .connect_with_connector_lazy(connector)
+        }
+        _ => return Err(ConnectError::Scheme(address.to_owned())),
+    };
+    Ok(InterceptedService::new(channel, Outgoing))
+}
+
+fn endpoint(uri: Uri) -> Endpoint {
+    Endpoint::from(uri)
         .connect_timeout(CONNECT_MAX)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_MAX)
-        .keep_alive_while_idle(true);
-    let endpoint = match identity {
-        Some(identity) => {
-            let pem = identity.read().map_err(ConnectError::Identity)?;
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(pem.ca))
-                .identity(tonic::transport::Identity::from_pem(pem.cert, pem.key));
-            endpoint.tls_config(tls).map_err(ConnectError::Tls)?
-        }
-        None => endpoint,
-    };
-    Ok(InterceptedService::new(endpoint.connect_lazy(), Outgoing))
+        .keep_alive_while_idle(true)
+}
+
+/// Where TCP goes for `uri`.
+fn in_the_clear(uri: &Uri) -> Result<Uri, http::Error> {
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port_u16().unwrap_or(HTTPS);
+    let authority = format!("{host}:{port}");
+    let builder = Uri::builder().scheme("http").authority(authority);
+    builder.path_and_query("/").build()
+}
+
+/// Makes connections to one server with TLS.
+#[derive(Clone)]
+struct Secure {
+    name: ServerName<'static>,
+    credentials: Credentials,
+    tcp: HttpConnector,
+}
+
+impl Secure {
+    fn new(uri: &Uri, credentials: &Credentials) -> Result<Self, BoxError> {
+        let host = uri.host().unwrap_or_default();
+        // An IPv6 address stands in brackets in a URL alone.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        Ok(Self {
+            name: ServerName::try_from(host.to_owned())?,
+            credentials: credentials.clone(),
+            tcp,
+        })
+    }
+
+    async fn connect(self, to: Uri) -> Result<TokioIo<TlsStream<TcpStream>>, BoxError> {
+        let stream = self.tcp.oneshot(to).await?.into_inner();
+        let tls = self.credentials.connector();
+        Ok(TokioIo::new(tls.connect(self.name, stream).await?))
+    }
 }
 
 /// A call that must be answered within `limit`; the server is told and gives up, too.

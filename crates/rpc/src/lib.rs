@@ -3,10 +3,12 @@
 mod calls;
 pub mod client;
 pub mod convert;
+mod credentials;
 pub mod peer;
 pub mod server;
 
 pub use client::Channel;
+pub use credentials::Credentials;
 pub use tonic::service::Routes;
 pub use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 

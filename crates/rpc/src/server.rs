@@ -1,18 +1,23 @@
 //! Serving gRPC: mutual TLS, health, reflection, graceful end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt as _};
 use godwit_runtime::metrics::Metrics;
-use godwit_runtime::{Identity, telemetry};
-use tokio::net::TcpListener;
+use godwit_runtime::telemetry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Server, ServerTlsConfig};
 use tonic::{Request, Status};
-use tracing::{Span, info_span};
+use tracing::{Span, debug, info_span};
 
+use crate::Credentials;
 use crate::calls::Calls;
 use crate::client::TRACEPARENT;
 use crate::peer::Unauthenticated;
@@ -23,6 +28,10 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_MAX: Duration = Duration::from_secs(5);
 /// Calls at once on one connection: far more than one service makes, far less than would hurt.
 const STREAMS_MAX: u32 = 1024;
+/// Longest handshake; who says nothing must not hold a place for ever.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Handshakes at once: a whole fleet that comes back after an outage, within two rounds.
+const HANDSHAKES_MAX: usize = 512;
 /// How long calls may take to end at a shutdown; streams never would.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
@@ -35,7 +44,7 @@ pub struct ServerParts {
     /// Where to listen.
     pub bind: SocketAddr,
     /// This service's certificate; `None` serves everybody without TLS.
-    pub identity: Option<Identity>,
+    pub credentials: Option<Credentials>,
     /// The services.
     pub routes: Routes,
     /// Where the calls are counted.
@@ -47,9 +56,6 @@ pub struct ServerParts {
 /// Why a server could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A certificate or key could not be read.
-    #[error("read the certificates")]
-    Identity(#[source] std::io::Error),
     /// The port could not be bound.
     #[error("bind {bind}")]
     Bind {
@@ -59,7 +65,7 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
-    /// The certificates make no sense, or the listener broke.
+    /// The listener broke.
     #[error("serve on {bind}")]
     Serve {
         /// Where.
@@ -76,7 +82,7 @@ pub enum ServeError {
 /// Serves until shutdown.
 ///
 /// # Errors
-/// When the port or the certificates can't be used.
+/// When the port can't be used.
 pub async fn serve(parts: ServerParts) -> Result<(), ServeError> {
     let bind = parts.bind;
     let listener = TcpListener::bind(bind).await;
@@ -87,11 +93,11 @@ pub async fn serve(parts: ServerParts) -> Result<(), ServeError> {
 /// Serves on a listener that is bound already, whatever `parts.bind` says, until shutdown.
 ///
 /// # Errors
-/// When the certificates can't be used.
+/// When the listener breaks.
 pub async fn serve_on(listener: TcpListener, parts: ServerParts) -> Result<(), ServeError> {
     let ServerParts {
         bind,
-        identity,
+        credentials,
         routes,
         metrics,
         shutdown,
@@ -102,15 +108,12 @@ pub async fn serve_on(listener: TcpListener, parts: ServerParts) -> Result<(), S
         .build_v1()
         .map_err(ServeError::Reflection)?;
     let (_, health) = tonic_health::server::health_reporter();
-    let mut server = Server::builder()
+    let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_MAX))
         .max_concurrent_streams(Some(STREAMS_MAX))
         .trace_fn(span);
-    if let Some(identity) = &identity {
-        server = server.tls_config(tls(identity)?).map_err(failed)?;
-    }
-    let insecure = identity.is_none();
+    let insecure = credentials.is_none();
     let mark = move |mut request: Request<()>| -> Result<Request<()>, Status> {
         if insecure {
             request.extensions_mut().insert(Unauthenticated);
@@ -118,24 +121,54 @@ pub async fn serve_on(listener: TcpListener, parts: ServerParts) -> Result<(), S
         Ok(request)
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = server
+    let router = server
         .layer(Calls::new(&metrics))
         .layer(tonic::service::InterceptorLayer::new(mark))
         .add_routes(routes)
         .add_service(reflection)
-        .add_service(health)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        .add_service(health);
+    let over = shutdown.clone().cancelled_owned();
+    let serving = async {
+        match credentials {
+            None => router.serve_with_incoming_shutdown(incoming, over).await,
+            Some(credentials) => {
+                let incoming = secured(incoming, credentials);
+                router.serve_with_incoming_shutdown(incoming, over).await
+            }
+        }
+    };
     tokio::select! {
         ended = serving => ended.map_err(failed),
         () = drained(&shutdown) => Ok(()),
     }
 }
 
-fn tls(identity: &Identity) -> Result<ServerTlsConfig, ServeError> {
-    let pem = identity.read().map_err(ServeError::Identity)?;
-    Ok(ServerTlsConfig::new()
-        .identity(tonic::transport::Identity::from_pem(pem.cert, pem.key))
-        .client_ca_root(Certificate::from_pem(pem.ca)))
+/// Connections after their handshake, each with the certificate that was in force then.
+fn secured(
+    incoming: TcpIncoming,
+    credentials: Credentials,
+) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
+    let handshakes = incoming.map(move |accepted| {
+        let tls = credentials.acceptor();
+        async move {
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => return Some(Err(error)),
+            };
+            // On a thread that is free: each one costs a signature.
+            let handshake = tokio::spawn(timeout(HANDSHAKE_MAX, tls.accept(stream)));
+            let why = match handshake.await {
+                Ok(Ok(Ok(stream))) => return Some(Ok(stream)),
+                Ok(Ok(Err(error))) => error,
+                Ok(Err(_)) => io::ErrorKind::TimedOut.into(),
+                Err(error) => io::Error::other(error),
+            };
+            debug!(error = %why, "handshake failed");
+            None
+        }
+    });
+    let handshakes = handshakes.buffer_unordered(HANDSHAKES_MAX);
+    handshakes.filter_map(std::future::ready)
 }
 
 async fn drained(shutdown: &CancellationToken) {

@@ -12,7 +12,7 @@ use godwit_rpc::maintenance::v1::maintenance_server::{Maintenance, MaintenanceSe
 use godwit_rpc::maintenance::v1::{PokeRequest, PokeResponse};
 use godwit_rpc::peer::{self, Peer, Role};
 use godwit_rpc::server::{ServerParts, serve_on};
-use godwit_rpc::{Code, Request, Response, Routes, Status, client};
+use godwit_rpc::{Channel, Code, Credentials, Request, Response, Routes, Status, client};
 use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Identity, telemetry};
 use godwit_testkit::certs::{Ca, Subject};
@@ -62,10 +62,12 @@ async fn start(identity: Option<Identity>) -> Running {
     let (service, shutdown) = (Service::default(), CancellationToken::new());
     let mut routes = Routes::builder();
     routes.add_service(MaintenanceServer::new(service.clone()));
+    let metrics = Metrics::default();
+    let credentials = identity.map(|own| Credentials::follow(&own, (&metrics, &shutdown)).unwrap());
     let parts = ServerParts {
-        metrics: Metrics::default(),
+        metrics: metrics.clone(),
         bind: address,
-        identity,
+        credentials,
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };
@@ -93,8 +95,13 @@ fn server_identity(dir: &Path) -> Identity {
     identity(dir, "maintenance-service", "m", &["127.0.0.1"])
 }
 
+fn connected(server: &Running, caller: &Identity) -> Channel {
+    let shown = Credentials::read(caller).unwrap();
+    client::connect(&format!("https://{}", server.address), Some(&shown)).unwrap()
+}
+
 async fn poke(server: &Running, caller: &Identity, node: &str) -> Result<(), Status> {
-    let channel = client::connect(&format!("https://{}", server.address), Some(caller)).unwrap();
+    let channel = connected(server, caller);
     let message = PokeRequest {
         node: node.to_owned(),
     };
@@ -161,6 +168,41 @@ async fn a_caller_without_certificate_or_of_another_authority_is_refused() {
 }
 
 #[tokio::test]
+async fn a_caller_whose_certificate_is_over_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(Some(server_identity(dir.path()))).await;
+    let subject = Subject {
+        name: "late",
+        organizations: &["api-gateway"],
+        served_as: &[],
+    };
+    let ca = Ca::load_or_create(dir.path()).unwrap();
+    let late = ca.issue_files_for("late", subject, -1).unwrap();
+    let refused = poke(&server, &late, "worker1").await.unwrap_err();
+    assert_unreached(&refused);
+    let good = ca.issue_files_for("late", subject, 1).unwrap();
+    poke(&server, &good, "worker1").await.unwrap();
+    assert_eq!(server.service.callers.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_whose_certificate_is_over_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let served_as = ["127.0.0.1".to_owned()];
+    let subject = Subject {
+        name: "m",
+        organizations: &["maintenance-service"],
+        served_as: &served_as,
+    };
+    let ca = Ca::load_or_create(dir.path()).unwrap();
+    let server = start(Some(ca.issue_files_for("m", subject, -1).unwrap())).await;
+    let caller = identity(dir.path(), "api-gateway", "g", &[]);
+    let refused = poke(&server, &caller, "worker1").await.unwrap_err();
+    assert_unreached(&refused);
+    assert!(server.service.callers.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_the_one_asked_for_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let elsewhere = identity(
@@ -196,8 +238,7 @@ async fn a_deadline_ends_a_call_and_a_shutdown_does_not_wait_for_slow_ones() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(Some(server_identity(dir.path()))).await;
     let caller = identity(dir.path(), "api-gateway", "g", &[]);
-    let address = format!("https://{}", server.address);
-    let mut client = MaintenanceClient::new(client::connect(&address, Some(&caller)).unwrap());
+    let mut client = MaintenanceClient::new(connected(&server, &caller));
     let slow = PokeRequest { node: SLOW.into() };
     let late = client
         .poke(client::within(Duration::from_millis(100), slow.clone()))

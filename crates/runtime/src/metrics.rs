@@ -1,14 +1,16 @@
 //! Metrics: one registry a process, served as OpenMetrics text.
 
 use std::fmt::Error;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -24,6 +26,7 @@ const TICKS: f64 = 100.0;
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    certificates: Arc<OnceLock<Certificates>>,
 }
 
 impl Metrics {
@@ -49,6 +52,12 @@ impl Metrics {
         register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Those of certificates, registered when somebody first has one to tell of.
+    pub(crate) fn certificates(&self) -> Certificates {
+        let register = || self.registry(Certificates::register);
+        self.certificates.get_or_init(register).clone()
+    }
+
     /// All metrics as text.
     ///
     /// # Errors
@@ -61,6 +70,58 @@ impl Metrics {
         )?;
         Ok(text)
     }
+}
+
+/// How the files of certificates are, by path.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Certificates {
+    ends: Family<[(&'static str, String); 1], Gauge>,
+    read: Family<[(&'static str, String); 1], Gauge>,
+    refused: Family<[(&'static str, String); 1], Gauge>,
+}
+
+impl Certificates {
+    fn register(registry: &mut Registry) -> Self {
+        let all = Self::default();
+        registry.register_with_unit(
+            "godwit_certificate_not_after",
+            "When the certificate in force is over, since the Unix epoch; of several, the first",
+            Unit::Seconds,
+            all.ends.clone(),
+        );
+        registry.register_with_unit(
+            "godwit_certificate_read",
+            "When the certificate in force and its authorities were read, since the Unix epoch",
+            Unit::Seconds,
+            all.read.clone(),
+        );
+        registry.register(
+            "godwit_certificate_refused",
+            "Whether the files beside this certificate can't be used as they are, and older ones are in force",
+            all.refused.clone(),
+        );
+        all
+    }
+
+    /// The certificate in `file` is over at `ends`, seconds since 1970.
+    pub(crate) fn ends(&self, file: &Path, ends: i64) {
+        self.ends.get_or_create(&label(file)).set(ends);
+    }
+
+    /// The certificate in `file` was read at `now`, seconds since 1970.
+    pub(crate) fn read(&self, file: &Path, now: i64) {
+        self.read.get_or_create(&label(file)).set(now);
+    }
+
+    /// Whether what is in `file` was refused.
+    pub(crate) fn refused(&self, file: &Path, refused: bool) {
+        let refused = i64::from(refused);
+        self.refused.get_or_create(&label(file)).set(refused);
+    }
+}
+
+fn label(file: &Path) -> [(&'static str, String); 1] {
+    [("file", file.display().to_string())]
 }
 
 /// What the kernel knows of this process, under the names that Prometheus' clients agreed on.

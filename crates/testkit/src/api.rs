@@ -257,7 +257,9 @@ fn content_type(method: &str) -> &'static str {
 /// A client that believes in certificates of `ca`.
 fn trusting(ca: &[u8]) -> Result<ConfigBuilder<rustls::ClientConfig, WantsClientCert>> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca)?)?;
+    for authority in CertificateDer::pem_slice_iter(ca) {
+        roots.add(authority?)?;
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider);
     Ok(tls

@@ -1,3 +1,3 @@
-//! Certificates for the lab and the tests, from the same authority that `godwit certificates` is.
+//! Certificates for the lab and the tests, from the same authority that `godwit pki` is.
 
-pub use godwit_cli::certificates::{Ca, Pem, Subject, write_private};
+pub use godwit_cli::pki::{Ca, Pem, Rotate, Step, Subject, rotate, write_private};

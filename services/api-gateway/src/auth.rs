@@ -10,7 +10,6 @@ mod fetch;
 mod impersonate;
 mod keys;
 mod oidc;
-mod reload;
 mod service_account;
 mod signatures;
 mod tokens;
@@ -32,7 +31,6 @@ pub(crate) use bearer::Bearers;
 pub(crate) use certificate::{PeerCertificate, certified, common_name};
 pub(crate) use fetch::Fetcher;
 pub(crate) use impersonate::unescape;
-pub(crate) use reload::Reloaded;
 
 /// Every user who proved who they are is in it.
 pub(crate) const AUTHENTICATED: &str = "system:authenticated";

@@ -10,7 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum_server::{Handle, Server};
 use godwit_apimachinery::{ApiServer, Authorizer, Parts, VersionInfo};
 use godwit_ledger::{Ledger, LedgerConfig, LedgerError, NewObject, ObjectKey};
-use godwit_rpc::{Channel, client};
+use godwit_rpc::{Channel, Credentials, client};
 use godwit_runtime::admin::Readiness;
 use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Context, build};
@@ -98,7 +98,8 @@ impl Gateway {
         let identity = identity.context("tls (or common.identity) is missing")?;
         let gate = Gate::start(&config.limits, &metrics);
         let cluster = cluster(&config, &shutdown).await?;
-        let tls = tls::server_config(identity, cluster.clone()).context("set up TLS")?;
+        let life = (&metrics, &shutdown);
+        let tls = tls::follow(identity, cluster.clone(), life).context("set up TLS")?;
         let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;
@@ -118,7 +119,7 @@ impl Gateway {
         let bearers = Bearers::start(&config, &shutdown).context("set up tokens")?;
         let trail = (&metrics, shutdown.clone());
         let (trail, trail_ended) = Trail::start(&config.audit, ledger.clone(), trail)?;
-        let peers = Peers::start(channels(&config)?);
+        let peers = Peers::start(channels(&config, (&metrics, &shutdown))?);
         let store = Arc::new(LedgerStore {
             newest: Newest::new(ledger.clone()),
             ledger,
@@ -294,12 +295,12 @@ async fn make_namespace(ledger: &Ledger, name: &str) -> Result<(), LedgerError> 
     }
 }
 
-fn channels(config: &Config) -> anyhow::Result<Channels> {
-    let identity = config.common.identity()?;
+fn channels(config: &Config, life: (&Metrics, &CancellationToken)) -> anyhow::Result<Channels> {
+    let credentials = Credentials::of(&config.common, life)?;
     let connect = |addresses: &[String]| -> anyhow::Result<Vec<Channel>> {
         let channels = addresses
             .iter()
-            .map(|address| client::connect(address, identity));
+            .map(|address| client::connect(address, credentials.as_ref()));
         channels
             .collect::<Result<_, _>>()
             .context("prepare connections to peers")

@@ -7,7 +7,8 @@ use axum::Extension;
 use axum::middleware::AddExtension;
 use axum_server::accept::Accept;
 use futures::future::BoxFuture;
-use godwit_runtime::Identity;
+use godwit_runtime::metrics::Metrics;
+use godwit_runtime::{Identity, Pem, Reloaded};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +18,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tower::Layer;
 
 use crate::aggregation::{Clients, Cluster};
@@ -26,9 +28,6 @@ use crate::limits::{Gate, Guarded, Line};
 /// Why the certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    /// A file can't be read.
-    #[error("read the certificates")]
-    Read(#[source] io::Error),
     /// A file is no PEM of what it should be.
     #[error("decode {0}")]
     Pem(&'static str, #[source] rustls::pki_types::pem::Error),
@@ -40,13 +39,24 @@ pub(crate) enum TlsError {
     Server(#[source] rustls::Error),
 }
 
-/// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required. Also answers
-/// whose certificates are taken: our authority's, and those that `cluster` vouches for.
-pub(crate) fn server_config(
+/// What a new connection gets: our certificate, and whose certificates are taken.
+pub(crate) struct Tls {
+    server: Arc<ServerConfig>,
+    clients: Clients,
+}
+
+/// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required. Taken are those
+/// of our authorities, and those that `cluster` vouches for. Renewed files count from the next
+/// connection on.
+pub(crate) fn follow(
     identity: &Identity,
     cluster: Option<Arc<Cluster>>,
-) -> Result<(ServerConfig, Clients), TlsError> {
-    let pem = identity.read().map_err(TlsError::Read)?;
+    life: (&Metrics, &CancellationToken),
+) -> anyhow::Result<Reloaded<Tls>> {
+    identity.follow(life, move |pem, _| Ok(read(pem, cluster.clone())?))
+}
+
+fn read(pem: &Pem, cluster: Option<Arc<Cluster>>) -> Result<Tls, TlsError> {
     let chain = certificates(&pem.cert, "the certificate")?;
     let key = PrivateKeyDer::from_pem_slice(&pem.key)
         .map_err(|error| TlsError::Pem("the private key", error))?;
@@ -58,7 +68,10 @@ pub(crate) fn server_config(
         .with_single_cert(chain, key)
         .map_err(TlsError::Server)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok((config, clients))
+    Ok(Tls {
+        server: Arc::new(config),
+        clients,
+    })
 }
 
 /// Takes the client certificates that the authorities in `pem` made; none is required.
@@ -84,15 +97,13 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
 /// end.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
-    tls: TlsAcceptor,
-    clients: Clients,
+    tls: Reloaded<Tls>,
     gate: Arc<Gate>,
 }
 
 impl Acceptor {
-    pub(crate) fn new((config, clients): (ServerConfig, Clients), gate: Arc<Gate>) -> Self {
-        let tls = TlsAcceptor::from(Arc::new(config));
-        Self { tls, clients, gate }
+    pub(crate) fn new(tls: Reloaded<Tls>, gate: Arc<Gate>) -> Self {
+        Self { tls, gate }
     }
 }
 
@@ -106,18 +117,19 @@ where
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: I, service: S) -> Self::Future {
-        let Self { tls, clients, gate } = self.clone();
+        let (tls, gate) = (self.tls.get(), Arc::clone(&self.gate));
         Box::pin(async move {
             let place = gate.enter().ok_or(io::ErrorKind::ConnectionRefused)?;
             let stream = gate.guard(stream, place);
             let line = stream.line();
-            let handshake = tokio::time::timeout(gate.handshake_time(), tls.accept(stream)).await;
+            let accepted = TlsAcceptor::from(Arc::clone(&tls.server)).accept(stream);
+            let handshake = tokio::time::timeout(gate.handshake_time(), accepted).await;
             if !matches!(handshake, Ok(Ok(_))) {
                 gate.handshake_failed(handshake.is_err());
             }
             let stream = handshake.map_err(|_| io::ErrorKind::TimedOut)??;
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let certificate = clients.peer(chain);
+            let certificate = tls.clients.peer(chain);
             if !gate.may_stay(stream.get_ref().0.place(), certificate.user().as_ref()) {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use godwit_ledger::{Ledger, LedgerError, Object, ObjectKey};
 use godwit_model::rolling::{Action, Heard, Step};
-use godwit_runtime::{Identity, failpoint};
+use godwit_rpc::Credentials;
+use godwit_runtime::failpoint;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -84,7 +85,7 @@ impl Rollings {
     /// `requested`.
     pub(crate) fn new(
         ledger: Ledger,
-        identity: Option<Identity>,
+        credentials: Option<Credentials>,
         (made, requested): (Arc<Notify>, Arc<Notify>),
         (telemetry, shutdown): (RollingTelemetry, CancellationToken),
     ) -> Self {
@@ -92,7 +93,7 @@ impl Rollings {
             ledger,
             made,
             requested,
-            callers: Callers::new(identity),
+            callers: Callers::new(credentials),
             answers: Arc::default(),
             answered: Arc::default(),
             telemetry,

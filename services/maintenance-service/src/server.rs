@@ -10,7 +10,7 @@ use godwit_rpc::migration;
 use godwit_rpc::migration::v1::migration_client::MigrationClient;
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::server::{self, ServerParts};
-use godwit_rpc::{Channel, Request, Response, Routes, Status, client};
+use godwit_rpc::{Channel, Credentials, Request, Response, Routes, Status, client};
 use godwit_runtime::Context;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         steps,
     } = context;
     readiness.set("ledger", false);
-    let identity = config.common.identity()?.cloned();
+    let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
     let ledger = Ledger::connect(LedgerConfig {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
@@ -67,11 +67,11 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     ledger.migrate().await?;
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
-    let coordinator = client::connect(&config.coordinator, identity.as_ref())?;
+    let coordinator = client::connect(&config.coordinator, credentials.as_ref())?;
     let (changed, requested) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let rollings = Rollings::new(
         ledger.clone(),
-        identity.clone(),
+        credentials.clone(),
         (Arc::clone(&changed), Arc::clone(&requested)),
         (RollingTelemetry::new(&metrics), shutdown.clone()),
     );
@@ -82,7 +82,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let parts = ServerParts {
         metrics: metrics.clone(),
         bind: config.bind,
-        identity,
+        credentials,
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };

@@ -13,8 +13,7 @@ use godwit_model::migration::target::TargetState;
 use godwit_model::{Epoch, JobId, MachineId, NodeName};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
-use godwit_rpc::{Channel, Status, client};
-use godwit_runtime::Identity;
+use godwit_rpc::{Channel, Credentials, Status, client};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -25,15 +24,15 @@ const REOPEN_MAX: Duration = Duration::from_secs(2);
 
 /// Warm channels to the agents, by address.
 pub(crate) struct Hosts {
-    identity: Option<Identity>,
+    credentials: Option<Credentials>,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Hosts {
-    /// No channels yet; `identity` is this service's certificate.
-    pub(crate) fn new(identity: Option<Identity>) -> Self {
+    /// No channels yet; `credentials` are what this service shows.
+    pub(crate) fn new(credentials: Option<Credentials>) -> Self {
         Self {
-            identity,
+            credentials,
             channels: Mutex::default(),
         }
     }
@@ -41,13 +40,13 @@ impl Hosts {
     /// A client of the agent at `address`.
     ///
     /// # Errors
-    /// `InvalidArgument` when the address or the identity can't be used.
+    /// `InvalidArgument` when the address can't be used.
     pub(crate) fn agent(&self, address: &str) -> Result<AgentClient<Channel>, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(address) {
             return Ok(AgentClient::new(channel.clone()));
         }
-        let channel = client::connect(address, self.identity.as_ref())
+        let channel = client::connect(address, self.credentials.as_ref())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(AgentClient::new(channel))

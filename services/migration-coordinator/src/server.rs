@@ -10,7 +10,7 @@ use godwit_rpc::migration::v1::{PokeRequest, PokeResponse};
 use godwit_rpc::peer::{self, Role};
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
 use godwit_rpc::server::{self, ServerParts};
-use godwit_rpc::{Request, Response, Routes, Status, client};
+use godwit_rpc::{Credentials, Request, Response, Routes, Status, client};
 use godwit_runtime::Context;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -64,7 +64,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         steps,
     } = context;
     readiness.set("ledger", false);
-    let identity = config.common.identity()?.cloned();
+    let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
     let ledger = Ledger::connect(LedgerConfig {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
@@ -73,11 +73,11 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     ledger.migrate().await?;
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
-    let scheduler = PlacementClient::new(client::connect(&config.scheduler, identity.as_ref())?);
+    let scheduler = PlacementClient::new(client::connect(&config.scheduler, credentials.as_ref())?);
     let bind = config.bind;
     let shared = Arc::new(Shared {
         owner: format!("migration-coordinator-{}", Uuid::now_v7()),
-        hosts: Hosts::new(identity.clone()),
+        hosts: Hosts::new(credentials.clone()),
         telemetry: Telemetry::new(&metrics, steps),
         drives: Drives::default(),
         queue: Queue::default(),
@@ -96,7 +96,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let parts = ServerParts {
         metrics: metrics.clone(),
         bind,
-        identity,
+        credentials,
         routes: routes.routes(),
         shutdown,
     };

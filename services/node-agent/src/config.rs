@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use godwit_model::{Bytes, NodeName};
 use godwit_qemu::probe::{TestKernel, Wish};
 use godwit_qemu::process::User;
+use godwit_runtime::ServiceConfig;
 use godwit_runtime::config::Common;
-use godwit_runtime::{Identity, ServiceConfig};
 
+use crate::cgroup;
 use crate::confine;
 
 /// Port of an agent when none is configured.
@@ -67,6 +68,12 @@ pub struct Config {
     /// The user that QEMU runs as, the same on all hosts that share disks; as the agent when empty.
     /// Needs an agent that is root, which hands over the disks that are in `pools`.
     pub qemu_user: String,
+    /// Whether each QEMU has a control group of its own, with limits: `auto`, where this host can;
+    /// `require`; or `off`.
+    pub cgroups: cgroup::Wish,
+    /// The group, a directory of a cgroup2, that those of the QEMUs are made in; `godwit-agent` at
+    /// the top when empty.
+    pub cgroup_root: PathBuf,
 }
 
 /// A directory for disks.
@@ -143,6 +150,8 @@ impl Default for Config {
             memory_reserved: Bytes::mib(512),
             qemu: PathBuf::new(),
             qemu_user: String::new(),
+            cgroups: cgroup::Wish::default(),
+            cgroup_root: PathBuf::new(),
         }
     }
 }
@@ -193,8 +202,10 @@ pub struct Settings {
     pub memory_reserved: Bytes,
     /// See [`Config::qemu_user`]; `None` runs QEMU as the agent.
     pub qemu_user: Option<User>,
-    /// This agent's certificate; `None` only when TLS is switched off.
-    pub identity: Option<Identity>,
+    /// See [`Config::cgroups`].
+    pub cgroups: cgroup::Wish,
+    /// See [`Config::cgroup_root`].
+    pub cgroup_root: PathBuf,
 }
 
 impl Config {
@@ -215,7 +226,7 @@ impl Config {
         for (name, hook) in &self.hooks {
             hook.check(name)?;
         }
-        let identity = self.common.identity()?.cloned();
+        let identity = self.common.identity()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
         let advertise_address = match self.advertise_address.as_str() {
             "" => format!("{scheme}://{}", self.bind),
@@ -237,7 +248,8 @@ impl Config {
             labels: self.labels,
             memory_reserved: self.memory_reserved,
             qemu_user: confine::user(&self.qemu_user)?,
-            identity,
+            cgroups: self.cgroups,
+            cgroup_root: self.cgroup_root,
         })
     }
 }

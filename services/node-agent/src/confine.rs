@@ -180,3 +180,84 @@ pub(crate) fn hand_over(directory: &Path, user: Option<&User>) -> Result<(), Con
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use godwit_model::machine::ImageFormat;
+    use godwit_runtime::config::Common;
+
+    use super::*;
+    use crate::config::{Config, Pool};
+
+    /// How often each answer has to be seen, and how long that may take.
+    const SEEN: usize = 100;
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+    fn a_disk_that_is_swapped_for_a_link_hands_over_nothing_else() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("only root can hand over: not tried");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (pool, secret) = (dir.path().join("pool"), dir.path().join("secret"));
+        std::fs::create_dir(&pool).unwrap();
+        std::fs::write(&secret, "root's alone").unwrap();
+        let shared = Pool {
+            path: pool.clone(),
+            shared: true,
+        };
+        let config = Config {
+            node: "worker1".into(),
+            qemu_user: "nobody".into(),
+            pools: BTreeMap::from([("disks".to_owned(), shared)]),
+            common: Common {
+                insecure: true,
+                ..Common::at(0)
+            },
+            ..Config::default()
+        };
+        let settings = config.settings().unwrap();
+        let found = pool.join("disk.raw");
+        let wanted = Disk {
+            name: "root".into(),
+            path: found.display().to_string(),
+            format: ImageFormat::Raw,
+            shared: true,
+            read_only: false,
+            create: None,
+            boot: true,
+            seed: None,
+        };
+        let (plain, link) = (pool.join("plain"), pool.join("link"));
+        let over = AtomicBool::new(false);
+        let (mut taken, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::fs::write(&plain, "a disk").unwrap();
+                    std::fs::rename(&plain, &found).unwrap();
+                    symlink(&secret, &link).unwrap();
+                    std::fs::rename(&link, &found).unwrap();
+                }
+            });
+            let began = Instant::now();
+            while (taken < SEEN || refused < SEEN) && began.elapsed() < LIMIT {
+                match disk(&settings, &wanted) {
+                    Ok(()) => taken += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        let both = taken >= SEEN && refused >= SEEN;
+        assert!(both, "{taken} taken, {refused} refused");
+        assert_eq!(std::fs::metadata(&secret).unwrap().uid(), 0);
+    }
+}

@@ -15,11 +15,12 @@ use tracing::warn;
 use godwit_model::machine::MachineSpec;
 use godwit_model::{Epoch, JobId, MachineId};
 use godwit_qemu::probe;
-use godwit_rpc::Channel;
 use godwit_rpc::client::ConnectError;
+use godwit_rpc::{Channel, Credentials};
 use godwit_runtime::telemetry::StepSpans;
 
 use crate::addresses::Addresses;
+use crate::cgroup::Groups;
 use crate::config::Settings;
 use crate::half::{Half, HalfError};
 use crate::hooks::Hooks;
@@ -40,6 +41,9 @@ type JobKey = (MachineId, JobId);
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) facts: probe::Host,
+    pub(crate) groups: Groups,
+    /// `None` only when TLS is switched off.
+    pub(crate) credentials: Option<Credentials>,
     pub(crate) metrics: Metrics,
     pub(crate) steps: StepSpans,
     pub(crate) shutdown: CancellationToken,
@@ -52,6 +56,10 @@ pub(crate) struct Host {
     pub(crate) config: Settings,
     /// What QEMU can do here.
     pub(crate) facts: probe::Host,
+    /// Where each QEMU is held.
+    pub(crate) groups: Groups,
+    /// What it shows others; `None` only when TLS is switched off.
+    pub(crate) credentials: Option<Credentials>,
     /// What must not be forgotten.
     pub(crate) store: Store,
     /// What rolling maintenances run here.
@@ -80,6 +88,8 @@ impl Host {
     pub(crate) fn new(config: Settings, store: Store, parts: Parts) -> Arc<Self> {
         let Parts {
             facts,
+            groups,
+            credentials,
             metrics,
             steps,
             shutdown,
@@ -88,6 +98,8 @@ impl Host {
             hooks: Hooks::new(&config),
             config,
             facts,
+            groups,
+            credentials,
             store,
             addresses: Addresses::default(),
             metrics,
@@ -116,9 +128,9 @@ impl Host {
     /// A channel to another agent or a service.
     ///
     /// # Errors
-    /// When the address or the certificates can't be used.
+    /// When the address can't be used.
     pub(crate) fn dial(&self, address: &str) -> Result<Channel, ConnectError> {
-        godwit_rpc::client::connect(address, self.config.identity.as_ref())
+        godwit_rpc::client::connect(address, self.credentials.as_ref())
     }
 
     /// Tells that a report would differ from the last one.

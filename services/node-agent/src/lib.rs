@@ -9,6 +9,7 @@
 
 mod addresses;
 mod adopt;
+mod cgroup;
 mod check;
 mod confine;
 mod half;
@@ -39,10 +40,12 @@ use rustix::fs::Mode;
 use tracing::{info, warn};
 
 use godwit_qemu::probe;
+use godwit_rpc::Credentials;
 use godwit_rpc::server::{ServerParts, serve};
 use godwit_runtime::Context;
 use godwit_runtime::metrics::Metrics;
 
+use crate::cgroup::Groups;
 use crate::config::Config;
 use crate::host::{Host, Parts};
 
@@ -65,6 +68,7 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         kernel: config.kvm_test.clone(),
         directory: config.run_dir.clone(),
     };
+    let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
     let settings = config.settings()?;
     // Sockets, logs and disks that QEMU and this process make are nobody else's.
     rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -82,7 +86,9 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         warn!("memory of machines travels in the clear: encrypt_copies is false");
     }
     let parts = Parts {
+        groups: Groups::find(&settings, facts.accelerator)?,
         facts,
+        credentials,
         metrics: metrics.registry(metrics::Metrics::new),
         steps,
         shutdown,
@@ -101,7 +107,7 @@ async fn listen(host: Arc<Host>, metrics: Metrics) -> anyhow::Result<()> {
     let parts = ServerParts {
         metrics,
         bind: host.config.bind,
-        identity: host.config.identity.clone(),
+        credentials: host.credentials.clone(),
         shutdown: host.shutdown.clone(),
         routes: server::Server::routes(host),
     };

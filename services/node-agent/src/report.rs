@@ -16,7 +16,6 @@ use godwit_rpc::inventory::v1::{HostInventory, HostReport, Hugepages, Pool, Stal
 
 use crate::addresses::parse_mac;
 use crate::check::from_meminfo;
-use crate::config::Settings;
 use crate::host::Host;
 use crate::hugepages;
 use crate::machines::{MachineState, View};
@@ -24,6 +23,9 @@ use crate::vm::Vm;
 
 /// Label of a node: how memory leaves it and comes to it, `encrypted` or `clear`.
 const COPIES_LABEL: &str = "godwit.io/copies";
+
+/// Label of a node: the limits that each QEMU's control group holds.
+const CGROUP_LABEL: &str = "godwit.io/cgroup";
 
 /// Longest silence towards a scheduler.
 const EVERY: Duration = Duration::from_secs(1);
@@ -145,7 +147,7 @@ fn inventory(host: &Host) -> HostInventory {
         networks: config.networks.keys().cloned().collect(),
         pools: pools.collect(),
         images: config.images.keys().cloned().collect(),
-        labels: labels(config),
+        labels: labels(host),
         kernel_version: text(system.release()),
         os_image: os_image(),
         architecture: match text(system.machine()).as_str() {
@@ -159,15 +161,21 @@ fn inventory(host: &Host) -> HostInventory {
     }
 }
 
-/// The labels of the configuration, and whether memory leaves and comes encrypted.
-fn labels(config: &Settings) -> HashMap<String, String> {
-    let copies = match config.encrypt_copies {
+/// The labels of the configuration, whether memory leaves and comes encrypted, and what holds QEMUs.
+fn labels(host: &Host) -> HashMap<String, String> {
+    let copies = match host.config.encrypt_copies {
         true => "encrypted",
         false => "clear",
     };
-    let labels = config.labels.clone().into_iter();
-    labels
-        .chain([(COPIES_LABEL.to_owned(), copies.to_owned())])
+    let found = [
+        (COPIES_LABEL.to_owned(), copies.to_owned()),
+        (CGROUP_LABEL.to_owned(), host.groups.label()),
+    ];
+    host.config
+        .labels
+        .clone()
+        .into_iter()
+        .chain(found)
         .collect()
 }
 

@@ -82,6 +82,9 @@ pub(crate) enum LaunchError {
     /// There are no huge pages for it.
     #[error(transparent)]
     Pages(#[from] PagesError),
+    /// It can't have a control group, which the configuration requires.
+    #[error("put qemu into its control group")]
+    Group(#[source] io::Error),
     /// The description can't be rendered.
     #[error("render the command line")]
     Line(#[from] LineError),
@@ -282,12 +285,13 @@ impl Vm {
     }
 }
 
-/// Removes the devices and sockets of a QEMU that has ended.
+/// Removes the devices, the sockets and the control group of a QEMU that has ended.
 pub(crate) async fn clean(host: &Host, place: &Place) {
     for tap in &place.taps {
         host.addresses.forget(tap.index);
     }
     network::remove(&place.taps).await;
+    host.groups.remove(&place.directory).await;
     match std::fs::remove_dir_all(&place.directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             warn!(directory = %place.directory.display(), %error, "run directory left behind");
@@ -401,6 +405,13 @@ async fn start(
         user,
     };
     let (process, qmp, _) = process::launch(launch).await?;
+    // Before the guest runs: its memory isn't there yet.
+    let entered = host.groups.enter(directory, spec, process.identity().pid);
+    if let Err(error) = entered {
+        process.kill()?;
+        process.exited().await;
+        return Err(LaunchError::Group(error));
+    }
     Ok((process, qmp))
 }
 

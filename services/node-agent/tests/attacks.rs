@@ -11,16 +11,21 @@
 mod common;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use common::{Agent, counting};
+use common::{Agent, counting, eventually};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::hooks_client::HooksClient;
 use godwit_rpc::agent::v1::*;
-use godwit_rpc::{Channel, Code, Status};
+use godwit_rpc::{Channel, Code, Credentials, Status};
 use godwit_runtime::Identity;
 use godwit_testkit::certs::{Ca, Subject};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const MACHINE: &str = "11111111-94b4-4cda-9a69-cca8d4b4c587";
+/// Longest wait for an end.
+const LIMIT: Duration = Duration::from_secs(30);
 const JOB: &str = "22222222-94b4-4cda-9a69-cca8d4b4c587";
 
 struct Certificates {
@@ -53,7 +58,8 @@ impl Certificates {
 }
 
 fn channel(agent: &Agent, who: &Identity) -> Channel {
-    godwit_rpc::client::connect(&agent.address, Some(who)).unwrap()
+    let shown = Credentials::read(who).unwrap();
+    godwit_rpc::client::connect(&agent.address, Some(&shown)).unwrap()
 }
 
 fn job() -> JobRef {
@@ -193,10 +199,107 @@ async fn strangers_and_talkers_in_the_clear_do_not_get_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_the_agent_makes_is_written_nowhere_else() {
+async fn a_certificate_that_is_over_opens_nothing() {
+    let certificates = Certificates::new();
+    let agent = certificates.agent().await;
+    let subject = Subject {
+        name: "late",
+        organizations: &["migration-coordinator"],
+        served_as: &[],
+    };
+    let late = certificates
+        .ca
+        .issue_files_for("late", subject, -1)
+        .unwrap();
+    for (what, answer) in everything(channel(&agent, &late), certificates.dir.path()).await {
+        let code = answer.unwrap_err().code();
+        let unreached = matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled);
+        assert!(unreached, "{what}: {code:?}");
+    }
+    assert_eq!(agent.qemus(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_conversation_played_again_does_nothing() {
+    let certificates = Certificates::new();
+    let agent = certificates.agent().await;
+    let address = agent.address.trim_start_matches("https://").to_owned();
+    let recorder = Recorder::start(&address).await;
+    let scheduler = Credentials::read(&certificates.of("scheduler", "s")).unwrap();
+    let by_way_of = format!("https://{}", recorder.address);
+    let channel = godwit_rpc::client::connect(&by_way_of, Some(&scheduler)).unwrap();
+    let mut client = AgentClient::new(channel);
+    let start = StartMachineRequest {
+        spec: Some(counting(certificates.dir.path(), MACHINE)),
+        epoch: 1,
+        paused: false,
+    };
+    client.start_machine(start).await.unwrap();
+    let stop = StopMachineRequest {
+        machine: MACHINE.to_owned(),
+        grace_seconds: 0,
+        epoch: 1,
+    };
+    client.stop_machine(stop).await.unwrap();
+    eventually("the machine to stop", async || {
+        agent.qemus().is_empty().then_some(())
+    })
+    .await;
+    client.forget_machine(machine()).await.unwrap();
+    drop(client);
+
+    // Every byte that the scheduler sent, in its order: handshake, certificate, both orders.
+    let recorded = recorder.sent.lock().unwrap().clone();
+    assert!(recorded.len() > 1000, "{} bytes", recorded.len());
+    let mut again = tokio::net::TcpStream::connect(&address).await.unwrap();
+    // The agent may hang up before all of it is sent.
+    let _ = again.write_all(&recorded).await;
+    let mut answer = vec![];
+    let heard = tokio::time::timeout(LIMIT, again.read_to_end(&mut answer)).await;
+    let _ = heard.expect("the agent ends the connection");
+    assert!(agent.report(MACHINE).await.is_none());
+    assert_eq!(agent.qemus(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_no_file_could_have_are_refused_and_nothing_is_made() {
     let certificates = Certificates::new();
     let agent = certificates.agent().await;
     let dir = certificates.dir.path();
+    let long = "x".repeat(256);
+    let mut client = AgentClient::new(channel(&agent, &certificates.of("scheduler", "s")));
+    for name in ["a\nb", "a\0b", long.as_str(), "../../etc/passwd", "a/b", ""] {
+        let as_machine = StartMachineRequest {
+            spec: Some(MachineSpec {
+                id: name.to_owned(),
+                ..counting(dir, MACHINE)
+            }),
+            epoch: 1,
+            paused: false,
+        };
+        let refused = client.start_machine(as_machine).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{name:?}: {refused}");
+        let mut spec = counting(dir, MACHINE);
+        spec.disks[0].name = name.to_owned();
+        let as_disk = StartMachineRequest {
+            spec: Some(spec),
+            epoch: 1,
+            paused: false,
+        };
+        let refused = client.start_machine(as_disk).await.unwrap_err();
+        let codes = [Code::InvalidArgument, Code::FailedPrecondition];
+        assert!(codes.contains(&refused.code()), "{name:?}: {refused}");
+        let mut spec = counting(dir, MACHINE);
+        spec.disks[0].path = format!("{}/{name}\0.raw", dir.display());
+        let as_path = StartMachineRequest {
+            spec: Some(spec),
+            epoch: 1,
+            paused: false,
+        };
+        let refused = client.start_machine(as_path).await.unwrap_err();
+        assert!(codes.contains(&refused.code()), "{name:?}: {refused}");
+    }
+    // A disk that the agent makes itself is a file with that name.
     let mut spec = counting(dir, MACHINE);
     "../../evil".clone_into(&mut spec.disks[0].name);
     spec.disks[0].path.clear();
@@ -212,10 +315,47 @@ async fn a_disk_that_the_agent_makes_is_written_nowhere_else() {
         epoch: 1,
         paused: false,
     };
-    let scheduler = certificates.of("scheduler", "s2");
-    let mut client = AgentClient::new(channel(&agent, &scheduler));
     let refused = client.start_machine(request).await.unwrap_err();
     assert!(refused.message().contains("disk name"), "{refused}");
-    assert!(!agent.run_dir().join("../evil.seed").exists());
+    let outside = agent.run_dir().join("../evil.seed");
+    assert!(!outside.exists(), "it was written outside");
     assert_eq!(agent.qemus(), Vec::<u32>::new());
+    let left = std::fs::read_dir(agent.run_dir()).unwrap().flatten();
+    let left = left.map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name != "probe.json").collect();
+    assert!(left.is_empty(), "left of them: {left:?}");
+}
+
+/// Passes a connection on to an agent, and keeps what its client sends.
+struct Recorder {
+    address: std::net::SocketAddr,
+    sent: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Recorder {
+    async fn start(to: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (to, sent) = (to.to_owned(), Arc::new(Mutex::new(vec![])));
+        let kept = Arc::clone(&sent);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(&to).await.unwrap();
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+                });
+                let kept = Arc::clone(&kept);
+                tokio::spawn(async move {
+                    let mut piece = [0; 4096];
+                    while let Ok(length @ 1..) = from_client.read(&mut piece).await {
+                        kept.lock().unwrap().extend_from_slice(&piece[..length]);
+                        to_server.write_all(&piece[..length]).await.unwrap();
+                    }
+                });
+            }
+        });
+        Self { address, sent }
+    }
 }

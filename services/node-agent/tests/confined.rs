@@ -244,3 +244,46 @@ fn a_user_that_is_not_there_or_is_root_is_told_at_the_start() {
         assert!(said.contains(why), "{said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qemu_listens_nowhere_but_in_its_own_directory() {
+    let dir = place();
+    let agent = confined("worker1", dir.path()).await;
+    let spec = counting(&dir.path().join("pool"), MACHINE);
+    started(&agent, spec).await.unwrap();
+    let pid = agent.qemus()[0];
+    let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| {
+            let target = std::fs::read_link(entry.ok()?.path()).ok()?;
+            let target = target.to_str()?.strip_prefix("socket:[")?;
+            Some(target.trim_end_matches(']').to_owned())
+        })
+        .collect();
+    assert!(!sockets.is_empty(), "its monitors are sockets");
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap();
+    // Whoever is in a guest's network can't reach it: none of its sockets is of a network.
+    for name in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet"] {
+        let table = table(name);
+        let own = table.lines().find(|line| {
+            let inode = line.split_whitespace();
+            sockets
+                .iter()
+                .any(|socket| inode.clone().any(|word| word == socket))
+        });
+        assert_eq!(own, None, "{name}");
+    }
+    // Nor has it a name without a file, which needs only the host's network namespace.
+    let run = agent.run_dir();
+    let mut listening = 0;
+    for line in table("unix").lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (flags, inode) = (words[3], words[6]);
+        if flags == "00010000" && sockets.iter().any(|socket| socket == inode) {
+            let path = words.get(7).copied().unwrap_or_default();
+            assert!(Path::new(path).starts_with(&run), "{line}");
+            listening += 1;
+        }
+    }
+    assert!(listening > 0, "a monitor waits for the agent");
+}

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::{Agent, counting, eventually};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::*;
-use godwit_rpc::{Channel, Code, Status};
+use godwit_rpc::{Channel, Code, Credentials, Status};
 use godwit_runtime::Identity;
 use godwit_testkit::certs::{Ca, Subject};
 use godwit_testkit::guest::boot_sector::BootSector;
@@ -310,7 +310,8 @@ fn certificate(ca: &Ca, role: &str, name: &str) -> Identity {
 }
 
 fn client(agent: &Agent, who: &Identity) -> AgentClient<Channel> {
-    let channel = godwit_rpc::client::connect(&agent.address, Some(who)).unwrap();
+    let shown = Credentials::read(who).unwrap();
+    let channel = godwit_rpc::client::connect(&agent.address, Some(&shown)).unwrap();
     AgentClient::new(channel)
 }
 

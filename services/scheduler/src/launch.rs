@@ -9,8 +9,7 @@ use godwit_model::MachineId;
 use godwit_model::machine::MachineSpec;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::{MachineRef, MachineReport, StartMachineRequest, StopMachineRequest};
-use godwit_rpc::{Channel, Request, Status, client};
-use godwit_runtime::Identity;
+use godwit_rpc::{Channel, Credentials, Request, Status, client};
 
 /// Longest wait for a start, which makes devices and a QEMU.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -22,15 +21,15 @@ const CALL_MAX: Duration = Duration::from_secs(10);
 /// Warm channels to the agents, by address.
 #[derive(Debug)]
 pub(crate) struct Agents {
-    identity: Option<Identity>,
+    credentials: Option<Credentials>,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Agents {
     /// No channels yet.
-    pub(crate) fn new(identity: Option<Identity>) -> Self {
+    pub(crate) fn new(credentials: Option<Credentials>) -> Self {
         Self {
-            identity,
+            credentials,
             channels: Mutex::default(),
         }
     }
@@ -40,7 +39,7 @@ impl Agents {
         if let Some(channel) = channels.get(address) {
             return Ok(AgentClient::new(channel.clone()));
         }
-        let channel = client::connect(address, self.identity.as_ref())
+        let channel = client::connect(address, self.credentials.as_ref())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(AgentClient::new(channel))

@@ -12,7 +12,7 @@ use godwit_rpc::placement::v1::{
     PauseRequest, PauseResponse, PokeRequest, PokeResponse, ReserveRequest, ReserveResponse,
 };
 use godwit_rpc::server::{self, ServerParts};
-use godwit_rpc::{Request, Response, Routes, Status};
+use godwit_rpc::{Credentials, Request, Response, Routes, Status};
 use godwit_runtime::Context;
 
 use crate::config::Config;
@@ -130,7 +130,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         ..
     } = context;
     readiness.set("ledger", false);
-    let identity = config.common.identity()?.cloned();
+    let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
     let ledger = Ledger::connect(LedgerConfig {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
@@ -140,7 +140,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
     let inventory = Arc::new(Inventory::new(config.node_silence()));
-    let agents = Arc::new(Agents::new(identity.clone()));
+    let agents = Arc::new(Agents::new(credentials.clone()));
     let floor = Arc::new(FloorKeeper::default());
     let epochs = Arc::new(Epochs::default());
     let doors = Doors {
@@ -156,7 +156,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let parts = ServerParts {
         metrics: metrics.clone(),
         bind: config.bind,
-        identity,
+        credentials,
         routes: routes.routes(),
         shutdown: shutdown.clone(),
     };

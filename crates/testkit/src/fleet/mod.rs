@@ -152,7 +152,7 @@ impl Fleet {
         let parts = ServerParts {
             metrics: Metrics::default(),
             bind,
-            identity: None,
+            credentials: None,
             routes: Routes::new(AgentServer::new(Door(Arc::clone(&host)))),
             shutdown: self.world.shutdown.clone(),
         };

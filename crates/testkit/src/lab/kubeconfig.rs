@@ -28,7 +28,7 @@ pub(super) fn write(ca: &Ca, path: &Path, server: &str, (user, group): (&str, &s
         "current-context": "godwit-lab",
         "clusters": [{
             "name": "godwit-lab",
-            "cluster": { "server": server, "certificate-authority-data": encode(ca.cert()) },
+            "cluster": { "server": server, "certificate-authority-data": encode(&ca.cert()) },
         }],
         "users": [{
             "name": user,

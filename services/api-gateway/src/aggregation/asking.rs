@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use bytes::Bytes;
 use godwit_apimachinery::{Decision, Realm, UserInfo};
+use godwit_runtime::Reloaded;
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{Fetcher, Reloaded};
+use crate::auth::Fetcher;
 use crate::config::AggregationConfig;
 
 const SETTINGS: &str =

@@ -1,11 +1,11 @@
 //! Bearer tokens: those of the token file, then those of the issuer.
 
 use godwit_apimachinery::UserInfo;
+use godwit_runtime::Reloaded;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::oidc::{self, Oidc};
-use super::reload::Reloaded;
 use super::tokens::Tokens;
 use super::{Refused, service_account};
 use crate::config::Config;

@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use godwit_runtime::Reloaded;
 use jsonwebtoken::jwk::{JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
@@ -13,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::fetch::Fetcher;
-use super::reload::Reloaded;
 
 /// How often the issuer is asked for its keys, so that one that it withdrew isn't believed for ever.
 const REFRESH: Duration = Duration::from_secs(300);

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
 use godwit_apimachinery::UserInfo;
+use godwit_runtime::Reloaded;
 use jiff::Timestamp;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation, dangerous, decode, decode_header};
@@ -15,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::CREDENTIAL_ID;
 use super::fetch::Fetcher;
 use super::keys::{Issuer, KeySet, Keys};
-use super::reload::Reloaded;
 use super::signatures;
 use crate::config::OidcConfig;
 

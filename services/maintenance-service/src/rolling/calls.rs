@@ -10,8 +10,7 @@ use godwit_model::NodeName;
 use godwit_model::rolling::{Call, Heard, Hook, HookRecord, Stage, call_key};
 use godwit_rpc::agent::v1::hooks_client::HooksClient;
 use godwit_rpc::agent::v1::{HookState, RunHookRequest};
-use godwit_rpc::{Channel, Code, client};
-use godwit_runtime::Identity;
+use godwit_rpc::{Channel, Code, Credentials, client};
 use http::{StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -37,7 +36,7 @@ type Web = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// Ways to hosts and to the web.
 pub(super) struct Callers {
-    identity: Option<Identity>,
+    credentials: Option<Credentials>,
     /// By address.
     channels: Mutex<HashMap<String, Channel>>,
     web: Web,
@@ -45,7 +44,7 @@ pub(super) struct Callers {
 
 impl Callers {
     /// Believes the authorities of this host; where it has none, only plain HTTP can be called.
-    pub(super) fn new(identity: Option<Identity>) -> Self {
+    pub(super) fn new(credentials: Option<Credentials>) -> Self {
         let provider = rustls::crypto::ring::default_provider();
         let builder = HttpsConnectorBuilder::new();
         let builder = match builder.with_provider_and_native_roots(provider) {
@@ -57,7 +56,7 @@ impl Callers {
         };
         let connector = builder.https_or_http().enable_http1().build();
         Self {
-            identity,
+            credentials,
             channels: Mutex::default(),
             web: Client::builder(TokioExecutor::new()).build(connector),
         }
@@ -128,7 +127,7 @@ impl Callers {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = client::connect(address, self.identity.as_ref())?;
+        let channel = client::connect(address, self.credentials.as_ref())?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -81,7 +81,7 @@ impl Fleet {
             let parts = ServerParts {
                 metrics: Metrics::default(),
                 bind,
-                identity: None,
+                credentials: None,
                 routes: Routes::new(HooksServer::new(Door(Arc::clone(&pretence)))),
                 shutdown: CancellationToken::new(),
             };

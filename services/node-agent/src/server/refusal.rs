@@ -36,6 +36,7 @@ pub(super) fn refused_machine(error: MachineError) -> Status {
             | LaunchError::Occupied(_) => Status::failed_precondition(text),
             LaunchError::Tap(_)
             | LaunchError::Directory(_)
+            | LaunchError::Group(_)
             | LaunchError::Process(_)
             | LaunchError::Start(_) => Status::internal(text),
         },

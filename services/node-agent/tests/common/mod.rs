@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use godwit_rpc::Channel;
 use godwit_rpc::agent::v1::agent_client::AgentClient;
 use godwit_rpc::agent::v1::*;
+use godwit_rpc::{Channel, Credentials};
 use godwit_runtime::Identity;
 use godwit_testkit::guest::boot_sector::{BootSector, counters};
 
@@ -95,7 +95,9 @@ impl Agent {
     }
 
     pub fn client(&self) -> AgentClient<Channel> {
-        let channel = godwit_rpc::client::connect(&self.address, self.caller.as_ref());
+        let caller = self.caller.as_ref();
+        let caller = caller.map(|own| Credentials::read(own).expect("certificates"));
+        let channel = godwit_rpc::client::connect(&self.address, caller.as_ref());
         let channel = channel.expect("an address");
         AgentClient::new(channel)
     }

@@ -287,7 +287,7 @@ impl Host {
         let parts = ServerParts {
             metrics: Metrics::default(),
             bind,
-            identity: None,
+            credentials: None,
             routes: Routes::new(AgentServer::new(Door(Arc::clone(&pretence)))),
             shutdown,
         };

@@ -1,4 +1,4 @@
-//! `godwit certificates --secrets`: what was issued, in Secrets of Kubernetes.
+//! `godwit pki init --secrets`: what was issued, in Secrets of Kubernetes.
 //!
 //! For the hook of the Helm chart. Three Secrets, since they have different readers: the authority
 //! with its key is for this command alone, the second for the services, the third for the hosts.
@@ -10,9 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
+use super::file::write_private;
+use super::issue::{ADMIN, Init, SERVICES, init};
 use crate::api;
-use crate::certificates::write_private;
-use crate::issue::{ADMIN, Certificates, SERVICES, issue};
 use crate::kubeconfig::Access;
 
 /// The authority's files.
@@ -31,14 +31,14 @@ pub struct Place<'a> {
     pub prefix: &'a str,
 }
 
-/// As [`issue`], with the authority that the Secrets hold, if any; then keeps all in the Secrets.
+/// As [`init`], with the authority that the Secrets hold, if any; then keeps all in the Secrets.
 ///
 /// # Errors
-/// As [`issue`], and when the cluster refuses. Another that made an authority at the same time
+/// As [`init`], and when the cluster refuses. Another that made an authority at the same time
 /// wins: asked again, its authority is used.
-pub async fn issue_into(place: Place<'_>, wanted: &Certificates) -> anyhow::Result<Vec<String>> {
+pub async fn init_into(place: Place<'_>, wanted: &Init) -> anyhow::Result<Vec<String>> {
     let known = take_authority(place, &wanted.dir).await?;
-    let files = issue(wanted)?;
+    let files = init(wanted)?;
     if !known {
         let secret = secret(place, "authority", &read(&wanted.dir, AUTHORITY)?);
         let created = api::create(place.access, &collection(place), &secret).await;

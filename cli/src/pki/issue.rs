@@ -1,4 +1,4 @@
-//! `godwit certificates`: a directory with everything that TLS needs.
+//! `godwit pki init` and `issue`: a directory with everything that TLS needs.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,11 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::json;
 
-use crate::certificates::{Ca, Subject, write_private};
+use super::authority::{Ca, Subject};
+use super::file::write_private;
 
 /// Every service but the agents, by role.
-pub(crate) const SERVICES: [&str; 4] = [
+pub(super) const SERVICES: [&str; 4] = [
     "api-gateway",
     "scheduler",
     "migration-coordinator",
@@ -20,14 +21,17 @@ pub(crate) const SERVICES: [&str; 4] = [
 /// The group that may do everything.
 const ADMINS: &str = "system:masters";
 /// The user that the kubeconfig is for.
-pub(crate) const ADMIN: &str = "admin";
+pub(super) const ADMIN: &str = "admin";
 
 /// Longest `--secrets`: the names that are made of it must be names of Kubernetes.
 const SECRET_NAME_MAX: usize = 200;
 
-/// What to issue.
+/// What the API says that agents are.
+const AGENT: &str = "node-agent";
+
+/// What to begin with.
 #[derive(Debug, Args)]
-pub struct Certificates {
+pub struct Init {
     /// Directory to write to; an authority that is there already is used again.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
@@ -48,6 +52,23 @@ pub struct Certificates {
     pub secrets: Option<String>,
 }
 
+/// What to issue.
+#[derive(Debug, Args)]
+pub struct Issue {
+    /// Directory with the authority, to write to.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A host: the name of its node and what its agent is reached by. May be repeated.
+    #[arg(long = "node", value_name = "NAME=ADDRESS[,ADDRESS...]", value_parser = named)]
+    pub nodes: Vec<Named>,
+    /// A service: what it is reached by, beside its role's name and loopback. May be repeated.
+    #[arg(long = "service", value_name = "ROLE=ADDRESS[,ADDRESS...]", value_parser = named)]
+    pub services: Vec<Named>,
+    /// A user of the API, with a group. May be repeated.
+    #[arg(long = "user", value_name = "NAME=GROUP", value_parser = user)]
+    pub users: Vec<(String, String)>,
+}
+
 /// A name and the addresses that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
@@ -61,11 +82,7 @@ fn named(text: &str) -> Result<Named, String> {
     let (name, addresses) = text
         .split_once('=')
         .ok_or("not NAME=ADDRESS[,ADDRESS...]")?;
-    // The name becomes the name of a file.
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
-    if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
-        return Err(format!("{name:?} is no name of a node or a service"));
-    }
+    is_a_file(name)?;
     let addresses: Vec<String> = addresses.split(',').map(str::to_owned).collect();
     if addresses.iter().any(String::is_empty) {
         return Err(format!("{name} has an empty address"));
@@ -74,6 +91,24 @@ fn named(text: &str) -> Result<Named, String> {
         name: name.to_owned(),
         addresses,
     })
+}
+
+fn user(text: &str) -> Result<(String, String), String> {
+    let (name, group) = text.split_once('=').ok_or("not NAME=GROUP")?;
+    is_a_file(name)?;
+    if group.is_empty() {
+        return Err(format!("{name} has no group"));
+    }
+    Ok((name.to_owned(), group.to_owned()))
+}
+
+/// The name becomes the name of a file.
+fn is_a_file(name: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(format!("{name:?} can't be the name of a file"));
+    }
+    Ok(())
 }
 
 fn secret(text: &str) -> Result<String, String> {
@@ -91,9 +126,59 @@ fn secret(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// When a service is unknown, a name can't stand in a certificate, or a file can't be written.
-pub fn issue(wanted: &Certificates) -> anyhow::Result<Vec<String>> {
-    if let Some(unknown) = wanted
-        .services
+pub fn init(wanted: &Init) -> anyhow::Result<Vec<String>> {
+    check(&wanted.services, wanted.nodes.iter().map(|node| &node.name))?;
+    let ca = Ca::load_or_create(&wanted.dir)?;
+    let mut files = vec!["ca".to_owned()];
+    for role in SERVICES {
+        let more = wanted
+            .services
+            .iter()
+            .filter(|service| service.name == role);
+        let more: Vec<String> = more.flat_map(|service| service.addresses.clone()).collect();
+        issue_service(&ca, role, more)?;
+        files.push(role.to_owned());
+    }
+    files.extend(issue_nodes(&ca, &wanted.nodes)?);
+    ca.issue_files(ADMIN, subject(ADMIN, &[ADMINS], &[]))?;
+    files.push(ADMIN.to_owned());
+    write_kubeconfig(&ca, &wanted.dir, &wanted.server)?;
+    files.push("kubeconfig".to_owned());
+    Ok(files)
+}
+
+/// Issues a certificate for each service, node and user that is named.
+///
+/// Returns what was issued for, in the order of writing.
+///
+/// # Errors
+/// When there is no authority, nothing is named, a service is unknown, a name can't stand in a
+/// certificate or is taken, or a file can't be written.
+pub fn issue(wanted: &Issue) -> anyhow::Result<Vec<String>> {
+    let names = wanted.nodes.iter().map(|node| &node.name);
+    let users = wanted.users.iter().map(|(name, _)| name);
+    check(&wanted.services, names.chain(users))?;
+    let ca = Ca::load(&wanted.dir)?;
+    let mut files = vec![];
+    for service in &wanted.services {
+        issue_service(&ca, &service.name, service.addresses.clone())?;
+        files.push(service.name.clone());
+    }
+    files.extend(issue_nodes(&ca, &wanted.nodes)?);
+    for (name, group) in &wanted.users {
+        ca.issue_files(name, subject(name, &[group], &[]))?;
+        files.push(name.clone());
+    }
+    anyhow::ensure!(!files.is_empty(), "name a --node, a --service or a --user");
+    Ok(files)
+}
+
+/// Whether services are known, and the other names free to be names of files.
+fn check<'a>(
+    services: &[Named],
+    mut others: impl Iterator<Item = &'a String>,
+) -> anyhow::Result<()> {
+    if let Some(unknown) = services
         .iter()
         .find(|s| !SERVICES.contains(&s.name.as_str()))
     {
@@ -103,38 +188,28 @@ pub fn issue(wanted: &Certificates) -> anyhow::Result<Vec<String>> {
             SERVICES.join(", ")
         );
     }
-    if let Some(taken) = wanted.nodes.iter().find(|node| is_taken(&node.name)) {
-        anyhow::bail!(
-            "a node can't be called {:?} here: its file is taken",
-            taken.name
-        );
+    if let Some(taken) = others.find(|name| is_taken(name)) {
+        anyhow::bail!("nobody can be called {taken:?} here: its file is taken");
     }
-    let ca = Ca::load_or_create(&wanted.dir)?;
-    let mut files = vec!["ca".to_owned()];
-    for role in SERVICES {
-        let more = wanted
-            .services
-            .iter()
-            .filter(|service| service.name == role);
-        let mut served_as = vec![role.to_owned(), "localhost".into(), "127.0.0.1".into()];
-        served_as.extend(more.flat_map(|service| service.addresses.clone()));
-        ca.issue_files(role, subject(role, &[role], &served_as))?;
-        files.push(role.to_owned());
+    Ok(())
+}
+
+fn issue_service(ca: &Ca, role: &str, more: Vec<String>) -> anyhow::Result<()> {
+    let mut served_as = vec![role.to_owned(), "localhost".into(), "127.0.0.1".into()];
+    served_as.extend(more);
+    ca.issue_files(role, subject(role, &[role], &served_as))?;
+    Ok(())
+}
+
+fn issue_nodes(ca: &Ca, nodes: &[Named]) -> anyhow::Result<Vec<String>> {
+    for node in nodes {
+        ca.issue_files(&node.name, subject(&node.name, &[AGENT], &node.addresses))?;
     }
-    for node in &wanted.nodes {
-        let subject = subject(&node.name, &["node-agent"], &node.addresses);
-        ca.issue_files(&node.name, subject)?;
-        files.push(node.name.clone());
-    }
-    ca.issue_files(ADMIN, subject(ADMIN, &[ADMINS], &[]))?;
-    files.push(ADMIN.to_owned());
-    write_kubeconfig(&ca, &wanted.dir, &wanted.server)?;
-    files.push("kubeconfig".to_owned());
-    Ok(files)
+    Ok(nodes.iter().map(|node| node.name.clone()).collect())
 }
 
 fn is_taken(name: &str) -> bool {
-    SERVICES.contains(&name) || ["ca", ADMIN].contains(&name)
+    SERVICES.contains(&name) || ["ca", "ca-next", ADMIN].contains(&name)
 }
 
 fn subject<'a>(
@@ -149,7 +224,8 @@ fn subject<'a>(
     }
 }
 
-fn write_kubeconfig(ca: &Ca, dir: &Path, server: &str) -> anyhow::Result<()> {
+/// Writes a kubeconfig for the administrator whose certificate is in `dir`.
+pub(super) fn write_kubeconfig(ca: &Ca, dir: &Path, server: &str) -> anyhow::Result<()> {
     let read = |extension: &str| -> anyhow::Result<String> {
         let path = dir.join(format!("{ADMIN}.{extension}"));
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
@@ -180,8 +256,8 @@ mod tests {
     use super::*;
     use crate::kubeconfig::Kubeconfig;
 
-    fn wanted(dir: &Path) -> Certificates {
-        Certificates {
+    fn wanted(dir: &Path) -> Init {
+        Init {
             dir: dir.to_owned(),
             nodes: vec![named("worker1=10.0.0.11,agent1").unwrap()],
             services: vec![named("api-gateway=godwit.example.com").unwrap()],
@@ -193,7 +269,7 @@ mod tests {
     #[test]
     fn every_part_gets_its_files_and_the_kubeconfig_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
-        let files = issue(&wanted(dir.path())).unwrap();
+        let files = init(&wanted(dir.path())).unwrap();
         for name in files.iter().filter(|name| *name != "kubeconfig") {
             for extension in ["crt", "key"] {
                 assert!(
@@ -222,9 +298,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut clash = wanted(dir.path());
         clash.nodes.push(named("ca=10.0.0.1").unwrap());
-        assert!(issue(&clash).is_err());
+        assert!(init(&clash).is_err());
         let mut unknown = wanted(dir.path());
         unknown.services.push(named("gateway=10.0.0.1").unwrap());
-        assert!(issue(&unknown).is_err());
+        assert!(init(&unknown).is_err());
+    }
+    #[test]
+    fn more_is_issued_by_the_authority_that_is_there_and_nothing_else_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut more = Issue {
+            dir: dir.path().to_owned(),
+            nodes: vec![named("worker2=10.0.0.12").unwrap()],
+            services: vec![],
+            users: vec![user("jane=godwit:operators").unwrap()],
+        };
+        assert!(issue(&more).is_err(), "there is no authority");
+        init(&wanted(dir.path())).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let before = (read("ca.crt"), read("worker1.crt"));
+        assert_eq!(issue(&more).unwrap(), ["worker2", "jane"]);
+        assert_eq!((read("ca.crt"), read("worker1.crt")), before);
+        assert!(read("jane.key").contains("PRIVATE KEY"));
+        more.users = vec![("admin".to_owned(), "system:masters".to_owned())];
+        assert!(issue(&more).is_err(), "the name is taken");
     }
 }

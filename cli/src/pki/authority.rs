@@ -1,13 +1,12 @@
 //! A small certificate authority: a certificate for each service, host and user.
 //!
-//! For whoever has no authority of their own: `godwit certificates`, the lab and the tests.
+//! `ca.crt` has every authority that is believed, and the one whose key is `ca.key` issues. While
+//! authorities change there are two.
 
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use godwit_runtime::Identity;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
@@ -15,11 +14,20 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// File of the authority's certificate.
+use super::file::{write_private, write_public};
+
+/// File of the authorities' certificates.
 const CA_CERT: &str = "ca.crt";
-/// File of the authority's key.
+/// File of the key that issues.
 const CA_KEY: &str = "ca.key";
+/// File of the key that will issue when the authority has changed.
+const NEXT_KEY: &str = "ca-next.key";
+/// How a certificate ends in PEM.
+const END: &str = "-----END CERTIFICATE-----";
 
 /// How long a certificate is good for: what browsers accept at most.
 const CERTIFICATE_DAYS: i64 = 825;
@@ -39,7 +47,10 @@ pub struct Pem {
 #[derive(Debug)]
 pub struct Ca {
     dir: PathBuf,
-    cert: String,
+    /// All that are believed.
+    trusted: Vec<String>,
+    /// The one of them that issues.
+    own: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -61,25 +72,77 @@ impl Ca {
     /// When the files can't be read, written, or make no sense.
     pub fn load_or_create(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
-        if !cert_path.exists() {
+        if !dir.join(CA_CERT).exists() {
             let pem = make_ca()?;
-            write_private(&key_path, &pem.key)?;
-            write_private(&cert_path, &pem.cert)?;
+            write_private(&dir.join(CA_KEY), &pem.key)?;
+            write_public(&dir.join(CA_CERT), &pem.cert)?;
         }
-        let cert = std::fs::read_to_string(&cert_path).context("read the authority")?;
-        let key = std::fs::read_to_string(&key_path).context("read the authority's key")?;
-        let issuer = Issuer::from_ca_cert_pem(&cert, KeyPair::from_pem(&key)?)?;
+        Self::load(dir)
+    }
+
+    /// The authority in `dir`.
+    ///
+    /// # Errors
+    /// When there is none, or the files make no sense.
+    pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        let cert = std::fs::read_to_string(dir.join(CA_CERT)).context("read the authority")?;
+        let key = std::fs::read_to_string(dir.join(CA_KEY)).context("read the authority's key")?;
+        let key = KeyPair::from_pem(&key).context("understand the authority's key")?;
+        let trusted = blocks(&cert);
+        let mut own = None;
+        for one in &trusted {
+            if has_key(one, &key)? {
+                own = Some(one.clone());
+            }
+        }
+        let own = own.with_context(|| format!("{CA_KEY} is of none that is in {CA_CERT}"))?;
+        let issuer = Issuer::from_ca_cert_pem(&own, key)?;
         Ok(Self {
             dir: dir.to_owned(),
-            cert,
+            trusted,
+            own,
             issuer,
         })
     }
 
-    /// The authority's certificate, PEM.
-    pub fn cert(&self) -> &str {
-        &self.cert
+    /// The certificates of all authorities that are believed, PEM.
+    pub fn cert(&self) -> String {
+        self.trusted.concat()
+    }
+
+    /// The certificate of the one that issues, PEM.
+    pub(super) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// How many authorities are believed.
+    pub(super) fn trusts(&self) -> usize {
+        self.trusted.len()
+    }
+
+    /// First step of a change: another authority is believed, too.
+    pub(super) fn trust_both(&self) -> anyhow::Result<()> {
+        let pem = make_ca()?;
+        write_private(&self.dir.join(NEXT_KEY), &pem.key)?;
+        let both = format!("{}{}", self.cert(), pem.cert);
+        write_public(&self.dir.join(CA_CERT), &both)
+    }
+
+    /// Second step: the other one issues. Its key takes the place of the old one, which is gone.
+    ///
+    /// Done again it changes nothing.
+    pub(super) fn switch(dir: &Path) -> anyhow::Result<()> {
+        match std::fs::rename(dir.join(NEXT_KEY), dir.join(CA_KEY)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("put the next key in place")
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Third step: who issues is the only one that is believed.
+    pub(super) fn drop_old(&self) -> anyhow::Result<()> {
+        write_public(&self.dir.join(CA_CERT), &self.own)
     }
 
     /// A new certificate for `subject`, good for a client and for a server.
@@ -87,8 +150,16 @@ impl Ca {
     /// # Errors
     /// When a name can't stand in a certificate, or there is more than one organization.
     pub fn issue(&self, subject: Subject<'_>) -> anyhow::Result<Pem> {
+        self.issue_for(subject, CERTIFICATE_DAYS)
+    }
+
+    /// As [`Ca::issue`], good for so many days; for none and less it is over already.
+    ///
+    /// # Errors
+    /// As [`Ca::issue`].
+    pub fn issue_for(&self, subject: Subject<'_>, days: i64) -> anyhow::Result<Pem> {
         // rcgen would keep the last one without a word.
-        anyhow::ensure!(
+        ensure!(
             subject.organizations.len() <= 1,
             "a certificate can hold one organization, not {}",
             subject.organizations.len()
@@ -108,7 +179,7 @@ impl Ca {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        valid_for(&mut params, CERTIFICATE_DAYS)?;
+        valid_for(&mut params, days)?;
         // Strict verifiers, for example Python's, want to know whose key signed.
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -129,16 +200,43 @@ impl Ca {
     /// # Errors
     /// As [`Ca::issue`], or when the files can't be written.
     pub fn issue_files(&self, file: &str, subject: Subject<'_>) -> anyhow::Result<Identity> {
-        let pem = self.issue(subject)?;
+        self.issue_files_for(file, subject, CERTIFICATE_DAYS)
+    }
+
+    /// As [`Ca::issue_files`], good for so many days.
+    ///
+    /// # Errors
+    /// As [`Ca::issue_files`].
+    pub fn issue_files_for(
+        &self,
+        file: &str,
+        subject: Subject<'_>,
+        days: i64,
+    ) -> anyhow::Result<Identity> {
+        let pem = self.issue_for(subject, days)?;
         let identity = Identity {
             cert: self.dir.join(format!("{file}.crt")),
             key: self.dir.join(format!("{file}.key")),
             ca: self.dir.join(CA_CERT),
         };
         write_private(&identity.key, &pem.key)?;
-        write_private(&identity.cert, &pem.cert)?;
+        write_public(&identity.cert, &pem.cert)?;
         Ok(identity)
     }
+}
+
+/// The certificates of a file, each as PEM of its own.
+fn blocks(pem: &str) -> Vec<String> {
+    let blocks = pem.split_inclusive(END);
+    let blocks = blocks.filter(|block| block.contains(END));
+    blocks.map(|block| format!("{}\n", block.trim())).collect()
+}
+
+fn has_key(cert: &str, key: &KeyPair) -> anyhow::Result<bool> {
+    let der = CertificateDer::from_pem_slice(cert.as_bytes()).context("decode an authority")?;
+    let (_, cert) = X509Certificate::from_der(&der).context("understand an authority")?;
+    let public = cert.public_key().subject_public_key.as_ref();
+    Ok(public == key.public_key_raw())
 }
 
 fn make_ca() -> anyhow::Result<Pem> {
@@ -157,7 +255,7 @@ fn make_ca() -> anyhow::Result<Pem> {
     })
 }
 
-/// From yesterday, since clocks differ, for `days`.
+/// From yesterday, since clocks differ, for `days`; if that is over already, from long ago.
 fn valid_for(params: &mut CertificateParams, days: i64) -> anyhow::Result<()> {
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let on = |days: i64| -> anyhow::Result<_> {
@@ -167,24 +265,8 @@ fn valid_for(params: &mut CertificateParams, days: i64) -> anyhow::Result<()> {
         let (month, day) = (u8::try_from(date.month())?, u8::try_from(date.day())?);
         Ok(rcgen::date_time_ymd(i32::from(date.year()), month, day))
     };
-    (params.not_before, params.not_after) = (on(-1)?, on(days)?);
+    (params.not_before, params.not_after) = (on(days.min(0) - 1)?, on(days)?);
     Ok(())
-}
-
-/// Writes a file that only its owner may read.
-///
-/// # Errors
-/// When it can't be written.
-pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("create {}", path.display()))?;
-    file.write_all(text.as_bytes())
-        .with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -221,5 +303,15 @@ mod tests {
             served_as: &[],
         };
         assert!(ca.issue(subject).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_of_none_that_is_believed_is_refused() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Ca::load_or_create(dir.path()).unwrap();
+        Ca::load_or_create(other.path()).unwrap();
+        std::fs::copy(other.path().join(CA_KEY), dir.path().join(CA_KEY)).unwrap();
+        let refused = Ca::load(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("of none"), "{refused}");
     }
 }
