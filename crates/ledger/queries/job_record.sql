@@ -37,5 +37,11 @@ recorded AS (
         $2, $3, $4, $12, $5, moved.state_since
     FROM moved
     WHERE $2 <> $3
+),
+-- Until here the room counted as one that a migration arrives in.
+bound AS (
+    UPDATE reservation SET job = NULL
+    FROM moved
+    WHERE reservation.job = moved.id AND $11 AND $2 = 'HandedOver'
 )
 SELECT (SELECT state_since FROM moved) AS since

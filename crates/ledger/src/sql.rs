@@ -197,11 +197,11 @@ mod tests {
             (
                 include_str!("../queries/job_record.sql"),
                 "UPDATE migration SELECT instance INSERT migration_transition \
-                    SELECT migration_transition",
+                    SELECT migration_transition UPDATE reservation",
             ),
             (
                 include_str!("../queries/instance_hand_over.sql"),
-                "UPDATE instance SELECT migration DELETE reservation UPDATE reservation",
+                "UPDATE instance SELECT migration DELETE reservation",
             ),
             (
                 include_str!("../queries/jobs_about.sql"),
