@@ -320,6 +320,10 @@ async fn a_hand_over_moves_the_machine_its_epoch_and_its_room_at_once() {
             Ok(epoch)
         })
         .await;
+    // Until it is over it counts as one that arrives.
+    let held = setup.ledger.reservations().await.unwrap();
+    assert_eq!(held.len(), 1);
+    assert_eq!(held[0].job, Some(job.clone()));
     setup
         .advance(&lease, JobState::HandedOver, JobState::Succeeded)
         .await;

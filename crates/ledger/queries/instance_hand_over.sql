@@ -11,8 +11,5 @@ WITH moved AS (
 ),
 released AS (
     DELETE FROM reservation USING moved WHERE machine = moved.uid AND node = $2
-),
-bound AS (
-    UPDATE reservation SET job = NULL FROM moved WHERE machine = moved.uid AND node = $3
 )
 SELECT epoch FROM moved

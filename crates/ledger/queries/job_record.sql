@@ -37,5 +37,14 @@ recorded AS (
         $2, $3, $4, $12, $5, moved.state_since
     FROM moved
     WHERE $2 <> $3
+),
+-- The room of a machine that was handed over counted as one that a migration arrives in until here.
+bound AS (
+    UPDATE reservation SET job = NULL
+    FROM moved, instance
+    WHERE $11
+        AND reservation.job = moved.id
+        AND instance.uid = reservation.machine
+        AND instance.node = reservation.node
 )
 SELECT (SELECT state_since FROM moved) AS since

@@ -177,8 +177,8 @@ impl Tx {
         Ok(removed > 0)
     }
 
-    /// Makes `to` the owner of a machine under the next epoch: the room on `from` is given back
-    /// and the room on `to` is bound. Answers the new epoch.
+    /// Makes `to` the owner of a machine under the next epoch: the room on `from` is given
+    /// back, and the room on `to` is bound when the job is over. Answers the new epoch.
     ///
     /// # Errors
     /// `Conflict` when the lease is lost or the machine isn't on `from`; nothing is written then

@@ -1,4 +1,5 @@
-//! Room held on nodes: by a job for its target, or, without a job, by the machine that is there.
+//! Room held on nodes: by a job for its target until the job is over, or, without a job, by the machine
+//! that is there.
 
 use crate::convert::{self, bigint, interval, job_uuid, machine_uuid};
 use crate::{Ledger, LedgerError, Tx};

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use godwit_ledger::{InstanceRow, InstanceState, JobRow, ReservationRow};
-use godwit_model::migration::{queue::QueueLimits, view};
+use godwit_model::migration::{job::JobState, queue::QueueLimits, view};
 use godwit_model::placement::Room;
-use godwit_model::{MachineId, NodeName};
+use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::Value;
 
 use crate::audit::finding::{Check, Findings};
@@ -55,8 +55,13 @@ pub(super) fn reserved(world: &World, found: &mut Findings) {
         let Some(node) = instance.node.as_ref().filter(|_| World::is_bound(instance)) else {
             continue;
         };
+        let arrived = |id: &JobId| {
+            let job = world.jobs.get(id);
+            job.is_some_and(|job| job.state == JobState::HandedOver)
+        };
         let holds = |row: &ReservationRow| {
-            row.machine == instance.uid && row.node == *node && row.job.is_none()
+            let its = row.machine == instance.uid && row.node == *node;
+            its && row.job.as_ref().is_none_or(arrived)
         };
         if !world.reservations.iter().any(holds) {
             let subject = format!("{} on {node}", world.machine_name(instance.uid.as_str()));
