@@ -129,6 +129,16 @@ impl Lab {
         .await
     }
 
+    /// Waits through passes after which a post-copy would have begun.
+    async fn copies_on(&self) {
+        let fact = eventually("the copy's passes", async || {
+            let fact = self.source_fact().await;
+            (fact.progress.as_ref().unwrap().passes >= 4).then_some(fact)
+        })
+        .await;
+        assert_eq!(fact.state(), SourceState::Copying);
+    }
+
     /// The guest counts on the target, from where it was on the source, and no write of it is lost.
     async fn counts_on(&self, left: u32) {
         let counters = eventually("the guest on the target", async || {
@@ -232,15 +242,13 @@ async fn a_copy_turns_to_post_copy_when_it_is_told_to_and_never_without_consent(
     let stale = agent.switch_to_postcopy(job(0)).await.unwrap_err();
     assert_eq!(stale.code(), Code::Aborted);
     agent.switch_to_postcopy(job(1)).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(lab.source_fact().await.state(), SourceState::Copying);
+    lab.copies_on().await;
     drop(lab);
 
     let lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
     lab.copy(&prepared.uri, (true, false)).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(lab.source_fact().await.state(), SourceState::Copying);
+    lab.copies_on().await;
     let mut agent = lab.source.client();
     for _ in 0..2 {
         agent.switch_to_postcopy(job(1)).await.unwrap();
