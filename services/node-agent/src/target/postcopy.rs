@@ -139,7 +139,9 @@ async fn parted(mut events: Events) -> Result<(), HalfError> {
         Err(not_now("qemu ended"))
     };
     let late = |_| not_now("qemu has not given up the broken link yet");
-    tokio::time::timeout(PART_LIMIT, paused).await.map_err(late)?
+    tokio::time::timeout(PART_LIMIT, paused)
+        .await
+        .map_err(late)?
 }
 
 /// An address that nobody listens on. QEMU can't be asked which port it chose itself: its main loop
