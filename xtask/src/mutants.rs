@@ -130,18 +130,20 @@ struct Copied {
 }
 
 impl Copied {
+    /// One that is there is brought up to date, so that only what changed is built anew.
     fn make() -> Result<Self> {
         let dir = tools::cache_dir().join("mutants");
+        let root = tools::root().to_string_lossy().into_owned();
         if dir.exists() {
-            fs::remove_dir_all(&dir)?;
+            git(&dir, &["fetch", "--quiet", &root, "HEAD"])?;
+            git(&dir, &["reset", "--quiet", "--hard", "FETCH_HEAD"])?;
+        } else {
+            let path = dir.to_string_lossy().into_owned();
+            git(
+                Path::new(&root),
+                &["clone", "--quiet", "--shared", ".", &path],
+            )?;
         }
-        let path = dir.to_string_lossy().into_owned();
-        let done = Command::new("git")
-            .args(["clone", "--quiet", "--shared", ".", &path])
-            .current_dir(tools::root())
-            .status()
-            .context("run git")?;
-        ensure!(done.success(), "the sources could not be copied");
         Ok(Self { dir })
     }
 
@@ -176,6 +178,18 @@ impl Copied {
             .context("run cargo")?;
         Ok(status.success())
     }
+}
+
+fn git(dir: &Path, arguments: &[&str]) -> Result<()> {
+    let status = Command::new("git")
+        .args(arguments)
+        .current_dir(dir)
+        .status();
+    ensure!(
+        status.context("run git")?.success(),
+        "the sources could not be copied"
+    );
+    Ok(())
 }
 
 /// Builds of mutants are kept apart from the sound ones.

@@ -38,10 +38,13 @@ recorded AS (
     FROM moved
     WHERE $2 <> $3
 ),
--- Until here the room counted as one that a migration arrives in.
+-- The room of a machine that was handed over counted as one that a migration arrives in until here.
 bound AS (
     UPDATE reservation SET job = NULL
-    FROM moved
-    WHERE reservation.job = moved.id AND $11 AND $2 = 'HandedOver'
+    FROM moved, instance
+    WHERE $11
+        AND reservation.job = moved.id
+        AND instance.uid = reservation.machine
+        AND instance.node = reservation.node
 )
 SELECT (SELECT state_since FROM moved) AS since

@@ -19,7 +19,7 @@ use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::agent::v1::agent_server::{Agent, AgentServer};
 use godwit_rpc::agent::v1::hooks_server::HooksServer;
 use godwit_rpc::convert::{self, JobRef};
-use godwit_rpc::peer::{self, Role};
+use godwit_rpc::peer::{self, Peer, Role};
 use godwit_rpc::{Request, Response, Routes, Status, async_trait};
 use godwit_runtime::failpoint;
 
@@ -68,6 +68,13 @@ impl Server {
 
     fn report(&self, machine: &Machine) -> Response<wire::MachineReport> {
         Response::new(machine_report(&self.host, &machine.view()))
+    }
+
+    /// The target's half of a job that a source's agent speaks of.
+    async fn target_known(&self, job: &JobRef) -> Result<target::Handle, Status> {
+        let half = self.host.target_known(&job.machine, &job.job).await;
+        let half = half.map_err(refused_half)?;
+        half.ok_or_else(|| Status::not_found("the job is not known on this host"))
     }
 
     async fn source(&self, job: &JobRef, event: SourceEvent) -> Result<SourceFact, Status> {
@@ -237,12 +244,8 @@ impl Agent for Server {
     ) -> Result<Response<wire::CopyKey>, Status> {
         let peer = peer::require(&request, &[Role::NodeAgent])?;
         let request = request.into_inner();
-        peer.speaks_for(&request.source_node)?;
-        let job = convert::job_ref(request.job)?;
-        let source = source_node(&request.source_node)?;
-        let half = self.host.target_known(&job.machine, &job.job).await;
-        let half = half.map_err(refused_half)?;
-        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let (job, source) = asked_by(&peer, request.job, &request.source_node)?;
+        let half = self.target_known(&job).await?;
         let (give, given) = oneshot::channel();
         let asked = target::KeyAsked {
             epoch: job.epoch,
@@ -265,12 +268,8 @@ impl Agent for Server {
     ) -> Result<Response<wire::TargetFact>, Status> {
         let peer = peer::require(&request, &[Role::NodeAgent])?;
         let request = request.into_inner();
-        peer.speaks_for(&request.source_node)?;
-        let job = convert::job_ref(request.job)?;
-        let source = source_node(&request.source_node)?;
-        let half = self.host.target_known(&job.machine, &job.job).await;
-        let half = half.map_err(refused_half)?;
-        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let (job, source) = asked_by(&peer, request.job, &request.source_node)?;
+        let half = self.target_known(&job).await?;
         let fact = half
             .command(target::Order::Confirm(job.epoch, source))
             .await;
@@ -283,12 +282,8 @@ impl Agent for Server {
     ) -> Result<Response<wire::RecoveryPoint>, Status> {
         let peer = peer::require(&request, &[Role::NodeAgent])?;
         let request = request.into_inner();
-        peer.speaks_for(&request.source_node)?;
-        let job = convert::job_ref(request.job)?;
-        let source = source_node(&request.source_node)?;
-        let half = self.host.target_known(&job.machine, &job.job).await;
-        let half = half.map_err(refused_half)?;
-        let half = half.ok_or_else(|| Status::not_found("the job is not known on this host"))?;
+        let (job, source) = asked_by(&peer, request.job, &request.source_node)?;
+        let half = self.target_known(&job).await?;
         let (give, given) = oneshot::channel();
         let asked = target::MendAsked {
             epoch: job.epoch,
@@ -470,6 +465,16 @@ fn source_response(fact: &SourceFact) -> Response<wire::SourceFact> {
 
 fn target_response(fact: &TargetFact) -> Response<wire::TargetFact> {
     Response::new(fact.into())
+}
+
+/// The job and its source, as that source's agent names them.
+fn asked_by(
+    peer: &Peer,
+    job: Option<wire::JobRef>,
+    source: &str,
+) -> Result<(JobRef, NodeName), Status> {
+    peer.speaks_for(source)?;
+    Ok((convert::job_ref(job)?, source_node(source)?))
 }
 
 fn source_node(text: &str) -> Result<NodeName, Status> {

@@ -315,6 +315,23 @@ fn client(agent: &Agent, who: &Identity) -> AgentClient<Channel> {
     AgentClient::new(channel)
 }
 
+/// Neither to strangers, nor to the source before anything arrives.
+async fn assert_confirmed_to_nobody(
+    strangers: [&mut AgentClient<Channel>; 2],
+    source: &mut AgentClient<Channel>,
+) {
+    let wanted = CopyKeyRequest {
+        job: Some(job(5)),
+        source_node: "worker1".to_owned(),
+    };
+    for stranger in strangers {
+        let refused = stranger.confirm_postcopy(wanted.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+    let early = source.confirm_postcopy(wanted).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
     let dir = tempfile::tempdir().unwrap();
@@ -356,17 +373,7 @@ async fn only_the_source_of_the_job_gets_the_key_and_may_prove() {
     let key = ask(&mut source, 5, "worker1").await.unwrap().key;
     assert_eq!(key.len(), 32);
 
-    let wanted = CopyKeyRequest {
-        job: Some(job(5)),
-        source_node: "worker1".to_owned(),
-    };
-    for stranger in [&mut rogue, &mut services] {
-        let refused = stranger.confirm_postcopy(wanted.clone()).await.unwrap_err();
-        assert_eq!(refused.code(), Code::PermissionDenied);
-    }
-    // Nothing arrives yet.
-    let early = source.confirm_postcopy(wanted).await.unwrap_err();
-    assert_eq!(early.code(), Code::FailedPrecondition);
+    assert_confirmed_to_nobody([&mut rogue, &mut services], &mut source).await;
 
     let proof = Proof {
         job: Some(job(5)),

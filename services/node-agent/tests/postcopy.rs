@@ -129,6 +129,16 @@ impl Lab {
         .await
     }
 
+    /// The copy, still under way in this pass.
+    async fn copies_in(&self, pass: u32) {
+        let fact = eventually("the copy's passes", async || {
+            let fact = self.source_fact().await;
+            (fact.progress.as_ref()?.passes >= pass).then_some(fact)
+        })
+        .await;
+        assert_eq!(fact.state(), SourceState::Copying);
+    }
+
     /// The guest counts on the target, from where it was on the source, and no write of it is lost.
     async fn counts_on(&self, left: u32) {
         let counters = eventually("the guest on the target", async || {
@@ -167,10 +177,17 @@ impl Lab {
     }
 }
 
-/// Carries a copy until it is cut.
+/// Carries a copy until it is cut, or nothing gets through any more.
 struct Wire {
     uri: String,
-    cut: watch::Sender<bool>,
+    state: watch::Sender<WireState>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum WireState {
+    Whole,
+    Cut,
+    Silent,
 }
 
 impl Wire {
@@ -178,7 +195,7 @@ impl Wire {
         let to: SocketAddr = uri.strip_prefix("tcp:").unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("tcp:{}", listener.local_addr().unwrap());
-        let (cut, seen) = watch::channel(false);
+        let (state, seen) = watch::channel(WireState::Whole);
         tokio::spawn(async move {
             while let Ok((mut here, _)) = listener.accept().await {
                 let mut seen = seen.clone();
@@ -186,12 +203,13 @@ impl Wire {
                     let mut there = TcpStream::connect(to).await.unwrap();
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
-                        _ = seen.wait_for(|cut| *cut) => {}
+                        _ = seen.wait_for(|state| *state != WireState::Whole) => {}
                     }
+                    let _ = seen.wait_for(|state| *state != WireState::Silent).await;
                 });
             }
         });
-        Self { uri, cut }
+        Self { uri, state }
     }
 }
 
@@ -232,15 +250,13 @@ async fn a_copy_turns_to_post_copy_when_it_is_told_to_and_never_without_consent(
     let stale = agent.switch_to_postcopy(job(0)).await.unwrap_err();
     assert_eq!(stale.code(), Code::Aborted);
     agent.switch_to_postcopy(job(1)).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(lab.source_fact().await.state(), SourceState::Copying);
+    lab.copies_in(4).await;
     drop(lab);
 
     let lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
     lab.copy(&prepared.uri, (true, false)).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(lab.source_fact().await.state(), SourceState::Copying);
+    lab.copies_in(4).await;
     let mut agent = lab.source.client();
     for _ in 0..2 {
         agent.switch_to_postcopy(job(1)).await.unwrap();
@@ -264,7 +280,7 @@ async fn fetching() -> (Lab, Wire, u32) {
 async fn a_link_that_is_cut_during_post_copy_is_mended() {
     let (lab, wire, left) = fetching().await;
     let served = Arc::new(lab.source_fact().await);
-    wire.cut.send(true).unwrap();
+    wire.state.send(WireState::Cut).unwrap();
     // Neither cancelled nor reverted, whoever asks.
     let cancelled = lab.source.client().cancel_copy(job(1)).await.unwrap();
     let state = cancelled.into_inner().state();
@@ -281,11 +297,23 @@ async fn a_link_that_is_cut_during_post_copy_is_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_falls_silent_during_post_copy_is_given_up_and_mended() {
+    let (lab, wire, left) = fetching().await;
+    wire.state.send(WireState::Silent).unwrap();
+    lab.target_in(TargetState::Running).await;
+    assert!(lab.source_in(SourceState::Completed).await.post_copied);
+    let log = lab.source.log();
+    assert!(log.contains("is silent, and given up"), "{log}");
+    assert!(!log.contains("not mended yet"), "{log}");
+    lab.counts_on(left).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_agents_may_restart_while_memory_follows_over_a_cut_link() {
     let (mut lab, wire, left) = fetching().await;
     lab.source.kill();
     lab.target.kill();
-    wire.cut.send(true).unwrap();
+    wire.state.send(WireState::Cut).unwrap();
     lab.target.restart().await;
     lab.source.restart().await;
     lab.target_in(TargetState::Running).await;
@@ -327,11 +355,7 @@ async fn a_post_copy_waits_for_a_target_whose_agent_is_gone() {
     let mut lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
     lab.copy(&prepared.uri, (true, false)).await;
-    eventually("the second pass", async || {
-        let passes = lab.source_fact().await.progress?.passes;
-        (passes > 1).then_some(())
-    })
-    .await;
+    lab.copies_in(2).await;
     lab.target.kill();
     let mut agent = lab.source.client();
     agent.switch_to_postcopy(job(1)).await.unwrap();
@@ -351,11 +375,7 @@ async fn a_post_copy_whose_target_dies_before_it_goes_over_leaves_the_guest_at_h
     let lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
     lab.copy(&prepared.uri, (true, false)).await;
-    eventually("the second pass", async || {
-        let passes = lab.source_fact().await.progress?.passes;
-        (passes > 1).then_some(())
-    })
-    .await;
+    lab.copies_in(2).await;
     let pid = lab.target.qemus()[0].to_string();
     Command::new("kill").args(["-9", &pid]).status().unwrap();
     lab.source

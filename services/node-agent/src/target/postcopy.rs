@@ -9,15 +9,19 @@ use tracing::{info, warn};
 use godwit_model::migration::grant::Refusal;
 use godwit_model::migration::target::{LoadStatus, TargetEvent, TargetState};
 use godwit_model::{Epoch, NodeName};
-use godwit_qemu::migrate;
+use godwit_qemu::qmp::MigrationStatus;
 use godwit_qemu::secret::Key;
+use godwit_qemu::{Event, Events, migrate};
 
 use super::{Owner, not_now};
 use crate::half::HalfError;
 use crate::text::chain;
 
 /// How long QEMU may take to give up a link.
-const PART_LIMIT: Duration = Duration::from_millis(300);
+const PART_LIMIT: Duration = Duration::from_secs(1);
+
+/// Longest wait for an answer of a QEMU that may wait for a page.
+const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 
 /// The source of a post-copy asks where it finds QEMU, since its link broke.
 #[derive(Debug)]
@@ -81,10 +85,10 @@ impl Owner {
             }
             false => None,
         };
-        let qmp = vm.monitor().await.map_err(|e| not_now(&chain(&e)))?;
+        let (qmp, events) = vm.events().await.map_err(|e| not_now(&chain(&e)))?;
         // A source that lost its link knows that first, when the network is silent.
         if qmp.migrate_pause().await.is_ok() {
-            tokio::time::sleep(PART_LIMIT).await;
+            parted(events).await?;
         }
         let address = free_address(SocketAddr::new(self.host.config.migration_address, 0))?;
         let uri = migrate::listen_again(&qmp, address)
@@ -102,7 +106,7 @@ impl Owner {
             && let Some(vm) = self.vm.clone()
         {
             // One that doesn't answer waits for a page.
-            match tokio::time::timeout(PART_LIMIT, self.link(&vm)).await {
+            match tokio::time::timeout(ANSWER_LIMIT, self.link(&vm)).await {
                 Ok(Ok(status @ (LoadStatus::Completed | LoadStatus::Running))) => {
                     self.feed(TargetEvent::Load(status)).await?;
                 }
@@ -121,6 +125,23 @@ impl Owner {
         self.events = None;
         Ok(())
     }
+}
+
+/// Waits until QEMU has given up its link. It tells that itself: it can't be asked, since its main loop
+/// may wait.
+async fn parted(mut events: Events) -> Result<(), HalfError> {
+    let paused = async {
+        while let Some(told) = events.next().await {
+            if told.event == Event::Migration(MigrationStatus::PostcopyPaused) {
+                return Ok(());
+            }
+        }
+        Err(not_now("qemu ended"))
+    };
+    let late = |_| not_now("qemu has not given up the broken link yet");
+    tokio::time::timeout(PART_LIMIT, paused)
+        .await
+        .map_err(late)?
 }
 
 /// An address that nobody listens on. QEMU can't be asked which port it chose itself: its main loop

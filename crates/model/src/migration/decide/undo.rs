@@ -72,19 +72,23 @@ fn undo_completed(job: &Job, target: Option<TargetState>) -> Action {
             "the target is silent and may hold the proof",
         ),
         Some(TargetState::Discarded) => Action::Command(Command::RevertSource),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { .. },
-        ) => Action::Command(Command::DiscardTarget),
-        Some(
-            TargetState::Continuing
-            | TargetState::Fetching
-            | TargetState::Running
-            | TargetState::MemoryLost,
-        ) => Action::Wait(WaitReason::TargetContinuing),
+        Some(target) => discard(target),
+    }
+}
+
+/// A target that continues is let be; any other leaves a tombstone.
+fn discard(target: TargetState) -> Action {
+    match target {
+        TargetState::Absent
+        | TargetState::Preparing
+        | TargetState::Prepared
+        | TargetState::Loaded
+        | TargetState::Lost { .. }
+        | TargetState::Discarded => Action::Command(Command::DiscardTarget),
+        TargetState::Continuing
+        | TargetState::Fetching
+        | TargetState::Running
+        | TargetState::MemoryLost => Action::Wait(WaitReason::TargetContinuing),
     }
 }
 
@@ -122,18 +126,6 @@ fn undo_ended(job: &Job, source: Option<SourceState>, target: Option<TargetState
         None if source == Some(SourceState::Resumed) => record(JobState::Failed, "undone"),
         None if job.target_fenced => record(JobState::Failed, TARGET_MAY_HAVE_RUN),
         None => Action::Wait(WaitReason::TargetSilent),
-        Some(
-            TargetState::Absent
-            | TargetState::Preparing
-            | TargetState::Prepared
-            | TargetState::Loaded
-            | TargetState::Lost { .. },
-        ) => Action::Command(Command::DiscardTarget),
-        Some(
-            TargetState::Continuing
-            | TargetState::Fetching
-            | TargetState::Running
-            | TargetState::MemoryLost,
-        ) => Action::Wait(WaitReason::TargetContinuing),
+        Some(target) => discard(target),
     }
 }
