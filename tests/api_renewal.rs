@@ -14,15 +14,20 @@ const NAMESPACES: &str = "/api/v1/namespaces";
 /// Longest wait for files to be read.
 const READ_MAX: Duration = Duration::from_secs(20);
 
-/// A gateway with certificates that the test can change, beside those of [`Api`].
-async fn start(own: &Path) -> Result<Api> {
+/// The gateway's certificate, issued anew.
+fn gateway(own: &Path) -> Result<Identity> {
     let served_as = ["127.0.0.1".to_owned()];
     let subject = Subject {
         name: "gateway",
         organizations: &["api-gateway"],
         served_as: &served_as,
     };
-    let identity = Ca::load_or_create(own)?.issue_files("gateway", subject)?;
+    Ca::load_or_create(own)?.issue_files("gateway", subject)
+}
+
+/// A gateway with certificates that the test can change, beside those of [`Api`].
+async fn start(own: &Path) -> Result<Api> {
+    let identity = gateway(own)?;
     user(own, "ada")?;
     Api::start_configured(|config, _| {
         config.tls = Some(identity);
@@ -61,26 +66,30 @@ fn turn(own: &Path, authority: Option<Step>) -> Result<()> {
     Ok(())
 }
 
-/// When the gateway read what it shows, as its metrics say.
-fn read_at(api: &Api) -> Result<i64> {
+/// What the gateway's metrics say of its certificate; 0 when nothing.
+fn told(api: &Api, metric: &str) -> Result<i64> {
     let text = api.metrics.text()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("godwit_certificate_read_seconds{"));
+    let named = format!("godwit_certificate_{metric}{{");
+    let line = text.lines().find(|line| line.starts_with(&named));
     let value = line.and_then(|line| line.rsplit_once(' '));
     Ok(value.map_or(Ok(0), |(_, value)| value.parse())?)
 }
 
-/// Does `step`, and waits until the gateway has read what came of it.
-async fn read(api: &Api, step: impl FnOnce() -> Result<()>) -> Result<()> {
-    let before = read_at(api)?;
-    step()?;
+/// Waits until that is over a bound.
+async fn over(api: &Api, (metric, bound): (&str, i64)) -> Result<()> {
     let began = Instant::now();
-    while read_at(api)? <= before {
-        ensure!(began.elapsed() < READ_MAX, "the files were not read");
+    while told(api, metric)? <= bound {
+        ensure!(began.elapsed() < READ_MAX, "{metric} is still {bound}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
+}
+
+/// Does `step`, and waits until the gateway has read what came of it.
+async fn read(api: &Api, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = told(api, "read_seconds")?;
+    step()?;
+    over(api, ("read_seconds", before)).await
 }
 
 fn copied(files: &Identity, to: &Path) -> Result<Identity> {
@@ -94,6 +103,20 @@ fn copied(files: &Identity, to: &Path) -> Result<Identity> {
         key: copy(&files.key)?,
         ca: copy(&files.ca)?,
     })
+}
+
+#[tokio::test]
+async fn a_gateway_shows_what_was_good_when_its_new_files_are_not() -> Result<()> {
+    let own = tempfile::tempdir()?;
+    let api = start(own.path()).await?;
+    let files = user(own.path(), "ada")?;
+    std::fs::write(own.path().join("gateway.crt"), "no certificate")?;
+    over(&api, ("refused", 0)).await?;
+    ensure!(get(&api, &files).await? == 200);
+    read(&api, || gateway(own.path()).map(drop)).await?;
+    ensure!(told(&api, "refused")? == 0);
+    ensure!(get(&api, &files).await? == 200);
+    Ok(())
 }
 
 #[tokio::test]

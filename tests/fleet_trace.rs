@@ -84,7 +84,7 @@ async fn fleet_traces_lead_from_each_maintenance_to_its_migrations_and_their_sta
         let record = part(&spans, "record", copying).unwrap();
         let values = [copying.text("godwit.job"), copying.text("godwit.migration")];
         let told = statements(&spans, &values).unwrap();
-        for name in ["BEGIN", "SELECT revision_lock", "COMMIT"] {
+        for name in ["SELECT revision_lock", "COMMIT"] {
             part(&spans, name, record).unwrap();
         }
         let written = told.iter().filter(|one| one.parent == record.id);

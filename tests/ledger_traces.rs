@@ -1,5 +1,6 @@
 //! The traces of maintenances: kept once, with their steps, until both are of no use.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use godwit_ledger::{
@@ -69,30 +70,68 @@ async fn ledger_keeps_the_first_trace_of_a_maintenance_and_its_steps_in_their_or
     assert_eq!(places, [1, 2]);
     assert_eq!(read.steps[1].failure.as_deref(), Some("it was late"));
     assert_eq!(read.steps[0].links, expected.steps[0].links);
-    assert_eq!(setup.ledger.maintenance_stories().await.unwrap(), [read]);
+    assert_eq!(
+        setup.ledger.maintenance_stories(HOUR, 9).await.unwrap(),
+        [read]
+    );
 }
 
 #[tokio::test]
-async fn ledger_forgets_the_trace_of_a_maintenance_that_is_gone_and_old() {
+async fn ledger_forgets_the_trace_of_a_maintenance_that_is_gone_and_of_which_nothing_happens() {
     let setup = Setup::new().await;
     let there = setup.create("there").await.uid;
-    let (gone, young) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+    let [gone, young, busy] = [(); 3].map(|()| Uuid::new_v4().to_string());
     let now = MaintenanceTrace {
         began_at: days_ago(0),
         ..trace(&young)
     };
+    let old = MaintenanceStep {
+        ended_at: days_ago(1),
+        ..step(1)
+    };
+    let stories = [
+        (trace(&there), old.clone()),
+        (trace(&gone), old.clone()),
+        (now, old),
+        (trace(&busy), step(1)),
+    ];
     setup
         .change(async |tx| {
-            for one in [&trace(&there), &trace(&gone), &now] {
-                tx.maintenance_trace(one).await?;
-                tx.maintenance_step(&one.uid, &step(1)).await?;
+            for (trace, step) in &stories {
+                tx.maintenance_trace(trace).await?;
+                tx.maintenance_step(&trace.uid, step).await?;
             }
             tx.maintenance_traces_prune(HOUR).await
         })
         .await;
-    let left = setup.ledger.maintenance_stories().await.unwrap();
-    let left: Vec<&str> = left.iter().map(|story| story.trace.uid.as_str()).collect();
-    assert_eq!(left, [there.as_str(), young.as_str()]);
+    let days = 48 * HOUR;
+    let left = setup.ledger.maintenance_stories(days, 9).await.unwrap();
+    let uids = |stories: &[MaintenanceStory]| {
+        let uids = stories.iter().map(|story| story.trace.uid.clone());
+        uids.collect::<BTreeSet<String>>()
+    };
+    assert_eq!(uids(&left), BTreeSet::from([there, young, busy.clone()]));
+    let newest = setup.ledger.maintenance_stories(days, 1).await.unwrap();
+    assert_eq!(uids(&newest), BTreeSet::from([busy.clone()]));
+    let recent = setup.ledger.maintenance_stories(HOUR, 9).await.unwrap();
+    assert_eq!(uids(&recent), BTreeSet::from([busy]));
+}
+
+#[tokio::test]
+async fn ledger_lets_maintenance_keep_and_forget_traces() {
+    let setup = Setup::new().await;
+    setup.ledger.migrate().await.unwrap();
+    setup.postgres.open_service_logins().unwrap();
+    let database = setup.url.split(['/', '?']).nth(3).unwrap();
+    let service = connect(&setup.postgres.url_as(database, "godwit_maintenance")).await;
+    let uid = Uuid::new_v4().to_string();
+    let mut tx = service.begin().await.unwrap();
+    tx.maintenance_trace(&trace(&uid)).await.unwrap();
+    tx.maintenance_step(&uid, &step(1)).await.unwrap();
+    assert!(tx.maintenance_story(&uid).await.unwrap().is_some());
+    tx.maintenance_traces_prune(Duration::ZERO).await.unwrap();
+    assert_eq!(tx.maintenance_story(&uid).await.unwrap(), None);
+    tx.commit().await.unwrap();
 }
 
 #[tokio::test]

@@ -115,9 +115,9 @@ impl Ca {
         &self.own
     }
 
-    /// How many authorities are believed.
-    pub(super) fn trusts(&self) -> usize {
-        self.trusted.len()
+    /// Those of all authorities that are believed, each PEM, the newest last.
+    pub(super) fn trusted(&self) -> &[String] {
+        &self.trusted
     }
 
     /// First step of a change: another authority is believed, too.
@@ -131,13 +131,36 @@ impl Ca {
     /// Second step: the other one issues. Its key takes the place of the old one, which is gone.
     ///
     /// Done again it changes nothing.
-    pub(super) fn switch(dir: &Path) -> anyhow::Result<()> {
-        match std::fs::rename(dir.join(NEXT_KEY), dir.join(CA_KEY)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).context("put the next key in place")
+    pub(super) fn switch(&self) -> anyhow::Result<()> {
+        let next = self.dir.join(NEXT_KEY);
+        let pem = match std::fs::read_to_string(&next) {
+            Ok(pem) => pem,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return self.ensure_switched();
             }
-            Ok(()) | Err(_) => Ok(()),
-        }
+            Err(error) => return Err(error).context("read the next key"),
+        };
+        let key = KeyPair::from_pem(&pem).context("understand the next key")?;
+        let newest = self.trusted.last().context("there is no authority")?;
+        ensure!(
+            has_key(newest, &key)?,
+            "{NEXT_KEY} is not of the last authority in {CA_CERT}"
+        );
+        write_private(&self.dir.join(CA_KEY), &pem)?;
+        std::fs::remove_file(&next).context("remove the next key from its old place")
+    }
+
+    /// That the last authority that was added is the one that issues.
+    ///
+    /// # Errors
+    /// When its key isn't here.
+    pub(super) fn ensure_switched(&self) -> anyhow::Result<()> {
+        let newest = self.trusted.last().is_some_and(|last| *last == self.own);
+        ensure!(
+            newest,
+            "{CA_KEY} is of the old authority, and {NEXT_KEY} is not here: bring it back"
+        );
+        Ok(())
     }
 
     /// Third step: who issues is the only one that is believed.

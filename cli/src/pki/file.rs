@@ -47,8 +47,10 @@ fn write(beside: &Path, path: &Path, text: &str, mode: u32) -> std::io::Result<(
         .write(true)
         .mode(mode)
         .open(beside)?;
-    if let Ok(older) = std::fs::metadata(path) {
-        as_before(&file, &older)?;
+    match std::fs::metadata(path) {
+        Ok(older) => as_before(&file, &older)?,
+        // Whatever this process's umask takes away.
+        Err(_) => file.set_permissions(Permissions::from_mode(mode))?,
     }
     file.write_all(text.as_bytes())?;
     file.sync_all()
@@ -77,7 +79,10 @@ mod tests {
         write_private(&key, "second").unwrap();
         assert_eq!(mode(), 0o640);
         assert_eq!(std::fs::read_to_string(&key).unwrap(), "second");
+        let cert = dir.path().join("scheduler.crt");
+        write_public(&cert, "first").unwrap();
+        assert_eq!(std::fs::metadata(&cert).unwrap().mode() & 0o777, 0o644);
         let files = std::fs::read_dir(dir.path()).unwrap().count();
-        assert_eq!(files, 1, "nothing is left over");
+        assert_eq!(files, 2, "nothing is left over");
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
@@ -68,7 +69,7 @@ pub fn rotate(wanted: &Rotate) -> anyhow::Result<Vec<String>> {
         }
         Some(Step::TrustBoth) => {
             let ca = Ca::load(dir)?;
-            let trusted = ca.trusts();
+            let trusted = ca.trusted().len();
             ensure!(
                 trusted == 1,
                 "ca.crt has {trusted} authorities: end the last change"
@@ -77,20 +78,21 @@ pub fn rotate(wanted: &Rotate) -> anyhow::Result<Vec<String>> {
             with_kubeconfig(dir, vec!["ca".to_owned()])
         }
         Some(Step::Switch) => {
-            let trusted = Ca::load(dir)?.trusts();
+            let ca = Ca::load(dir)?;
             ensure!(
-                trusted > 1,
+                ca.trusted().len() > 1,
                 "ca.crt has one authority: begin with trust-both"
             );
-            Ca::switch(dir)?;
+            ca.switch()?;
             // Each that the new authority didn't issue is renewed in any case.
             renew(dir, |_| false)
         }
         Some(Step::DropOld) => {
             let ca = Ca::load(dir)?;
-            ensure!(ca.trusts() > 1, "ca.crt has one authority already");
+            ensure!(ca.trusted().len() > 1, "ca.crt has one authority already");
             let next = dir.join("ca-next.key").exists();
             ensure!(!next, "the new authority does not issue yet: switch first");
+            ca.ensure_switched()?;
             let left: Vec<_> = leaves(dir, &ca)?
                 .into_iter()
                 .filter(|(_, leaf)| !leaf.of_issuer)
@@ -120,7 +122,7 @@ struct Leaf {
     of_issuer: bool,
 }
 
-/// Renews what is `due`, and what the authority that issues did not issue.
+/// Renews what is `due`, and what another authority that is believed issued.
 fn renew(dir: &Path, due: impl Fn(&Leaf) -> bool) -> anyhow::Result<Vec<String>> {
     let ca = Ca::load(dir)?;
     let mut files = vec![];
@@ -136,12 +138,14 @@ fn renew(dir: &Path, due: impl Fn(&Leaf) -> bool) -> anyhow::Result<Vec<String>>
         };
         let issued = ca.issue_files(&file, subject);
         issued.with_context(|| format!("renew {file}"))?;
+        let admin = file == ADMIN;
         files.push(file);
+        // At once: should another one fail, nothing would renew it later.
+        if admin {
+            files = with_kubeconfig(dir, files)?;
+        }
     }
-    match files.iter().any(|file| file == ADMIN) {
-        true => with_kubeconfig(dir, files),
-        false => Ok(files),
-    }
+    Ok(files)
 }
 
 /// Writes the administrator's kubeconfig anew, if there is one.
@@ -158,9 +162,10 @@ fn with_kubeconfig(dir: &Path, mut files: Vec<String>) -> anyhow::Result<Vec<Str
     Ok(files)
 }
 
-/// Every `NAME.crt` of `dir` that has a `NAME.key`, by NAME.
+/// Every `NAME.crt` of `dir` that has a `NAME.key` and is of an authority in `ca.crt`, by NAME.
 fn leaves(dir: &Path, ca: &Ca) -> anyhow::Result<BTreeMap<String, Leaf>> {
-    let verifier = verifier(ca.own())?;
+    let own = verifier([ca.own()])?;
+    let all = verifier(ca.trusted().iter().map(String::as_str))?;
     let mut leaves = BTreeMap::new();
     let entries = std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     for entry in entries {
@@ -175,25 +180,43 @@ fn leaves(dir: &Path, ca: &Ca) -> anyhow::Result<BTreeMap<String, Leaf>> {
         if AUTHORITIES.contains(&name) || !path.with_extension("key").exists() {
             continue;
         }
-        let leaf = read(&path, verifier.as_ref());
-        let leaf = leaf.with_context(|| format!("read {}", path.display()))?;
-        leaves.insert(name.to_owned(), leaf);
+        let leaf = read(&path, (own.as_ref(), all.as_ref()));
+        if let Some(leaf) = leaf.with_context(|| format!("read {}", path.display()))? {
+            leaves.insert(name.to_owned(), leaf);
+        }
     }
     Ok(leaves)
 }
 
-fn verifier(authority: &str) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
+fn verifier<'a>(
+    authorities: impl IntoIterator<Item = &'a str>,
+) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+    for authority in authorities {
+        roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+    }
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     verifier.build().context("use the authority")
 }
 
-fn read(path: &Path, verifier: &dyn ClientCertVerifier) -> anyhow::Result<Leaf> {
+/// A certificate by what the authority that issues says of it, and what all do; `None` for one of
+/// somebody else.
+fn read(
+    path: &Path,
+    (own, all): (&dyn ClientCertVerifier, &dyn ClientCertVerifier),
+) -> anyhow::Result<Option<Leaf>> {
     let der = CertificateDer::from_pem_slice(&std::fs::read(path)?)?;
-    let known = verifier.verify_client_cert(&der, &[], UnixTime::now());
     let (_, certificate) = X509Certificate::from_der(&der)?;
+    let ends = certificate.validity().not_after.timestamp();
+    // One that is over is still of who issued it.
+    let at = u64::try_from(ends.min(Timestamp::now().as_second()) - 1)?;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
+    let is_of =
+        |verifier: &dyn ClientCertVerifier| verifier.verify_client_cert(&der, &[], at).is_ok();
+    if !is_of(all) {
+        return Ok(None);
+    }
     let subject = certificate.subject();
     let name = subject.iter_common_name().next();
     let name = name.context("there is no common name")?.as_str()?;
@@ -202,13 +225,13 @@ fn read(path: &Path, verifier: &dyn ClientCertVerifier) -> anyhow::Result<Leaf> 
     let names = certificate.subject_alternative_name()?;
     let names = names.map(|names| names.value.general_names.as_slice());
     let served_as = names.unwrap_or_default().iter().map(served_as);
-    Ok(Leaf {
+    Ok(Some(Leaf {
         name: name.to_owned(),
         organizations: organizations.collect::<Result<_, _>>()?,
         served_as: served_as.collect::<Result<_, _>>()?,
-        ends: certificate.validity().not_after.timestamp(),
-        of_issuer: known.is_ok(),
-    })
+        ends,
+        of_issuer: is_of(own),
+    }))
 }
 
 /// A name as [`Ca::issue`] takes it.
@@ -294,6 +317,52 @@ mod tests {
             assert_ne!(text(dir, "worker1.key"), old_key);
             assert_eq!(text(dir, "scheduler.crt"), others);
         }
+    }
+
+    #[test]
+    fn a_pair_of_somebody_else_is_let_be() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        started(dir.path());
+        let theirs = Subject {
+            name: "godwit.example.com",
+            organizations: &[],
+            served_as: &["godwit.example.com".to_owned()],
+        };
+        let public = Ca::load_or_create(other.path()).unwrap();
+        for days in [90, -1] {
+            public.issue_files_for("public", theirs, days).unwrap();
+            for name in ["public.crt", "public.key"] {
+                std::fs::copy(other.path().join(name), dir.path().join(name)).unwrap();
+            }
+            let before = text(dir.path(), "public.crt");
+            let all = Rotate {
+                dir: dir.path().to_owned(),
+                within: 30,
+                all: true,
+                authority: None,
+            };
+            assert!(!rotate(&all).unwrap().contains(&"public".to_owned()));
+            assert_eq!(text(dir.path(), "public.crt"), before);
+        }
+    }
+
+    #[test]
+    fn a_change_without_its_key_goes_no_further() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        started(dir);
+        rotated(dir, Some(Step::TrustBoth)).unwrap();
+        let (next, away) = (dir.join("ca-next.key"), dir.join("away"));
+        std::fs::rename(&next, &away).unwrap();
+        for step in [Step::Switch, Step::DropOld] {
+            let refused = rotated(dir, Some(step)).unwrap_err().to_string();
+            assert!(refused.contains("bring it back"), "{refused}");
+        }
+        std::fs::copy(dir.join("scheduler.key"), &next).unwrap();
+        assert!(rotated(dir, Some(Step::Switch)).is_err());
+        std::fs::rename(&away, &next).unwrap();
+        assert_eq!(rotated(dir, Some(Step::Switch)).unwrap().len(), 7);
+        rotated(dir, Some(Step::DropOld)).unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The trace of each maintenance of a node, and its steps: what its spans are written from.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::convert::{At, bigint, count, interval};
@@ -9,6 +10,9 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
+
+/// Most traces that are forgotten at once: others wait for it.
+const PRUNED_MAX: i64 = 1000;
 
 /// Under which trace a maintenance goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,32 +56,44 @@ pub struct MaintenanceStory {
 }
 
 impl Ledger {
-    /// All traces of maintenances that are kept.
+    /// The `most` maintenances of which a step ended last, within `age`, the newest first.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn maintenance_stories(&self) -> Result<Vec<MaintenanceStory>, LedgerError> {
+    pub async fn maintenance_stories(
+        &self,
+        age: Duration,
+        most: u32,
+    ) -> Result<Vec<MaintenanceStory>, LedgerError> {
         let traces = sqlx::query(
             "SELECT maintenance, name, node, trace, began_at FROM maintenance_trace \
-             ORDER BY began_at, maintenance",
-        );
+             CROSS JOIN LATERAL (SELECT max(ended_at) AS ended_at FROM maintenance_step AS step \
+             WHERE step.maintenance = maintenance_trace.maintenance) AS newest \
+             WHERE newest.ended_at >= clock_timestamp() - $1 \
+             ORDER BY newest.ended_at DESC, maintenance LIMIT $2",
+        )
+        .bind(interval(age))
+        .bind(i64::from(most));
+        let traces = self.fetch_all(traces).await?;
+        let traces = traces.iter().map(read_trace);
+        let traces = traces.collect::<Result<Vec<_>, _>>()?;
+        let uids = traces.iter().map(|trace| parse_uid(&trace.uid));
         let steps = sqlx::query(
             "SELECT maintenance, seq, step, began_at, ended_at, links, failure \
-             FROM maintenance_step ORDER BY maintenance, seq",
-        );
-        let steps = self.fetch_all(steps).await?;
-        let mut stories = vec![];
-        for row in self.fetch_all(traces).await? {
-            let trace = read_trace(&row)?;
-            let is_its = |row: &&PgRow| {
-                let uid = row.try_get::<Uuid, _>("maintenance");
-                uid.is_ok_and(|uid| uid.to_string() == trace.uid)
-            };
-            let steps = steps.iter().filter(is_its).map(read_step);
-            let steps = steps.collect::<Result<_, _>>()?;
-            stories.push(MaintenanceStory { trace, steps });
+             FROM maintenance_step WHERE maintenance = ANY($1) ORDER BY maintenance, seq",
+        )
+        .bind(uids.collect::<Result<Vec<_>, _>>()?);
+        let mut steps_of: HashMap<String, Vec<MaintenanceStep>> = HashMap::new();
+        for row in self.fetch_all(steps).await? {
+            let uid: Uuid = row.try_get("maintenance")?;
+            let steps = steps_of.entry(uid.to_string()).or_default();
+            steps.push(read_step(&row)?);
         }
-        Ok(stories)
+        let story = |trace: MaintenanceTrace| MaintenanceStory {
+            steps: steps_of.remove(&trace.uid).unwrap_or_default(),
+            trace,
+        };
+        Ok(traces.into_iter().map(story).collect())
     }
 }
 
@@ -155,17 +171,24 @@ impl Tx {
         Ok(())
     }
 
-    /// Forgets the traces of maintenances that are gone, and began longer than `age` ago.
+    /// Forgets traces of maintenances that are gone, of which nothing happened for `age`; some of them
+    /// when there are many.
     ///
     /// # Errors
     /// `Unavailable`.
     pub async fn maintenance_traces_prune(&mut self, age: Duration) -> Result<(), LedgerError> {
         let statement = sqlx::query(
-            "DELETE FROM maintenance_trace \
+            "DELETE FROM maintenance_trace WHERE maintenance IN ( \
+             SELECT maintenance FROM maintenance_trace AS trace \
              WHERE began_at < clock_timestamp() - $1 \
-             AND NOT EXISTS (SELECT FROM object WHERE uid = maintenance)",
+             AND NOT EXISTS (SELECT FROM object WHERE uid = trace.maintenance) \
+             AND NOT EXISTS (SELECT FROM maintenance_step AS step \
+             WHERE step.maintenance = trace.maintenance \
+             AND step.ended_at >= clock_timestamp() - $1) \
+             LIMIT $2)",
         );
-        self.execute(statement.bind(interval(age))).await?;
+        let statement = statement.bind(interval(age)).bind(PRUNED_MAX);
+        self.execute(statement).await?;
         self.wrote(None);
         Ok(())
     }

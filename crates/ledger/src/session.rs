@@ -112,6 +112,7 @@ impl Session {
         let told = Told::of(first);
         let row = in_time(sqlx::raw_sql(first).fetch_one(self.ask()));
         let row = told.answer(row).await?;
+        told.rows(1);
         self.answered = true;
         self.in_transaction = true;
         Ok(row)

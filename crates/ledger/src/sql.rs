@@ -232,6 +232,10 @@ mod tests {
 
     #[test]
     fn without_a_span_around_it_nothing_is_told() {
-        assert!(Told::of("SELECT 1").0.is_none());
+        tracing::subscriber::with_default(tracing_subscriber::registry(), || {
+            assert!(Told::of("SELECT 1").0.is_none());
+            let around = tracing::info_span!("around");
+            assert!(around.in_scope(|| !Told::of("SELECT 1").0.is_none()));
+        });
     }
 }

@@ -23,7 +23,7 @@ use tower::{BoxError, ServiceExt as _};
 use crate::Credentials;
 
 /// Longest wait for a connection.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// How often an idle connection is checked, and how long an answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Longest wait for the answer to a check.

@@ -66,6 +66,14 @@ impl Credentials {
         Ok(Self(Reloaded::fixed(sides)))
     }
 
+    /// Whether services would take these.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(pem: &Pem, reading: Reading) -> anyhow::Result<()> {
+        sides(pem, reading).map(drop)
+    }
+
     /// For the next client.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.0.get().server))

@@ -19,7 +19,7 @@ use tracing::{Span, debug, info_span};
 
 use crate::Credentials;
 use crate::calls::Calls;
-use crate::client::TRACEPARENT;
+use crate::client::{CONNECT_MAX, TRACEPARENT};
 use crate::peer::Unauthenticated;
 
 /// How often an idle connection is checked.
@@ -28,8 +28,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_MAX: Duration = Duration::from_secs(5);
 /// Calls at once on one connection: far more than one service makes, far less than would hurt.
 const STREAMS_MAX: u32 = 1024;
-/// Longest handshake; who says nothing must not hold a place for ever.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Longest handshake; who says nothing must not hold a place for ever, and who means it is gone then.
+const HANDSHAKE_MAX: Duration = CONNECT_MAX;
 /// Handshakes at once: a whole fleet that comes back after an outage, within two rounds.
 const HANDSHAKES_MAX: usize = 512;
 /// How long calls may take to end at a shutdown; streams never would.

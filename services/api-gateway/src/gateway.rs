@@ -99,7 +99,8 @@ impl Gateway {
         let gate = Gate::start(&config.limits, &metrics);
         let cluster = cluster(&config, &shutdown).await?;
         let life = (&metrics, &shutdown);
-        let tls = tls::follow(identity, cluster.clone(), life).context("set up TLS")?;
+        let shown = (identity, config.tls.is_none());
+        let tls = tls::follow(shown, cluster.clone(), life).context("set up TLS")?;
         let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;

@@ -7,6 +7,7 @@ use axum::Extension;
 use axum::middleware::AddExtension;
 use axum_server::accept::Accept;
 use futures::future::BoxFuture;
+use godwit_rpc::Credentials;
 use godwit_runtime::metrics::Metrics;
 use godwit_runtime::{Identity, Pem, Reloaded};
 use rustls::crypto::ring;
@@ -47,13 +48,18 @@ pub(crate) struct Tls {
 
 /// HTTP/2 and HTTP/1.1 over TLS; a client certificate is asked for and not required. Taken are those
 /// of our authorities, and those that `cluster` vouches for. Renewed files count from the next
-/// connection on.
+/// connection on; where `shared` with our part among the services, only if that takes them, too.
 pub(crate) fn follow(
-    identity: &Identity,
+    (identity, shared): (&Identity, bool),
     cluster: Option<Arc<Cluster>>,
     life: (&Metrics, &CancellationToken),
 ) -> anyhow::Result<Reloaded<Tls>> {
-    identity.follow(life, move |pem, _| Ok(read(pem, cluster.clone())?))
+    identity.follow(life, move |pem, reading| {
+        if shared {
+            Credentials::check(pem, reading)?;
+        }
+        Ok(read(pem, cluster.clone())?)
+    })
 }
 
 fn read(pem: &Pem, cluster: Option<Arc<Cluster>>) -> Result<Tls, TlsError> {

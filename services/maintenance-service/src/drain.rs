@@ -30,7 +30,7 @@ use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Lease, Plan, plan};
 use crate::rolling::Budgets;
 use crate::routes::route;
 use crate::telemetry::Telemetry;
-use crate::trace::{Requested, Round, Traced, retell};
+use crate::trace::{self, Requested, Round, Traced, retell};
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
 const POLL: Duration = Duration::from_secs(1);
@@ -127,8 +127,8 @@ impl Drains {
             return Ok(());
         }
         let plan = plan(&situation, &self.experience.forecaster());
-        let mut traced = match self.spans.is_exported() {
-            true => Some(Traced::of(&mut tx, seen).await?),
+        let mut traced = match self.spans.is_exported() && !plan.is_empty() {
+            true => Some(Traced::of(&mut tx, &situation).await?),
             false => None,
         };
         let requested = write(&mut tx, &situation, &plan).await?;
@@ -140,6 +140,9 @@ impl Drains {
                 requested: &requested,
             };
             traced.note(&mut tx, &round).await?;
+        }
+        if situation.maintenance.deleting() {
+            tx.maintenance_traces_prune(trace::KEPT).await?;
         }
         failpoint!("ledger.drain.before");
         tx.commit().await?;

@@ -106,7 +106,14 @@ impl Drains {
         failpoint!("ledger.eviction.before");
         tx.commit().await?;
         failpoint!("ledger.eviction.after");
-        trace::eviction(&self.spans, &made.trace, (&evacuation, &node, now));
+        let asked = trace::Alone {
+            step: trace::EVACUATION,
+            trace: made.trace,
+            machine: &evacuation.machine,
+            node: &node,
+            at: now,
+        };
+        trace::first(&self.spans, &asked);
         self.telemetry.requested(1);
         self.requested.notify_one();
         let migration = made.name;

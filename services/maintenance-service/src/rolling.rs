@@ -19,6 +19,7 @@ use godwit_ledger::{Ledger, LedgerError, Object, ObjectKey};
 use godwit_model::rolling::{Action, Heard, Step};
 use godwit_rpc::Credentials;
 use godwit_runtime::failpoint;
+use godwit_runtime::telemetry::StepSpans;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -56,6 +57,7 @@ pub(crate) struct Rollings {
     /// A call was answered.
     answered: Arc<Notify>,
     telemetry: RollingTelemetry,
+    spans: StepSpans,
     shutdown: CancellationToken,
 }
 
@@ -87,7 +89,8 @@ impl Rollings {
         ledger: Ledger,
         credentials: Option<Credentials>,
         (made, requested): (Arc<Notify>, Arc<Notify>),
-        (telemetry, shutdown): (RollingTelemetry, CancellationToken),
+        (telemetry, spans): (RollingTelemetry, StepSpans),
+        shutdown: CancellationToken,
     ) -> Self {
         Self {
             ledger,
@@ -97,6 +100,7 @@ impl Rollings {
             answers: Arc::default(),
             answered: Arc::default(),
             telemetry,
+            spans,
             shutdown,
         }
     }
@@ -137,7 +141,7 @@ impl Rollings {
         heard.extend(self.callers.ask(&situation).await);
         let step = situation.decide(&heard);
         failpoint!("ledger.rolling.before");
-        if !write::write(&self.ledger, &situation, &step).await? {
+        if !write::write((&self.ledger, &self.spans), &situation, &step).await? {
             return Ok(false);
         }
         failpoint!("ledger.rolling.after");

@@ -73,7 +73,8 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         ledger.clone(),
         credentials.clone(),
         (Arc::clone(&changed), Arc::clone(&requested)),
-        (RollingTelemetry::new(&metrics), shutdown.clone()),
+        (RollingTelemetry::new(&metrics), steps.clone()),
+        shutdown.clone(),
     );
     let mut routes = Routes::builder();
     routes.add_service(MaintenanceServer::new(Door {

@@ -9,14 +9,14 @@ use std::time::Duration;
 use godwit_ledger::{
     Ledger, LedgerError, MaintenanceStep, MaintenanceStory, MaintenanceTrace, TraceContext, Tx,
 };
-use godwit_model::NodeName;
+use godwit_model::{MachineId, NodeName};
 use godwit_runtime::telemetry::{SpanKey, StepSpan, StepSpans, begin_trace};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tracing::debug;
 
 use crate::json::told;
 use crate::look::Situation;
-use crate::plan::{Evacuation, Plan};
+use crate::plan::Plan;
 
 /// All of a maintenance, until its node is empty or it ends otherwise.
 const WHOLE: &str = "maintenance";
@@ -31,19 +31,26 @@ const LEAVE: &str = "leave";
 /// The node is opened, since the maintenance was taken away.
 const REOPEN: &str = "reopen";
 /// A migration is asked for: the first span of its trace.
-const EVACUATION: &str = "evacuation";
+pub(crate) const EVACUATION: &str = "evacuation";
+/// A migration home is asked for: the first span of its trace.
+pub(crate) const FAIL_BACK: &str = "fail-back";
 /// Links of one span: the limit of OpenTelemetry's own libraries.
 const LINKS_MAX: usize = 128;
-/// A killed copy of this service may not have sent what is younger than this.
-const UNSENT_MAX: SignedDuration = SignedDuration::from_mins(1);
-/// How long the trace of a maintenance that is gone is kept.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Steps of one maintenance after which no further requests are told.
+const STEPS_MAX: usize = 500;
+/// What a killed copy of this service may not have sent: the steps of the newest maintenances that are
+/// younger than this, up to so many spans, half of what the exporter takes at once.
+const UNSENT_MAX: Duration = Duration::from_secs(3600);
+const RETOLD_MAX: u32 = 100;
+const RETOLD_SPANS_MAX: usize = 1024;
+/// How long the trace of a maintenance that is gone is kept after its last step.
+pub(crate) const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A migration that was asked for.
 #[derive(Debug)]
 pub(crate) struct Requested {
     pub(crate) name: String,
-    /// `traceparent` of its first span; may be empty.
+    /// `traceparent` of its first span.
     pub(crate) trace: String,
 }
 
@@ -68,17 +75,17 @@ impl Traced {
     ///
     /// # Errors
     /// The ledger's.
-    pub(crate) async fn of(tx: &mut Tx, seen: &Situation) -> Result<Self, LedgerError> {
-        let maintenance = &seen.maintenance;
+    pub(crate) async fn of(tx: &mut Tx, situation: &Situation) -> Result<Self, LedgerError> {
+        let maintenance = &situation.maintenance;
         let story = match tx.maintenance_story(&maintenance.uid).await? {
             Some(story) => story,
             None => {
                 let mut trace = MaintenanceTrace {
                     uid: maintenance.uid.clone(),
                     name: maintenance.key.name.clone(),
-                    node: seen.node_name.clone(),
+                    node: situation.node_name.clone(),
                     trace: TraceContext(begin_trace()),
-                    began_at: seen.now,
+                    began_at: situation.now,
                 };
                 // Its first span is that of the maintenance.
                 trace.trace = TraceContext(context(&trace));
@@ -104,9 +111,6 @@ impl Traced {
             tx.maintenance_step(&self.story.trace.uid, &step).await?;
             self.story.steps.push(step);
         }
-        if round.situation.maintenance.deleting() {
-            tx.maintenance_traces_prune(KEPT).await?;
-        }
         Ok(())
     }
 
@@ -123,25 +127,23 @@ pub(crate) async fn retell(ledger: &Ledger, spans: &StepSpans) {
     if !spans.is_exported() {
         return;
     }
-    let (stories, now) = match kept(ledger).await {
-        Ok(kept) => kept,
+    let stories = match ledger.maintenance_stories(UNSENT_MAX, RETOLD_MAX).await {
+        Ok(stories) => stories,
         Err(error) => {
             debug!(%error, "the steps before are not told again");
             return;
         }
     };
+    let mut room = RETOLD_SPANS_MAX;
     for MaintenanceStory { trace, steps } in &stories {
-        let is_open = !steps.iter().any(|step| step.step == WHOLE);
-        let told =
-            |step: &&MaintenanceStep| is_open || now.duration_since(step.ended_at) < UNSENT_MAX;
-        for step in steps.iter().filter(told) {
+        for step in steps.iter().rev() {
+            let Some(left) = room.checked_sub(1 + step.links.len()) else {
+                return;
+            };
+            room = left;
             span(spans, trace, step);
         }
     }
-}
-
-async fn kept(ledger: &Ledger) -> Result<(Vec<MaintenanceStory>, Timestamp), LedgerError> {
-    Ok((ledger.maintenance_stories().await?, ledger.now().await?))
 }
 
 /// The steps that follow from a round, in their order.
@@ -153,15 +155,17 @@ fn steps(story: &MaintenanceStory, round: &Round<'_>) -> Vec<MaintenanceStep> {
         requested,
     } = round;
     let now = situation.now;
-    if plan.is_empty() {
-        return vec![];
-    }
     let maintenance = plan.maintenance.as_ref().unwrap_or(&situation.maintenance);
     let removed = maintenance.deleting();
     let phase = told(maintenance, "phase").as_str().unwrap_or_default();
     let has = |name| story.steps.iter().any(|step| step.step == name);
-    let traces = requested.iter().map(|one| one.trace.clone());
-    let links: Vec<String> = traces.filter(|trace| !trace.is_empty()).collect();
+    let links: Vec<String> = requested.iter().map(|one| one.trace.clone()).collect();
+    // One whose node is gone goes on when the node comes back.
+    let ended = match phase {
+        "Succeeded" => true,
+        "Failed" => situation.node.is_some(),
+        _ => false,
+    };
     let before = story.steps.iter().filter(|step| step.step == EVACUATE);
     let asked = before.clone().map(|step| step.ended_at).next_back();
 
@@ -182,10 +186,10 @@ fn steps(story: &MaintenanceStory, round: &Round<'_>) -> Vec<MaintenanceStep> {
     if !has(CORDON) && !removed && plan.node.is_some() {
         add(CORDON, *began, vec![], None);
     }
-    if !requested.is_empty() {
+    if !requested.is_empty() && story.steps.len() < STEPS_MAX {
         add(EVACUATE, *began, links.clone(), None);
     }
-    if !has(WHOLE) && (removed || matches!(phase, "Succeeded" | "Failed")) {
+    if !has(WHOLE) && (removed || ended) {
         if let (Some(asked), "Succeeded") = (asked, phase) {
             add(LEAVE, asked, vec![], None);
         }
@@ -223,32 +227,40 @@ fn context(trace: &MaintenanceTrace) -> String {
     whole.unwrap_or_default()
 }
 
-/// Writes the first span of a migration that an eviction asked for.
-pub(crate) fn eviction(
-    spans: &StepSpans,
-    trace: &str,
-    (evacuation, node, at): (&Evacuation, &NodeName, Timestamp),
-) {
+/// A migration that no maintenance of a node asked for by itself.
+#[derive(Debug)]
+pub(crate) struct Alone<'a> {
+    /// [`EVACUATION`] or [`FAIL_BACK`].
+    pub(crate) step: &'static str,
+    /// `traceparent` of its first span.
+    pub(crate) trace: String,
+    pub(crate) machine: &'a MachineId,
+    /// Where it leaves from, or goes home to.
+    pub(crate) node: &'a NodeName,
+    pub(crate) at: Timestamp,
+}
+
+/// Writes the first span of a migration, once its request is committed.
+pub(crate) fn first(spans: &StepSpans, asked: &Alone<'_>) {
     let key = SpanKey {
-        job: evacuation.machine.as_str(),
-        step: EVACUATION,
+        job: asked.machine.as_str(),
+        step: asked.step,
         nth: 0,
     };
+    let at = asked.at.into();
     spans.record(StepSpan {
         first: true,
-        attributes: &[("godwit.node", node.to_string().into())],
-        ..StepSpan::new(trace, key, (at.into(), at.into()))
+        attributes: &[("godwit.node", asked.node.to_string().into())],
+        ..StepSpan::new(&asked.trace, key, (at, at))
     });
 }
 
 /// Writes the span of a step, and the first ones of the migrations that it asked for.
 fn span(spans: &StepSpans, trace: &MaintenanceTrace, step: &MaintenanceStep) {
     let links: Vec<&str> = step.links.iter().map(String::as_str).collect();
-    let count = i64::try_from(links.len()).unwrap_or(i64::MAX);
     let attributes = [
         ("godwit.maintenance", trace.name.clone().into()),
         ("godwit.node", trace.node.clone().into()),
-        ("godwit.evacuations", count.into()),
     ];
     let (key, parent) = match step.step.as_str() {
         WHOLE => (whole(trace), None),
@@ -271,7 +283,7 @@ fn span(spans: &StepSpans, trace: &MaintenanceTrace, step: &MaintenanceStep) {
         for link in &links {
             spans.record(StepSpan {
                 first: true,
-                attributes: &attributes[..2],
+                attributes: &attributes,
                 links: &[&to],
                 ..StepSpan::new(link, key, (step.ended_at.into(), step.ended_at.into()))
             });

@@ -8,7 +8,7 @@
 //! groups a machine runs without, unless the configuration requires them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,12 +33,18 @@ const ALL: &str = "godwit-agent";
 const SCOPE: &str = ".scope";
 /// Who is in a group.
 const PROCESSES: &str = "cgroup.procs";
+/// Most of a group's memory that may be swapped out; hosts without swap don't have it.
+const SWAP: &str = "memory.swap.max";
+/// The kernel's number of the file system of these groups (`CGROUP2_SUPER_MAGIC`).
+const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
 /// Which limits the groups below can have.
 const BELOW: &str = "cgroup.subtree_control";
 
 /// Memory beyond what the scheduler reckons with: the limit is for a QEMU that has gone astray, and
 /// not for one that keeps the pages of a large copy for a moment.
 const ROOM: u64 = 512 << 20;
+/// Of so many bytes of a guest one is for tables, when each page of 4 KiB has an entry of its own twice.
+const TABLES: u64 = 256;
 /// QEMU's translator keeps so much translated code at most.
 const TRANSLATED: u64 = 1 << 30;
 /// Threads beside those of the CPUs: QEMU takes 64 for each disk's slow calls, and some for copies.
@@ -60,7 +66,7 @@ pub enum Wish {
     /// Where the host can have them, with the limits that it can have.
     #[default]
     Auto,
-    /// With every limit, or nothing runs.
+    /// With every limit, or nothing is started.
     Require,
     /// Never.
     Off,
@@ -104,7 +110,13 @@ impl Limit {
                     Accelerator::Kvm => 0,
                     Accelerator::Tcg => TRANSLATED,
                 };
-                spec.memory.0 + overhead(spec.memory).0 + ROOM + translated
+                // The kernel charges huge pages to nobody, and page tables to whoever has the memory:
+                // QEMU's own, KVM's, and what a copy keeps of dirty pages.
+                let (own, tables) = match spec.hugepages {
+                    Some(_) => (0, 0),
+                    None => (spec.memory.0, spec.memory.0 / TABLES),
+                };
+                own + tables + overhead(spec.memory).0 + ROOM + translated
             }
             Self::Pids => spec.cpus.saturating_add(THREADS).into(),
         }
@@ -136,6 +148,10 @@ impl Groups {
         let wish = settings.cgroups;
         let found = match wish {
             Wish::Off => Err(anyhow::anyhow!("cgroups is off")),
+            // A group of its own takes it out of the agent's, and of the device rules that hold there.
+            Wish::Auto | Wish::Require if settings.qemu_user.is_none() => Err(anyhow::anyhow!(
+                "qemu_user is not set: what holds a qemu that is root is the agent's own group"
+            )),
             Wish::Auto | Wish::Require => root(settings).and_then(|root| Parent::make(&root)),
         };
         let parent = match (found, wish) {
@@ -230,12 +246,18 @@ impl Parent {
         let top = root.parent().context("a control group has one above it")?;
         let mut limits = vec![];
         made(root)?;
+        let kind = rustix::fs::statfs(root).context("look at the control group")?;
+        anyhow::ensure!(
+            kind.f_type == CGROUP2,
+            "{} is in no cgroup2",
+            root.display()
+        );
         for limit in Limit::ALL {
             let add = format!("+{}", limit.controller());
             // One that is missing is told by the label, and by the log.
-            let given = [top, root].iter().all(|group| {
-                has(group, BELOW, limit) || fs::write(group.join(BELOW), &add).is_ok()
-            });
+            let given = [top, root]
+                .iter()
+                .all(|group| has(group, BELOW, limit) || put(&group.join(BELOW), &add).is_ok());
             if given {
                 limits.push(limit);
             }
@@ -263,9 +285,13 @@ impl Parent {
         }
         for limit in &self.limits {
             let value = limit.of(spec, accelerator).to_string();
-            fs::write(group.join(limit.file()), value)?;
+            put(&group.join(limit.file()), &value)?;
+            let swap = group.join(SWAP);
+            if *limit == Limit::Memory && swap.exists() {
+                put(&swap, &value)?;
+            }
         }
-        fs::write(group.join(PROCESSES), pid.to_string())
+        put(&group.join(PROCESSES), &pid.to_string())
     }
 
     /// Removes groups that no process is in: their QEMUs ended while no agent ran.
@@ -323,10 +349,16 @@ fn root(settings: &Settings) -> anyhow::Result<PathBuf> {
     for limit in Limit::ALL {
         // Where it can't be had, the groups below don't have it either.
         if !has(mount, BELOW, limit) {
-            let _ = fs::write(mount.join(BELOW), format!("+{}", limit.controller()));
+            let _ = put(&mount.join(BELOW), &format!("+{}", limit.controller()));
         }
     }
     Ok(all.join(node))
+}
+
+/// Writes a file of the kernel's. It makes none: anywhere else there would be no limit.
+fn put(file: &Path, value: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(file)?;
+    file.write_all(value.as_bytes())
 }
 
 /// Where the hierarchy is; a path that the kernel writes with escapes is none of a real system.

@@ -290,7 +290,7 @@ async fn names_that_no_file_could_have_are_refused_and_nothing_is_made() {
         let codes = [Code::InvalidArgument, Code::FailedPrecondition];
         assert!(codes.contains(&refused.code()), "{name:?}: {refused}");
         let mut spec = counting(dir, MACHINE);
-        spec.disks[0].path = format!("{}/{name}\0.raw", dir.display());
+        spec.disks[0].path = format!("{}/{name}.raw", dir.display());
         let as_path = StartMachineRequest {
             spec: Some(spec),
             epoch: 1,

@@ -14,15 +14,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Agent, counting, eventually};
+use common::{Agent, NOBODY, confined, counting, eventually, place, pool};
 use godwit_rpc::agent::v1::*;
 use godwit_rpc::{Code, Status};
 
 const MACHINE: &str = "11111111-94b4-4cda-9a69-cca8d4b4c587";
 const JOB: &str = "22222222-94b4-4cda-9a69-cca8d4b4c587";
-
-/// A user that every system has and that owns nothing.
-const NOBODY: &str = "nobody";
 
 async fn started(agent: &Agent, spec: MachineSpec) -> Result<MachineReport, Status> {
     let request = StartMachineRequest {
@@ -32,24 +29,6 @@ async fn started(agent: &Agent, spec: MachineSpec) -> Result<MachineReport, Stat
     };
     let answer = agent.client().start_machine(request).await;
     answer.map(|answer| answer.into_inner())
-}
-
-/// A directory that any user may pass through, with a pool in it.
-fn place() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for path in [dir.path().to_owned(), dir.path().join("pool")] {
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711)).unwrap();
-    }
-    dir
-}
-
-fn pool(dir: &Path) -> String {
-    let pool = dir.join("pool");
-    format!(
-        "pools.disks={{path = \"{}\", shared = true}}",
-        pool.display()
-    )
 }
 
 fn mode(path: &Path) -> u32 {
@@ -63,19 +42,11 @@ fn status(pid: u32, field: &str) -> String {
     line.unwrap().trim_start_matches(':').trim().to_owned()
 }
 
-async fn confined(name: &'static str, dir: &Path) -> Agent {
-    let home = dir.join(name);
-    std::fs::create_dir_all(&home).unwrap();
-    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o711)).unwrap();
-    let keys = vec![pool(dir), format!("qemu_user={NOBODY}")];
-    Agent::start_with(name, dir, keys).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_has_a_user_of_its_own_no_rights_and_still_moves() {
     let dir = place();
-    let source = confined("worker1", dir.path()).await;
-    let target = confined("worker2", dir.path()).await;
+    let source = confined("worker1", dir.path(), vec![]).await;
+    let target = confined("worker2", dir.path(), vec![]).await;
     let spec = counting(&dir.path().join("pool"), MACHINE);
     started(&source, spec.clone()).await.unwrap();
     let pid = source.qemus()[0];
@@ -125,7 +96,7 @@ async fn qemu_has_a_user_of_its_own_no_rights_and_still_moves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn monitors_and_logs_are_for_nobody_else() {
     let dir = place();
-    let agent = confined("worker1", dir.path()).await;
+    let agent = confined("worker1", dir.path(), vec![]).await;
     let spec = counting(&dir.path().join("pool"), MACHINE);
     started(&agent, spec).await.unwrap();
     let run = agent.run_dir();
@@ -248,7 +219,7 @@ fn a_user_that_is_not_there_or_is_root_is_told_at_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_listens_nowhere_but_in_its_own_directory() {
     let dir = place();
-    let agent = confined("worker1", dir.path()).await;
+    let agent = confined("worker1", dir.path(), vec![]).await;
     let spec = counting(&dir.path().join("pool"), MACHINE);
     started(&agent, spec).await.unwrap();
     let pid = agent.qemus()[0];

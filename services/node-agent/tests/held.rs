@@ -13,7 +13,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Agent, counting, eventually};
+use common::{Agent, NOBODY, confined, counting, eventually, place};
 use godwit_rpc::agent::v1::*;
 
 const MACHINE: &str = "11111111-94b4-4cda-9a69-cca8d4b4c587";
@@ -55,6 +55,7 @@ impl Drop for Root {
     }
 }
 
+/// A machine whose disk is in `dir`.
 async fn started(agent: &Agent, dir: &Path) -> u32 {
     let request = StartMachineRequest {
         spec: Some(counting(dir, MACHINE)),
@@ -71,10 +72,10 @@ async fn a_qemu_has_a_group_until_it_ends_also_after_a_restart_of_its_agent() {
         eprintln!("no cgroup2 can be written on this machine: not tried");
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
+    let dir = place();
     let keys = vec![format!("cgroup_root={}", root.path.display())];
-    let mut agent = Agent::start_with("worker1", dir.path(), keys).await;
-    let pid = started(&agent, dir.path()).await;
+    let mut agent = confined("worker1", dir.path(), keys).await;
+    let pid = started(&agent, &dir.path().join("pool")).await;
     let group = root.group_of(pid);
     assert!(group.starts_with(&root.path), "{group:?}");
     let above = group.parent().unwrap();
@@ -84,8 +85,10 @@ async fn a_qemu_has_a_group_until_it_ends_also_after_a_restart_of_its_agent() {
         ("cpu", "cpu.weight"),
     ] {
         let given = std::fs::read_to_string(above.join("cgroup.subtree_control")).unwrap();
-        let held = std::fs::read_to_string(group.join(file));
-        assert_eq!(held.is_ok(), given.contains(limit), "{file}: {held:?}");
+        let given = given.split_whitespace().any(|name| name == limit);
+        let held = std::fs::read_to_string(group.join(file)).ok();
+        assert_eq!(held.is_some(), given, "{file}: {held:?}");
+        assert_ne!(held.as_deref(), Some("max\n"), "{file}");
     }
     assert!(
         agent
@@ -110,10 +113,10 @@ async fn a_qemu_has_a_group_until_it_ends_also_after_a_restart_of_its_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_groups_machines_run_and_the_log_says_so() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = place();
     let keys = vec!["cgroup_root=/proc/no/such/place".to_owned()];
-    let agent = Agent::start_with("worker1", dir.path(), keys).await;
-    started(&agent, dir.path()).await;
+    let agent = confined("worker1", dir.path(), keys).await;
+    started(&agent, &dir.path().join("pool")).await;
     eventually("the guest to count", async || {
         agent.counters().last().copied()
     })
@@ -125,6 +128,16 @@ async fn without_groups_machines_run_and_the_log_says_so() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qemu_that_is_root_stays_in_the_group_of_its_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start("worker1", dir.path()).await;
+    let pid = started(&agent, dir.path()).await;
+    let group = |of: &str| std::fs::read_to_string(format!("/proc/{of}/cgroup")).unwrap();
+    assert_eq!(group(&pid.to_string()), group("self"));
+    assert!(agent.log().contains("qemu_user is not set"));
+}
+
 #[test]
 fn an_agent_that_requires_groups_does_not_start_without() {
     let dir = tempfile::tempdir().unwrap();
@@ -132,6 +145,7 @@ fn an_agent_that_requires_groups_does_not_start_without() {
         .args(["--set", "node=worker1", "--set", "common.insecure=true"])
         .args(["--set", "accel=tcg", "--set", "cgroups=require"])
         .args(["--set", "cgroup_root=/proc/no/such/place"])
+        .args(["--set", &format!("qemu_user={NOBODY}")])
         .args([
             "--set",
             &format!("state_dir={}", dir.path().join("state").display()),

@@ -16,6 +16,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing::Metadata;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -35,6 +37,11 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Target of the ledger's spans of SQL statements, which only a collector has a use for.
 const STATEMENTS: &str = "godwit_ledger::sql";
+
+/// How the targets of OpenTelemetry's own log begin, and the name of what it logs, once, when it drops
+/// spans.
+const SDK: &str = "opentelemetry";
+const LOST: &str = "BatchSpanProcessor.SpanDroppingStarted";
 
 /// Flushes what is left when dropped.
 pub(crate) struct Guard {
@@ -96,9 +103,12 @@ pub(crate) fn init(
     }
     let provider = provider.build();
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("godwit"));
+    let all_of_sdk = common.log_filter.contains(SDK);
+    let lines =
+        lines(service, common.log).with_filter(filter_fn(move |told| is_for_log(told, all_of_sdk)));
     tracing_subscriber::registry()
         .with(filter(&common.log_filter, processor.is_some())?)
-        .with(lines(service, common.log))
+        .with(lines)
         .with(traces)
         .try_init()?;
     Ok((Guard { provider }, StepSpans::new(service, processor)))
@@ -106,15 +116,21 @@ pub(crate) fn init(
 
 fn filter(wanted: &str, exported: bool) -> Result<EnvFilter, TelemetryError> {
     let mut directives = wanted.to_owned();
-    // The exporter tells of its own troubles, once; the SDK would at every batch.
-    if !wanted.contains("opentelemetry") {
-        directives.push_str(",opentelemetry=off");
+    if !wanted.contains(SDK) {
+        directives.push_str(",opentelemetry=off,opentelemetry_sdk=warn");
     }
-    // Spans alone have this target: it puts no line into the log.
+    // Spans alone have this target, and the log has its own filter against them.
     if exported && !wanted.contains(STATEMENTS) {
         directives.push_str(&format!(",{STATEMENTS}=debug"));
     }
     Ok(EnvFilter::try_new(directives)?)
+}
+
+/// The exporter tells of its own troubles, once; the SDK would at every batch. But that spans are lost
+/// since they are not taken fast enough, only the SDK knows.
+fn is_for_log(told: &Metadata<'_>, all_of_sdk: bool) -> bool {
+    let of_sdk = told.target().starts_with(SDK) && !all_of_sdk;
+    told.target() != STATEMENTS && (!of_sdk || told.name() == LOST)
 }
 
 fn lines<S>(service: &'static str, format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
@@ -142,7 +158,7 @@ mod tests {
     fn a_filter_that_names_the_sdk_is_taken_as_it_is() {
         assert_eq!(
             filter("info", false).unwrap().to_string(),
-            "opentelemetry=off,info"
+            "opentelemetry_sdk=warn,opentelemetry=off,info"
         );
         assert_eq!(
             filter("opentelemetry=debug", false).unwrap().to_string(),

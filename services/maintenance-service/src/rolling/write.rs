@@ -6,15 +6,15 @@ use godwit_ledger::{
 };
 use godwit_model::rolling::{Action, NodeRecord, NodeState, Phase, Record, Step};
 use godwit_model::{MachineId, NodeName};
-use godwit_runtime::telemetry::trace_context;
+use godwit_runtime::telemetry::{StepSpans, begin_trace};
 use serde_json::{Value, json};
-use tracing::info_span;
 use uuid::Uuid;
 
 use super::look::Situation;
 use super::{Budgets, FINALIZER, LEAVING, status};
 use crate::json::{reference, seconds, status_of};
 use crate::look::{INSTANCE_LABEL, MAINTENANCES, MIGRATIONS};
+use crate::trace::{self, Alone};
 
 const API_VERSION: &str = "godwit.io/v1alpha1";
 const KIND: &str = "RollingMaintenance";
@@ -31,7 +31,7 @@ const EVENTS_MAX: usize = 64;
 /// # Errors
 /// The ledger's.
 pub(super) async fn write(
-    ledger: &Ledger,
+    (ledger, spans): (&Ledger, &StepSpans),
     situation: &Situation,
     step: &Step,
 ) -> Result<bool, LedgerError> {
@@ -46,12 +46,13 @@ pub(super) async fn write(
     if found.is_none_or(|found| found.revision != object.revision) {
         return Ok(false);
     }
+    let mut asked = vec![];
     for action in &step.actions {
         let done = match action {
             Action::Close(node) => close(&mut tx, situation, node).await?,
             Action::Reopen(node) => reopen(&mut tx, situation, node).await?,
             Action::FailBack { machine, node } => {
-                fail_back(&mut tx, situation, (machine, node)).await?
+                fail_back(&mut tx, situation, (machine, node), &mut asked).await?
             }
             Action::Call(_) => true,
         };
@@ -70,6 +71,9 @@ pub(super) async fn write(
         tx.put(&new).await?;
     }
     tx.commit().await?;
+    for migration in &asked {
+        trace::first(spans, migration);
+    }
     Ok(true)
 }
 
@@ -196,10 +200,11 @@ async fn reopen(tx: &mut Tx, situation: &Situation, node: &NodeName) -> Result<b
 
 /// Asks for a machine's migration to its home. One that moves already is left alone. Answers false
 /// when budgets don't let it go now.
-async fn fail_back(
+async fn fail_back<'a>(
     tx: &mut Tx,
     situation: &Situation,
-    (machine, node): (&MachineId, &NodeName),
+    (machine, node): (&'a MachineId, &'a NodeName),
+    asked: &mut Vec<Alone<'a>>,
 ) -> Result<bool, LedgerError> {
     let Some(instance) = situation.instances.get(machine) else {
         return Ok(true);
@@ -208,8 +213,7 @@ async fn fail_back(
         return Ok(false);
     }
     let (space, vmi) = (&instance.key.namespace, &instance.key.name);
-    let rolling = &situation.object.key.name;
-    let span = info_span!(parent: None, "fail-back", %rolling, %node, %machine);
+    let trace = begin_trace();
     let made = tx
         .migration_request(MigrationRequest {
             object: NewObject {
@@ -227,13 +231,21 @@ async fn fail_back(
             vmi: instance.key.clone(),
             // After evacuations, and as a person's own.
             priority: 0,
-            trace: TraceContext(span.in_scope(trace_context)),
+            trace: TraceContext(trace.clone()),
         })
         .await;
     match made {
-        Ok(_) | Err(LedgerError::MigrationInProgress { .. } | LedgerError::AlreadyExists) => {
+        Ok(_) => {
+            asked.push(Alone {
+                step: trace::FAIL_BACK,
+                trace,
+                machine,
+                node,
+                at: tx.now(),
+            });
             Ok(true)
         }
+        Err(LedgerError::MigrationInProgress { .. } | LedgerError::AlreadyExists) => Ok(true),
         Err(error) => Err(error),
     }
 }

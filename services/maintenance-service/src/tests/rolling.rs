@@ -11,6 +11,7 @@ use godwit_rpc::agent::v1::{HookReport, HookState, RunHookRequest};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
 use godwit_runtime::metrics::Metrics;
+use godwit_runtime::telemetry::StepSpans;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -174,7 +175,8 @@ async fn rollings(scene: &Scene) -> Rollings {
         connect(&scene.url).await,
         None,
         (made, requested),
-        (RollingTelemetry::default(), CancellationToken::new()),
+        (RollingTelemetry::default(), StepSpans::default()),
+        CancellationToken::new(),
     )
 }
 

@@ -1,5 +1,6 @@
 use std::process::{Child, Command};
 
+use godwit_model::machine::PageSize;
 use godwit_model::{Bytes, MachineId};
 
 use super::*;
@@ -13,6 +14,10 @@ fn hierarchy() -> Option<PathBuf> {
     fs::remove_dir(&probe).unwrap();
     Some(mount)
 }
+
+/// The limit of [`spec`]: its memory, a 256th of that for tables, 64 MiB and a 512th of it, and
+/// 512 MiB.
+const MEMORY: u64 = (1024 + 4 + 64 + 2 + 512) << 20;
 
 fn spec() -> MachineSpec {
     MachineSpec {
@@ -45,8 +50,21 @@ fn sleeper() -> Child {
 #[test]
 fn limits_leave_room_for_all_that_a_qemu_needs() {
     let of = |limit: Limit| limit.of(&spec(), Accelerator::Kvm);
-    // Memory, 64 MiB and a 512th of it, and 512 MiB.
-    assert_eq!(of(Limit::Memory), (1024 + 64 + 2 + 512) << 20);
+    assert_eq!(of(Limit::Memory), MEMORY);
+    let of_huge = |memory, hugepages| {
+        let spec = MachineSpec {
+            memory,
+            hugepages,
+            ..spec()
+        };
+        Limit::Memory.of(&spec, Accelerator::Kvm)
+    };
+    // Tables for its memory twice, and QEMU's own 300 MiB.
+    let (huge, tebibyte) = (Bytes::gib(1024), 1 << 40);
+    assert!(of_huge(huge, None) > tebibyte + 2 * tebibyte / 512 + (300 << 20));
+    // Its memory is of the huge pages, which nobody is charged for.
+    let pages = Some(PageSize::Gi1);
+    assert!(of_huge(huge, pages) < 4 << 30);
     let translated = Limit::Memory.of(&spec(), Accelerator::Tcg);
     assert_eq!(translated, of(Limit::Memory) + (1 << 30));
     assert_eq!(of(Limit::Pids), 1026);
@@ -68,20 +86,33 @@ fn each_limit_that_the_host_has_is_written_before_the_process_enters() {
     };
     let groups = groups(parent, Wish::Require);
     assert_eq!(groups.label(), "cpu.memory.pids");
+    let group = dir.path().join("0123456789abcdef.scope");
+    fs::create_dir(&group).unwrap();
+    for file in [
+        "memory.max",
+        "memory.swap.max",
+        "pids.max",
+        "cpu.weight",
+        "cgroup.procs",
+    ] {
+        fs::write(group.join(file), "").unwrap();
+    }
     groups
         .enter(Path::new("/run/godwit/0123456789abcdef"), &spec(), 77)
         .unwrap();
-    let read = |file: &str| {
-        let group = dir.path().join("0123456789abcdef.scope");
-        fs::read_to_string(group.join(file)).unwrap()
-    };
-    assert_eq!(
-        read("memory.max"),
-        ((1024 + 64 + 2 + 512) << 20).to_string()
-    );
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+    assert_eq!(read("memory.max"), MEMORY.to_string());
+    assert_eq!(read("memory.swap.max"), MEMORY.to_string());
     assert_eq!(read("pids.max"), "1026");
     assert_eq!(read("cpu.weight"), "200");
     assert_eq!(read("cgroup.procs"), "77");
+}
+
+#[test]
+fn a_folder_that_is_no_control_group_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = Parent::make(&dir.path().join("worker1")).unwrap_err();
+    assert!(refused.to_string().contains("no cgroup2"), "{refused}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Agents as real processes, with real QEMUs, on loopback; mostly without certificates.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -263,4 +264,34 @@ pub fn counting(dir: &Path, id: &str) -> MachineSpec {
         kernel: None,
         hugepage_bytes: 0,
     }
+}
+
+/// A user that every system has and that owns nothing.
+pub const NOBODY: &str = "nobody";
+
+/// A directory that any user may pass through, with a pool in it.
+pub fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("pool")] {
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    dir
+}
+
+pub fn pool(dir: &Path) -> String {
+    let pool = dir.join("pool");
+    format!(
+        "pools.disks={{path = \"{}\", shared = true}}",
+        pool.display()
+    )
+}
+
+/// An agent whose QEMUs are a user of their own, in a [`place`].
+pub async fn confined(name: &'static str, dir: &Path, more: Vec<String>) -> Agent {
+    let home = dir.join(name);
+    std::fs::create_dir_all(&home).unwrap();
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o711)).unwrap();
+    let keys = [vec![pool(dir), format!("qemu_user={NOBODY}")], more].concat();
+    Agent::start_with(name, dir, keys).await
 }
