@@ -111,6 +111,8 @@ struct Owner {
     heard_loaded: bool,
     /// Whether this QEMU told this agent that memory follows.
     follows: bool,
+    /// Since when the source says that the link of a post-copy is broken which hasn't loaded.
+    broken: Option<Instant>,
     look_at: Option<Instant>,
     retry: Option<(TargetEffect, Instant)>,
     trouble: String,
@@ -142,6 +144,7 @@ pub(crate) fn open(
         loading: false,
         heard_loaded: false,
         follows: false,
+        broken: None,
         look_at: None,
         retry: None,
         trouble: String::new(),

@@ -206,7 +206,7 @@ impl Vm {
     /// The monitor, connected again when the connection has ended.
     ///
     /// # Errors
-    /// When QEMU doesn't greet within 3 s.
+    /// When QEMU doesn't greet within 3 s, or has ended.
     pub(crate) async fn monitor(&self) -> Result<Qmp, QmpError> {
         let mut monitor = self.monitor.lock().await;
         if let Some(qmp) = monitor.as_ref().filter(|qmp| !qmp.is_closed()) {
@@ -214,7 +214,11 @@ impl Vm {
         }
         // The old connection first: QEMU serves one client a socket.
         *monitor = None;
-        let (qmp, _) = Qmp::connect(&self.place.directory.join(MONITOR), LINK_LIMIT).await?;
+        let socket = self.place.directory.join(MONITOR);
+        let (qmp, _) = tokio::select! {
+            connected = Qmp::connect(&socket, LINK_LIMIT) => connected?,
+            () = self.exited() => return Err(QmpError::Closed),
+        };
         *monitor = Some(qmp.clone());
         Ok(qmp)
     }

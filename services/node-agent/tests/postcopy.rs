@@ -265,13 +265,14 @@ async fn a_copy_turns_to_post_copy_when_it_is_told_to_and_never_without_consent(
     assert!(lab.source_in(SourceState::Completed).await.post_copied);
 }
 
-/// Where the guest runs and a part of its memory is still at its source, for some seconds.
+/// Where the guest runs and a part of its memory is still at its source, for some seconds more.
 async fn fetching() -> (Lab, Wire, u32) {
     let lab = Lab::running().await;
     let prepared = lab.prepare(true).await;
     let wire = Wire::to(&prepared.uri).await;
     lab.copy(&wire.uri, (true, true)).await;
     lab.source_in(SourceState::Serving).await;
+    lab.target_in(TargetState::Fetching).await;
     let left = *lab.source.counters().last().unwrap();
     (lab, wire, left)
 }
@@ -309,6 +310,31 @@ async fn a_link_that_falls_silent_during_post_copy_is_given_up_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_falls_silent_before_the_guest_can_go_on_ends_both_copies() {
+    let lab = Lab::running().await;
+    let prepared = lab.prepare(true).await;
+    let wire = Wire::to(&prepared.uri).await;
+    lab.copy(&wire.uri, (true, false)).await;
+    lab.copies_in(2).await;
+    // What the source sends from here on stays in its kernel.
+    wire.state.send(WireState::Silent).unwrap();
+    let mut source = lab.source.client();
+    source.switch_to_postcopy(job(1)).await.unwrap();
+    lab.source_in(SourceState::Serving).await;
+    lab.target_in(TargetState::Lost).await;
+    let target = lab.target.client().discard_target(job(1)).await.unwrap();
+    assert_eq!(target.into_inner().state(), TargetState::Discarded);
+    assert!(lab.target.qemus().is_empty());
+    let reverted = source.revert_source(job(1)).await.unwrap().into_inner();
+    assert_eq!(reverted.state(), SourceState::Lost);
+    assert!(
+        reverted.reason.contains("memory is lost"),
+        "{}",
+        reverted.reason
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_agents_may_restart_while_memory_follows_over_a_cut_link() {
     let (mut lab, wire, left) = fetching().await;
     lab.source.kill();
@@ -324,7 +350,6 @@ async fn both_agents_may_restart_while_memory_follows_over_a_cut_link() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_whose_source_dies_too_early_is_a_crash_on_the_target() {
     let (lab, _wire, _) = fetching().await;
-    lab.target_in(TargetState::Fetching).await;
     lab.kill_source_qemu();
     let lost = lab.source_in(SourceState::ServerLost).await;
     assert!(lost.reason.contains("post-copy"), "{}", lost.reason);

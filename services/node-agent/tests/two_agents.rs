@@ -306,6 +306,10 @@ async fn a_late_start_of_a_machine_that_left_is_refused() {
             .unwrap()
             .success()
     );
+    eventually("qemu to end", async || {
+        lab.source.qemus().is_empty().then_some(())
+    })
+    .await;
     lab.source.restart().await;
     let refused = lab
         .source

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use godwit_model::migration::grant::Refusal;
@@ -19,6 +20,9 @@ use crate::text::chain;
 
 /// How long QEMU may take to give up a link.
 const PART_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a QEMU whose link broke early may take to load what it got.
+const LOAD_LIMIT: Duration = Duration::from_secs(2);
 
 /// Longest wait for an answer of a QEMU that may wait for a page.
 const ANSWER_LIMIT: Duration = Duration::from_millis(300);
@@ -68,6 +72,9 @@ impl Owner {
         if mine < seen {
             return Err(Refusal::Fenced { mine, seen }.into());
         }
+        if self.line.half.state() == TargetState::Prepared && self.loading {
+            return self.broke_early();
+        }
         let fetches = matches!(
             self.line.half.state(),
             TargetState::Loaded | TargetState::Continuing | TargetState::Fetching
@@ -98,6 +105,19 @@ impl Owner {
         // Whoever asked may be gone.
         let _ = asked.give.send(Mended { uri, key });
         Ok(())
+    }
+
+    /// The source's QEMU lost its link before this one has what the guest needs to go on. What has
+    /// arrived may still be enough; else this one would wait for ever, and its guest with it.
+    fn broke_early(&mut self) -> Result<(), HalfError> {
+        let since = *self.broken.get_or_insert_with(Instant::now);
+        if since.elapsed() >= LOAD_LIMIT
+            && let Some(vm) = &self.vm
+        {
+            warn!(job = %self.job, "the link broke before the copy was here, and it is given up");
+            vm.kill().map_err(|error| not_now(&chain(&error)))?;
+        }
+        Err(not_now("the link broke before the copy was here"))
     }
 
     /// Ends the guest, unless QEMU says that it has all its memory.
