@@ -111,6 +111,7 @@ async fn told_by_godwit(api: &Api) -> Result<()> {
         max_unavailable: Some(1),
         failure_domain: None,
         spare_nodes: false,
+        explain: false,
         keep: false,
         kubeconfig: Some(api.kubeconfig("admin")),
         context: None,

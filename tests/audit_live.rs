@@ -184,6 +184,7 @@ fn counting(dir: &Path, machine: &MachineId) -> MachineSpec {
         }],
         nics: vec![],
         kernel: None,
+        hugepages: None,
     }
 }
 

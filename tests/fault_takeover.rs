@@ -183,15 +183,15 @@ fn thaws(eye: &Eye, guest: &Guest, place: &str, refusal: &str) -> Result<()> {
     let mark = std::fs::metadata(service.log())?.len();
     let row = eye.job(&job)?;
     signal(&process, Signal::SIGSTOP)?;
-    let taken = env.until("another owner", || {
+    // To its end, so that the hosts have heard of the new owner: until then they can't know better.
+    let taken = env.until("the end of the migration, by another owner", || {
         let now = eye.by_id(&row.id)?;
-        Ok((now.epoch > row.epoch).then_some(()))
+        Ok((now.epoch > row.epoch && now.state.is_final()).then_some(()))
     });
     signal(&process, Signal::SIGCONT)?;
     taken?;
     // It goes on in the middle of the call.
     env.arm(owner, "off")?;
-    env.until("the end of the migration", || env.ended(&job))?;
     env.until("the refusal in the log", || {
         let log = std::fs::read(service.log())?;
         let new = String::from_utf8_lossy(&log[usize::try_from(mark)?..]).into_owned();

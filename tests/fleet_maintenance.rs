@@ -1,4 +1,4 @@
-//! The real services over hosts that pretend: every node of a fleet is emptied once.
+//! The real services over hosts that pretend: a rolling maintenance empties every node once.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn each_node_of_a_fleet_is_emptied_once_and_every_machine_runs() {
     };
     driver.set_limits(LIMITS).await.unwrap();
     driver.fill(SIZE).await.unwrap();
-    driver.empty_all(&|_| ()).await.unwrap();
+    driver.roll(&|_| ()).await.unwrap();
 
     assert_eq!(fleet.violations(), [""; 0]);
     assert_eq!(fleet.running(), SIZE.machines);

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use crate::ledger_setup::{Setup, node, reservation};
-use godwit_ledger::{FloorKeeper, NewObject, ObjectKey, ReservationRow};
+use godwit_ledger::{
+    FloorKeeper, InstanceState, MachineKeeper, NewObject, ObjectKey, ReservationRow,
+};
 use godwit_model::NodeName;
+use godwit_model::placement::Overcommit;
 use serde_json::json;
 
 /// Nodes by name with whether each is ready, and what is held where.
@@ -125,4 +128,100 @@ async fn a_node_that_is_closed_takes_nobody_on_the_kept_floor() {
     object.body["spec"]["unschedulable"] = json!(true);
     setup.change(async |tx| tx.put(&object).await).await;
     assert_eq!(spare(&keeper).await.unwrap_or_default(), 0);
+}
+
+#[tokio::test]
+async fn a_floor_that_is_kept_hears_how_far_nodes_are_overcommitted() {
+    let setup = Setup::new().await;
+    let keeper = FloorKeeper::default();
+    let told = async |keeper: &FloorKeeper| {
+        let floor = keeper.glance(&setup.ledger).await.unwrap();
+        let Overcommit {
+            cpu_ratio,
+            memory_percent,
+        } = floor.overcommit();
+        [cpu_ratio, memory_percent]
+    };
+    let configured = |percent: u32| {
+        let developer = json!({ "memoryOvercommit": percent });
+        json!({ "spec": { "configuration": { "developerConfiguration": developer } } })
+    };
+    assert_eq!(told(&keeper).await, [10, 100]);
+    let kubevirt = NewObject {
+        key: ObjectKey::new("kubevirts.kubevirt.io", "kubevirt", "kubevirt"),
+        uid: None,
+        metadata: json!({}),
+        body: configured(150),
+        status: None,
+    };
+    let mut kubevirt = setup.change(async |tx| tx.create(kubevirt).await).await;
+    assert_eq!(told(&keeper).await, [10, 150]);
+    let mut map = setup.create("kubevirt-config").await;
+    map.body = json!({ "data": { "cpu-allocation-ratio": "2", "memory-overcommit": "400" } });
+    let map = setup.change(async |tx| tx.put(&map).await).await;
+    assert_eq!(told(&keeper).await, [2, 150]);
+    kubevirt.body = configured(0);
+    let kubevirt = setup.change(async |tx| tx.put(&kubevirt).await).await;
+    assert_eq!(told(&keeper).await, [2, 150], "the last good one");
+    assert_eq!(
+        told(&FloorKeeper::default()).await,
+        [2, 100],
+        "nobody knows"
+    );
+    setup
+        .change(async |tx| tx.remove(&kubevirt.key).await)
+        .await;
+    assert_eq!(told(&keeper).await, [2, 400]);
+    setup.change(async |tx| tx.remove(&map.key).await).await;
+    assert_eq!(told(&keeper).await, [10, 100]);
+    agree(&setup, &keeper).await;
+}
+
+/// What is kept of machines, after a look, is what the ledger says.
+async fn machines_agree(setup: &Setup, keeper: &mut MachineKeeper) {
+    let rows = setup.ledger.instances().await.unwrap();
+    let objects = setup.ledger.list("configmaps").await.unwrap();
+    let kept = keeper.follow(&setup.ledger).await.unwrap();
+    let mut found: Vec<_> = kept.rows.values().cloned().collect();
+    found.sort_by(|a, b| a.uid.cmp(&b.uid));
+    assert_eq!(found, rows);
+    let found: Vec<_> = kept.objects.values().cloned().collect();
+    assert_eq!(found, objects);
+}
+
+#[tokio::test]
+async fn machines_that_are_kept_follow_each_change_of_their_rows_and_objects() {
+    let setup = Setup::new().await;
+    let mut keeper = MachineKeeper::new(&["configmaps"]);
+    machines_agree(&setup, &mut keeper).await;
+    let worker1 = setup.node("worker1", 2).await;
+    let vm1 = setup.machine("vm1", &worker1).await;
+    let (first, second) = (setup.create("first").await, setup.create("second").await);
+    machines_agree(&setup, &mut keeper).await;
+
+    setup
+        .change(async |tx| {
+            let mut row = tx.instance(&vm1).await?.unwrap();
+            row.state = InstanceState::Stopped;
+            tx.instance_put(&row).await
+        })
+        .await;
+    let mut blue = first.clone();
+    blue.body = json!({"data": {"colour": "blue"}});
+    setup.change(async |tx| tx.put(&blue).await).await;
+    machines_agree(&setup, &mut keeper).await;
+
+    setup
+        .change(async |tx| tx.instance_remove(&vm1).await)
+        .await;
+    setup.change(async |tx| tx.remove(&second.key).await).await;
+    machines_agree(&setup, &mut keeper).await;
+
+    // What was forgotten of both logs can't be followed, and all is read again.
+    setup.machine("vm2", &worker1).await;
+    setup.create("third").await;
+    setup.ledger.floor_changes_prune(0).await.unwrap();
+    let none = std::time::Duration::ZERO;
+    setup.ledger.changes_prune(none, 0).await.unwrap();
+    machines_agree(&setup, &mut keeper).await;
 }

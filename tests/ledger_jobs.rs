@@ -96,12 +96,12 @@ async fn a_job_has_one_owner_and_a_stale_one_changes_nothing() {
         .unwrap();
     assert_eq!((zombie.epoch, &zombie.job.id), (Epoch(1), &job));
     assert_eq!(setup.ledger.job_claim("heir", LONG).await.unwrap(), None);
-    assert!(setup.ledger.job_renew(&zombie, SHORT).await.unwrap());
+    assert!(setup.renew(&zombie, SHORT).await);
     sleep(SHORT * 2).await;
     let heir = setup.claim("heir").await;
     assert_eq!(heir.epoch, Epoch(2));
 
-    assert!(!setup.ledger.job_renew(&zombie, LONG).await.unwrap());
+    assert!(!setup.renew(&zombie, LONG).await);
     setup.ledger.job_lease_release(&zombie).await.unwrap();
     let (pending, placing) = (JobState::Pending, JobState::Placing);
     let stale = Recorded::Stale {
@@ -121,8 +121,71 @@ async fn a_job_has_one_owner_and_a_stale_one_changes_nothing() {
     let third = setup.claim("third").await;
     assert_eq!(third.epoch, Epoch(3));
     setup.advance(&third, placing, JobState::Failed).await;
-    assert!(!setup.ledger.job_renew(&third, LONG).await.unwrap());
+    assert!(!setup.renew(&third, LONG).await);
     assert_eq!(setup.ledger.job_claim("fourth", LONG).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_job_that_is_being_written_holds_up_no_other_lease() {
+    let setup = Setup::new().await;
+    let worker1 = setup.node("worker1", 4).await;
+    let (first, second) = (
+        setup.machine("vm1", &worker1).await,
+        setup.machine("vm2", &worker1).await,
+    );
+    setup.request("first", &first).await;
+    setup.request("second", &second).await;
+    let (first, second) = (setup.claim("me").await, setup.claim("me").await);
+
+    let mut tx = setup.ledger.begin().await.unwrap();
+    let written = tx.job_record(&first, step(JobState::Pending, JobState::Placing));
+    assert!(written.await.unwrap().is_now());
+    let leases = [&first, &second].map(|lease| (lease.job.id.clone(), lease.epoch));
+    let lost = setup
+        .ledger
+        .jobs_renew("me", &leases, Duration::from_secs(3600));
+    assert_eq!(lost.await.unwrap(), []);
+    tx.commit().await.unwrap();
+    let left = setup.ledger.job_lease_next("other").await.unwrap().unwrap();
+    assert!(
+        left <= LONG,
+        "{left:?}: the one that was written was not renewed"
+    );
+    let lost = setup
+        .ledger
+        .jobs_renew("me", &leases, Duration::from_secs(3600));
+    assert_eq!(lost.await.unwrap(), []);
+    let left = setup.ledger.job_lease_next("other").await.unwrap().unwrap();
+    assert!(left > LONG, "{left:?}: the second was not renewed");
+}
+
+#[tokio::test]
+async fn slots_are_counted_for_the_cluster_and_for_a_node() {
+    let setup = Setup::new().await;
+    let (worker1, worker2) = (
+        setup.node("worker1", 8).await,
+        setup.node("worker2", 8).await,
+    );
+    for (name, node) in [("vm1", &worker1), ("vm2", &worker2), ("vm3", &worker1)] {
+        let machine = setup.machine(name, node).await;
+        setup.request(name, &machine).await;
+    }
+    for _ in 0..2 {
+        let lease = setup.claim("me").await;
+        setup
+            .advance(&lease, JobState::Pending, JobState::Placing)
+            .await;
+    }
+    let queue = setup.ledger.queue().await.unwrap();
+    let waiting = queue
+        .iter()
+        .filter(|row| row.entry.state == JobState::Pending);
+    assert_eq!((queue.len(), waiting.count()), (3, 1));
+    assert!(queue.iter().all(|row| !row.cancelled && !row.fenced));
+    let slots = setup
+        .change(async |tx| tx.queue_slots(Some(&worker1)).await)
+        .await;
+    assert_eq!((slots.cluster, slots.outbound), (2, 1));
 }
 
 #[tokio::test]
@@ -271,8 +334,7 @@ async fn a_hand_over_moves_the_machine_its_epoch_and_its_room_at_once() {
         machine: machine.clone(),
         node: worker2,
         job: None,
-        memory_bytes: reservation(&machine, &worker1).memory_bytes,
-        cpu_milli: 1000,
+        room: reservation(&machine, &worker1).room,
     };
     assert_eq!(setup.ledger.reservations().await.unwrap(), [room]);
 

@@ -6,6 +6,7 @@ use godwit_ledger::{
     Reserved, TraceContext, Tx,
 };
 use godwit_model::migration::job::JobState;
+use godwit_model::placement::{Hugepages, Room};
 use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName};
 use godwit_testkit::postgres::Postgres;
 use serde_json::{Value, json};
@@ -93,6 +94,13 @@ impl Setup {
         lease.expect("a job to claim")
     }
 
+    /// Extends a lease; answers whether it was not lost.
+    pub(crate) async fn renew(&self, lease: &Lease, ttl: Duration) -> bool {
+        let leases = [(lease.job.id.clone(), lease.epoch)];
+        let lost = self.ledger.jobs_renew(&lease.owner, &leases, ttl).await;
+        lost.unwrap().is_empty()
+    }
+
     pub(crate) async fn record(&self, lease: &Lease, from: JobState, to: JobState) -> Recorded {
         self.change(async |tx| tx.job_record(lease, step(from, to)).await)
             .await
@@ -141,6 +149,7 @@ pub(crate) fn node(name: &str, machines: u64) -> NodeRow {
         capacity: Capacity {
             memory: Bytes::mib(512 * machines),
             cpu_milli: 1000 * machines,
+            hugepages: Hugepages::default(),
         },
         facts: json!({"accelerator": "kvm"}),
         heartbeat_at: "2026-01-31T12:00:00.123456Z".parse().unwrap(),
@@ -152,8 +161,11 @@ pub(crate) fn reservation(machine: &MachineId, node: &NodeName) -> NewReservatio
         machine: machine.clone(),
         node: node.clone(),
         job: None,
-        memory_bytes: Bytes::mib(512),
-        cpu_milli: 1000,
+        room: Room {
+            memory: Bytes::mib(512),
+            cpu_milli: 1000,
+            ..Room::default()
+        },
     }
 }
 

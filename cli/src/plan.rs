@@ -39,6 +39,9 @@ pub struct Plan {
     /// Any one other node must be able to fail while nodes are empty.
     #[arg(long)]
     pub spare_nodes: bool,
+    /// Say of each move why its target was chosen, and of each blocker what speaks against each node.
+    #[arg(long)]
+    pub explain: bool,
     /// Leave the plan there, to look at it again or to carry it out.
     #[arg(long)]
     pub keep: bool,
@@ -111,16 +114,26 @@ struct Move {
     takes_seconds: Option<f64>,
     blackout_milliseconds: Option<f64>,
     converges: Option<bool>,
+    why: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct Blocker {
     node: String,
     namespace: String,
     name: String,
     message: String,
     remedy: String,
+    verdicts: Vec<Verdict>,
+    verdicts_not_shown: usize,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Verdict {
+    node: String,
+    reasons: Vec<String>,
 }
 
 /// Makes a plan and answers what to tell the user of it.
@@ -185,7 +198,7 @@ async fn show(access: &Access, path: &str, wanted: &Plan) -> anyhow::Result<Stri
         let made: Made = serde_json::from_slice(&body).context("understand the answer")?;
         if !made.status.phase.is_empty() {
             return Ok(match wanted.output {
-                Output::Text => told(&made.status),
+                Output::Text => told(&made.status, wanted.explain),
                 Output::Json => {
                     let whole: Value = serde_json::from_slice(&body)?;
                     format!("{whole:#}")
@@ -200,8 +213,8 @@ async fn show(access: &Access, path: &str, wanted: &Plan) -> anyhow::Result<Stri
 }
 
 /// A table of the moves, the waves, the blockers, and a line that sums up.
-fn told(status: &Status) -> String {
-    let mut text = table(&status.moves);
+fn told(status: &Status, explain: bool) -> String {
+    let mut text = table(&status.moves, explain);
     // Writing to a string can't fail.
     if status.moves_not_shown > 0 {
         let _ = writeln!(text, "and {} more moves", status.moves_not_shown);
@@ -225,6 +238,9 @@ fn told(status: &Status) -> String {
             blocker.node, blocker.message
         );
         let _ = writeln!(text, "  remedy: {}", blocker.remedy);
+        if explain {
+            text.push_str(&verdicts(blocker));
+        }
     }
     if status.blockers_not_shown > 0 {
         let _ = writeln!(text, "and {} more blockers", status.blockers_not_shown);
@@ -244,6 +260,18 @@ fn told(status: &Status) -> String {
     text
 }
 
+/// A line for each node that doesn't take the machine.
+fn verdicts(blocker: &Blocker) -> String {
+    let mut text = String::new();
+    for verdict in &blocker.verdicts {
+        let _ = writeln!(text, "  {}: {}", verdict.node, verdict.reasons.join(", "));
+    }
+    if blocker.verdicts_not_shown > 0 {
+        let _ = writeln!(text, "  and {} more nodes", blocker.verdicts_not_shown);
+    }
+    text
+}
+
 fn counted(count: usize, what: &str) -> String {
     match count {
         1 => format!("1 {what}"),
@@ -252,24 +280,25 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 /// The moves in columns, with a head; nothing when there are none.
-fn table(moves: &[Move]) -> String {
+fn table(moves: &[Move], explain: bool) -> String {
     if moves.is_empty() {
         return String::new();
     }
     let head = [
-        "ORDER", "MACHINE", "FROM", "TO", "METHOD", "BEGINS", "TAKES", "BLACKOUT",
+        "ORDER", "MACHINE", "FROM", "TO", "METHOD", "BEGINS", "TAKES", "BLACKOUT", "WHY",
     ];
-    let mut rows: Vec<[String; 8]> = vec![head.map(str::to_owned)];
+    let mut rows: Vec<[String; 9]> = vec![head.map(str::to_owned)];
     rows.extend(moves.iter().map(row));
-    let mut widths = [0; 8];
+    let mut widths = [0; 9];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.len().max(*width);
         }
     }
+    let shown = widths.len() - usize::from(!explain);
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().zip(widths);
+        let cells = row.iter().zip(widths).take(shown);
         let line: Vec<String> = cells
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
@@ -279,7 +308,7 @@ fn table(moves: &[Move]) -> String {
     text
 }
 
-fn row(one: &Move) -> [String; 8] {
+fn row(one: &Move) -> [String; 9] {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| NO_TIME.to_owned());
     let takes = one.takes_seconds.map(|seconds| match one.converges {
         Some(false) => format!("{} or more", time(seconds)),
@@ -300,6 +329,7 @@ fn row(one: &Move) -> [String; 8] {
             one.blackout_milliseconds
                 .map(|millis| format!("{millis:.0} ms")),
         ),
+        one.why.clone(),
     ]
 }
 
@@ -364,6 +394,26 @@ wave 2: worker1
 blocker on worker1: default/stays it stays
   remedy: stop it
 3 moves, 1 blocker: about 2 min 5 s (61.0 s to 4 min 10 s), 3.0 GiB to send; inventory revision 42";
-        assert_eq!(told(&status), wanted);
+        assert_eq!(told(&status, false), wanted);
+    }
+
+    #[test]
+    fn a_plan_that_is_explained_says_why_of_each_move_and_node() {
+        let status = json!({
+            "phase": "Planned", "movesTotal": 1, "blockersTotal": 1,
+            "moves": [{"order": 1, "namespace": "default", "name": "vm1", "source": "worker2",
+                "target": "worker3", "method": "Live", "why": "91 points, worker4 is next with 80"}],
+            "blockers": [{"node": "worker1", "namespace": "default", "name": "big",
+                "message": "0/2 nodes are available.", "remedy": "make room",
+                "verdicts": [{"node": "worker4", "reasons": ["Insufficient memory"]}],
+                "verdictsNotShown": 7}],
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let text = told(&status, true);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].ends_with("BLACKOUT   WHY"), "{text}");
+        assert!(lines[1].ends_with("-          91 points, worker4 is next with 80"));
+        let verdicts = ["  worker4: Insufficient memory", "  and 7 more nodes"];
+        assert_eq!(lines[5..7], verdicts, "{text}");
     }
 }

@@ -144,7 +144,9 @@ fn merge_items(list: &mut Vec<Value>, patch: &[Value], by: (&str, &Schema)) -> R
         }
     }
     for item in patch {
-        let (Value::Object(patch), Some(id)) = (item, item.get(key)) else {
+        // A key that is null, or has nulls within, is gone from what is kept, and would be added again.
+        let id = item.get(key).filter(|id| is_scalar(id));
+        let (Value::Object(patch), Some(id)) = (item, id) else {
             let item = item.to_string();
             let why = format!(
                 "map: {} does not contain declared merge key: {key}",
@@ -174,6 +176,13 @@ fn merge_items(list: &mut Vec<Value>, patch: &[Value], by: (&str, &Schema)) -> R
     }
     list.extend(slots.into_iter().flatten());
     Ok(())
+}
+
+const fn is_scalar(value: &Value) -> bool {
+    match value {
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
 }
 
 /// Items named in `order` first and in that order, then what only the server had.
@@ -293,5 +302,20 @@ mod tests {
         }});
         let expected = json!({"spec": {"finalizers": ["b", "c"], "x": {"w": 3}}});
         assert_eq!(patched(object, &patch), expected);
+    }
+
+    #[test]
+    fn an_item_whose_key_is_null_is_refused() {
+        let schema = compile(&json!({"type": "object", "properties": {
+            "ports": {"type": "array", "x-kubernetes-patch-strategy": "merge",
+                "x-kubernetes-patch-merge-key": "name"}}}))
+        .expect("schema");
+        for key in [json!(null), json!({"a": null}), json!([])] {
+            let patch = json!({"ports": [{"name": key}]});
+            let refused = apply(&mut json!({}), &patch, &schema);
+            assert!(refused.is_err(), "{patch}");
+        }
+        let patch = json!({"ports": [{"name": "web"}]});
+        assert!(apply(&mut json!({}), &patch, &schema).is_ok());
     }
 }

@@ -1,7 +1,8 @@
 //! Between the types of SQL and ours.
 
 use crate::LedgerError;
-use godwit_model::{InvalidId, JobId, MachineId};
+use godwit_model::placement::Hugepages;
+use godwit_model::{Bytes, InvalidId, JobId, MachineId};
 use jiff::Timestamp;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -67,6 +68,14 @@ pub(crate) fn machine_uuid(id: &MachineId) -> Uuid {
 /// The id as SQL has it.
 pub(crate) fn job_uuid(id: &JobId) -> Uuid {
     Uuid::parse_str(id.as_str()).expect("a JobId is a UUID")
+}
+
+/// What is in huge pages, of a node or of what is held there.
+pub(crate) fn hugepages(row: &PgRow) -> Result<Hugepages, LedgerError> {
+    Ok(Hugepages {
+        mi2: Bytes(count(row, "hugepages_2mi_bytes")?),
+        gi1: Bytes(count(row, "hugepages_1gi_bytes")?),
+    })
 }
 
 /// Reads a UUID column as one of our ids.

@@ -5,13 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use godwit_model::affinity::Labels;
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::{Candidate, Demand, Fleet, HostFacts, Taint};
+use godwit_model::placement::{Candidate, Demand, Fleet, Held, HostFacts, Overcommit, Taint};
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{MachineId, NodeName};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx};
+use crate::{InstanceRow, Ledger, LedgerError, NodeRow, Object, ReservationRow};
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 pub(crate) const NODES: &str = "nodes";
@@ -30,12 +30,13 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// `objects` are the API's Node objects; machines are known by their instances.
+    /// `objects` are the API's Node objects; machines are known by their instances, and ask of nodes
+    /// that are overcommitted so far.
     pub fn new(
         nodes: Vec<NodeRow>,
         objects: &[Object],
         reservations: Vec<ReservationRow>,
-        (rows, instances): (&HashMap<MachineId, InstanceRow>, &[Object]),
+        (rows, instances, overcommit): (&HashMap<MachineId, InstanceRow>, &[Object], Overcommit),
     ) -> Self {
         let mut fleet = Fleet::default();
         let objects: HashMap<&str, &Object> = objects
@@ -55,9 +56,9 @@ impl Floor {
             .collect();
         for held in &reservations {
             let object = instances.get(held.machine.as_str()).copied();
-            let mut demand = tenant(held, rows.get(&held.machine), object);
+            let mut demand = tenant(held, (rows.get(&held.machine), object), overcommit);
             demand.needs.accelerator = accelerators.get(&held.node).cloned();
-            fleet.hold(&held.machine, &demand, &held.node, held.job.is_some());
+            fleet.hold_as(&held.machine, &demand, &held.node, booked(held));
         }
         Self {
             nodes,
@@ -66,26 +67,13 @@ impl Floor {
         }
     }
 
-    /// Reads it in a transaction, so that everything fits together.
-    ///
-    /// # Errors
-    /// The ledger's.
-    pub async fn read(tx: &mut Tx) -> Result<Self, LedgerError> {
-        let rows = by_machine(tx.instances().await?);
-        Ok(Self::new(
-            tx.nodes().await?,
-            &tx.list(NODES).await?,
-            tx.reservations().await?,
-            (&rows, &tx.list(INSTANCES).await?),
-        ))
-    }
-
     /// Reads it without the ledger's lock: good enough to tell a person, not to act on.
     ///
     /// # Errors
     /// The ledger's.
     pub async fn glance(ledger: &Ledger) -> Result<Self, LedgerError> {
-        let (nodes, objects, reservations, rows, instances) = futures::try_join!(
+        let (overcommit, nodes, objects, reservations, rows, instances) = futures::try_join!(
+            ledger.overcommit(),
             ledger.nodes(),
             ledger.list(NODES),
             ledger.reservations(),
@@ -97,7 +85,7 @@ impl Floor {
             nodes,
             &objects,
             reservations,
-            (&rows, &instances),
+            (&rows, &instances, overcommit),
         ))
     }
 
@@ -112,26 +100,35 @@ fn by_machine(rows: Vec<InstanceRow>) -> HashMap<MachineId, InstanceRow> {
 }
 
 /// What a machine that holds room was placed by.
-fn tenant(held: &ReservationRow, row: Option<&InstanceRow>, object: Option<&Object>) -> Demand {
+fn tenant(
+    held: &ReservationRow,
+    (row, object): (Option<&InstanceRow>, Option<&Object>),
+    overcommit: Overcommit,
+) -> Demand {
     let spec = row.and_then(|row| row.machine.as_ref());
     let vmi = object.and_then(|object| VmiSpec::deserialize(object.spec()).ok());
-    placed_by(held, spec, vmi.zip(object.map(labels)))
+    placed_by(held, spec, vmi.zip(object.map(labels)), overcommit)
 }
 
-/// What a machine that holds room was placed by. One of which nothing more is known is only its
-/// room.
+/// What is held, as the fleet has it.
+pub(crate) fn booked(held: &ReservationRow) -> Held {
+    Held {
+        room: held.room,
+        inbound: held.job.is_some(),
+    }
+}
+
+/// What a machine that holds room would be placed by elsewhere. One of which nothing more is known
+/// is only its room.
 pub(crate) fn placed_by(
     held: &ReservationRow,
     spec: Option<&MachineSpec>,
     vmi: Option<(VmiSpec, Labels)>,
+    overcommit: Overcommit,
 ) -> Demand {
-    let room = Demand::of_room(held.memory_bytes, held.cpu_milli);
     match (spec, vmi) {
-        (Some(spec), Some((vmi, labels))) => Demand {
-            room: room.room,
-            ..Demand::new(spec, &vmi, labels)
-        },
-        (Some(_) | None, _) => room,
+        (Some(spec), Some((vmi, labels))) => Demand::new(spec, &vmi, labels, overcommit),
+        (Some(_) | None, _) => Demand::of_room(held.room),
     }
 }
 
@@ -173,6 +170,7 @@ pub(crate) fn candidate(node: &NodeRow, object: Option<&Object>) -> Candidate {
         labels: object.map(labels).unwrap_or_default(),
         memory: node.capacity.memory,
         cpu_milli: node.capacity.cpu_milli,
+        hugepages: node.capacity.hugepages,
         facts: facts(node),
     }
 }

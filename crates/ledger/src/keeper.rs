@@ -3,14 +3,16 @@
 //! It never runs ahead of the ledger: what a transaction writes is taken in when it is read back,
 //! after the commit. So one that rolls back leaves nothing behind, and several services may keep a
 //! floor each. The ledger's constraints have the last word.
+//!
+//! How far nodes are overcommitted is part of it: when that changes, each machine asks for other
+//! room from then on, and all is read again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::Fleet;
+use godwit_model::placement::{Fleet, Overcommit};
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{MachineId, NodeName};
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::Row;
@@ -19,33 +21,39 @@ use sqlx::types::Json;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use uuid::Uuid;
 
-use crate::convert::{self, At, bigint};
-use crate::floor::{NODES, candidate, facts, labels_of, placed_by};
-use crate::tx::Statement;
+use crate::convert::{self, bigint};
+use crate::floor::{NODES, booked, candidate, facts, labels_of, placed_by};
+use crate::settings::{self, overcommit};
+use crate::trail::{Reader, Trail};
 use crate::{Ledger, LedgerError, NodeRow, Object, ReservationRow, Tx, node, object, reservation};
 
-/// Changes read at a time.
-const CHANGES_BATCH: i64 = 1000;
-
-const NEWEST: &str = "SELECT seq, changed_at FROM floor_change ORDER BY seq DESC LIMIT 1";
-const HORIZON: &str = "SELECT seq FROM floor_horizon";
 const NODE_ROWS: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
-    facts, heartbeat_at FROM node WHERE name = ANY($1)";
+    hugepages_2mi_bytes, hugepages_1gi_bytes, facts, heartbeat_at FROM node WHERE name = ANY($1)";
 const NODE_OBJECTS: &str = "SELECT uid, resource, namespace, name, metadata, body, status, \
     revision FROM object WHERE resource = 'nodes' AND namespace = '' AND name = ANY($1)";
 const HOLDERS: &str = "SELECT reservation.machine, reservation.node, job, memory_bytes, cpu_milli, \
-    instance.machine AS spec, metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
+    hugepages_2mi_bytes, hugepages_1gi_bytes, instance.machine AS spec, \
+    metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
     FROM reservation JOIN instance ON instance.uid = reservation.machine \
     LEFT JOIN object ON object.uid = reservation.machine";
 const HOLDERS_OF: &str = "SELECT reservation.machine, reservation.node, job, memory_bytes, \
-    cpu_milli, instance.machine AS spec, metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
+    cpu_milli, hugepages_2mi_bytes, hugepages_1gi_bytes, instance.machine AS spec, \
+    metadata -> 'labels' AS labels, body -> 'spec' AS vmi \
     FROM reservation JOIN instance ON instance.uid = reservation.machine \
     LEFT JOIN object ON object.uid = reservation.machine \
     WHERE reservation.machine = ANY($1)";
 
 /// Keeps the floor of one process.
 #[derive(Debug, Default)]
-pub struct FloorKeeper(Mutex<Option<KeptFloor>>);
+pub struct FloorKeeper(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// `None` before the first look, and after one that was cut off.
+    floor: Option<KeptFloor>,
+    /// The last good values, which outlive the floor.
+    overcommit: Overcommit,
+}
 
 /// The nodes, what is held on them, and by whom, as of the last look.
 #[derive(Debug, Default)]
@@ -53,24 +61,9 @@ pub struct KeptFloor {
     nodes: BTreeMap<NodeName, NodeRow>,
     held: HashMap<MachineId, Vec<ReservationRow>>,
     fleet: Fleet,
-    /// The newest change that is in here, and when it was written; `None` where there was none.
-    seq: i64,
-    at: Option<Timestamp>,
-}
-
-/// The ledger, with or without its lock.
-enum Reader<'a> {
-    Ledger(&'a Ledger),
-    Tx(&'a mut Tx),
-}
-
-impl Reader<'_> {
-    async fn fetch_all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>, LedgerError> {
-        match self {
-            Self::Ledger(ledger) => ledger.fetch_all(statement).await,
-            Self::Tx(tx) => tx.fetch_all(statement).await,
-        }
-    }
+    overcommit: Overcommit,
+    /// The newest change that is in here.
+    trail: Trail,
 }
 
 impl FloorKeeper {
@@ -103,15 +96,16 @@ impl FloorKeeper {
     ) -> Result<MappedMutexGuard<'_, KeptFloor>, LedgerError> {
         let mut guard = self.0.lock().await;
         // Whoever is cut off in the middle leaves nothing, and the next reads all.
-        let kept = match guard.take() {
+        let kept = match guard.floor.take() {
             Some(mut kept) => kept.catch_up(&mut reader).await?.then_some(kept),
             None => None,
         };
         let kept = match kept {
             Some(kept) => kept,
-            None => KeptFloor::load(&mut reader).await?,
+            None => KeptFloor::load(&mut reader, guard.overcommit).await?,
         };
-        Ok(MutexGuard::map(guard, |place| place.insert(kept)))
+        guard.overcommit = kept.overcommit;
+        Ok(MutexGuard::map(guard, |place| place.floor.insert(kept)))
     }
 }
 
@@ -141,18 +135,18 @@ impl KeptFloor {
         &mut self.fleet
     }
 
-    async fn load(reader: &mut Reader<'_>) -> Result<Self, LedgerError> {
-        let mut kept = Self::default();
-        // First, so that whatever changes meanwhile is looked at again.
-        let newest = reader.fetch_all(sqlx::query(NEWEST)).await?;
-        match newest.first() {
-            Some(row) => kept.read_to(row)?,
-            None => {
-                let horizon = reader.fetch_all(sqlx::query(HORIZON)).await?;
-                let horizon = horizon.first().ok_or(sqlx::Error::RowNotFound)?;
-                kept.seq = horizon.try_get("seq")?;
-            }
-        }
+    /// How far nodes are overcommitted.
+    pub fn overcommit(&self) -> Overcommit {
+        self.overcommit
+    }
+
+    async fn load(reader: &mut Reader<'_>, last: Overcommit) -> Result<Self, LedgerError> {
+        let mut kept = Self {
+            // First, so that whatever changes meanwhile is looked at again.
+            trail: Trail::begin(reader).await?,
+            ..Self::default()
+        };
+        kept.overcommit = read_overcommit(reader, last).await?;
         let rows = reader.fetch_all(sqlx::query(node::LIST)).await?;
         let objects = reader.fetch_all(object::list(NODES)).await?;
         kept.set_nodes(&rows, &objects)?;
@@ -162,40 +156,24 @@ impl KeptFloor {
         Ok(kept)
     }
 
-    fn read_to(&mut self, row: &PgRow) -> Result<(), LedgerError> {
-        self.seq = row.try_get("seq")?;
-        self.at = row.try_get::<Option<At>, _>("changed_at")?.map(|at| at.0);
-        Ok(())
-    }
-
     /// Takes in what changed. Answers false when that isn't known, and all has to be read again.
     async fn catch_up(&mut self, reader: &mut Reader<'_>) -> Result<bool, LedgerError> {
         loop {
-            let statement = sqlx::query(include_str!("../queries/floor_changes.sql"))
-                .bind(self.seq)
-                .bind(self.at.map(At))
-                .bind(CHANGES_BATCH);
-            let rows = reader.fetch_all(statement).await?;
-            let (mut nodes, mut machines) = (HashSet::new(), HashSet::new());
-            for row in &rows {
-                if !row.try_get::<bool, _>("known")? {
-                    return Ok(false);
-                }
-                if row.try_get::<Option<i64>, _>("seq")?.is_some() {
-                    nodes.extend(row.try_get::<Option<String>, _>("node")?);
-                    machines.extend(row.try_get::<Option<Uuid>, _>("machine")?);
-                    self.read_to(row)?;
-                }
-            }
-            let nodes: Vec<String> = nodes.into_iter().collect();
-            if !nodes.is_empty() && !self.look_at_nodes(reader, &nodes).await? {
+            let Some(changed) = self.trail.next(reader).await? else {
+                return Ok(false);
+            };
+            if changed.settings
+                && read_overcommit(reader, self.overcommit).await? != self.overcommit
+            {
                 return Ok(false);
             }
-            let machines: Vec<Uuid> = machines.into_iter().collect();
-            if !machines.is_empty() {
-                self.look_at_machines(reader, &machines).await?;
+            if !changed.nodes.is_empty() && !self.look_at_nodes(reader, &changed.nodes).await? {
+                return Ok(false);
             }
-            if rows.len() < usize::try_from(CHANGES_BATCH).unwrap_or(usize::MAX) {
+            if !changed.machines.is_empty() {
+                self.look_at_machines(reader, &changed.machines).await?;
+            }
+            if !changed.more {
                 return Ok(true);
             }
         }
@@ -270,17 +248,26 @@ impl KeptFloor {
         let labels: Option<Value> = row.try_get("labels")?;
         let vmi = vmi.and_then(|vmi| VmiSpec::deserialize(&vmi).ok());
         let vmi = vmi.map(|vmi| (vmi, labels_of(&labels.unwrap_or_default())));
-        let mut demand = placed_by(&held, spec.as_deref(), vmi);
+        let mut demand = placed_by(&held, spec.as_deref(), vmi, self.overcommit);
         let node = self.nodes.get(&held.node);
         demand.needs.accelerator = node.map(|node| facts(node).accelerator);
         self.fleet
-            .hold(&held.machine, &demand, &held.node, held.job.is_some());
+            .hold_as(&held.machine, &demand, &held.node, booked(&held));
         self.held
             .entry(held.machine.clone())
             .or_default()
             .push(held);
         Ok(())
     }
+}
+
+async fn read_overcommit(
+    reader: &mut Reader<'_>,
+    last: Overcommit,
+) -> Result<Overcommit, LedgerError> {
+    let rows = reader.fetch_all(sqlx::query(settings::PLACES)).await?;
+    let objects: Result<Vec<Object>, LedgerError> = rows.iter().map(Object::read).collect();
+    Ok(overcommit(&objects?, last))
 }
 
 impl Ledger {

@@ -3,11 +3,12 @@
 //! None of these takes the revision lock. A lease that ran out is still good until somebody else
 //! claims the job: the epoch fences, time only says when others may try.
 
-use crate::convert::{bigint, interval, job_uuid};
+use crate::convert::{self, bigint, interval, job_uuid};
 use crate::{JobRow, Ledger, LedgerError};
-use godwit_model::Epoch;
+use godwit_model::{Epoch, JobId};
 use sqlx::Row;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A claim on a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,25 +49,29 @@ impl Ledger {
         }))
     }
 
-    /// Extends a lease to `ttl` from now. Answers false when it is lost, or the job is at its
-    /// end: stop at once.
+    /// Extends leases of `owner` to `ttl` from now, and answers the jobs that are lost, or at their
+    /// end: stop at once. One whose job is being written at this moment is neither.
     ///
     /// Does not wait for the disk: an extension that is lost with the server only lets others claim
     /// the job earlier, under an epoch of their own.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn job_renew(&self, lease: &Lease, ttl: Duration) -> Result<bool, LedgerError> {
-        let statement = sqlx::query(
-            "UPDATE migration SET lease_expires_at = clock_timestamp() + $4 \
-             WHERE id = $1 AND epoch = $2 AND owner = $3 \
-             AND set_config('synchronous_commit', 'off', true) = 'off'",
-        )
-        .bind(job_uuid(&lease.job.id))
-        .bind(bigint(lease.epoch.0))
-        .bind(&lease.owner)
-        .bind(interval(ttl));
-        Ok(self.execute(statement).await? > 0)
+    pub async fn jobs_renew(
+        &self,
+        owner: &str,
+        leases: &[(JobId, Epoch)],
+        ttl: Duration,
+    ) -> Result<Vec<JobId>, LedgerError> {
+        let jobs: Vec<Uuid> = leases.iter().map(|(job, _)| job_uuid(job)).collect();
+        let epochs: Vec<i64> = leases.iter().map(|(_, epoch)| bigint(epoch.0)).collect();
+        let statement = sqlx::query(include_str!("../queries/jobs_renew.sql"))
+            .bind(jobs)
+            .bind(epochs)
+            .bind(owner)
+            .bind(interval(ttl));
+        let rows = self.fetch_all(statement).await?;
+        rows.iter().map(|row| convert::id(row, "id")).collect()
     }
 
     /// When the first lease of somebody other than `owner` runs out unless it is renewed, from now

@@ -5,6 +5,7 @@
 //! alone are claimed and renewed outside it. The ledger decides nothing about migrations: it
 //! records what `model` decided, and constraints refuse what must never be.
 
+mod about;
 mod audit;
 mod audit_log;
 mod change;
@@ -13,6 +14,7 @@ mod error;
 mod event;
 mod fence;
 mod floor;
+mod follow;
 mod history;
 mod instance;
 mod job;
@@ -23,13 +25,16 @@ mod node;
 mod numbers;
 mod object;
 mod passage;
+mod queue;
 mod reservation;
 mod session;
 mod settings;
+mod trail;
 mod transition;
 mod tx;
 mod wakeup;
 
+pub use about::{JobFound, MachineFound, MachinesWanted};
 pub use audit::{Audit, Cordon};
 pub use audit_log::AuditRecord;
 pub use change::{Change, ChangeKind, Changes, Mark};
@@ -37,6 +42,7 @@ pub use error::{LedgerError, retry};
 pub use event::{EventKind, EventRecord, ObjectRef};
 pub use fence::{FenceRow, JobFences, Outdated};
 pub use floor::{Floor, facts, labels};
+pub use follow::{KeptMachines, MachineKeeper};
 pub use history::JobHistory;
 pub use instance::{InstanceRow, InstanceState};
 pub use job::{JobRow, MigrationRequest, TraceContext};
@@ -47,8 +53,9 @@ pub use node::{Capacity, NodeRow};
 pub use numbers::TableSize;
 pub use object::{NewObject, Object, ObjectKey};
 pub use passage::{Experience, PassageMark, PassageRow};
+pub use queue::QueueRow;
 pub use reservation::{NewReservation, ReservationRow, Reserved};
-pub use settings::SettingsFound;
+pub use settings::{SettingsFound, overcommit};
 pub use transition::{JobChange, JobStep, Recorded, TransitionRow};
 pub use tx::Tx;
 pub use wakeup::Wakeups;

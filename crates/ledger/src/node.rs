@@ -2,6 +2,7 @@
 
 use crate::convert::{self, At, bigint};
 use crate::{Ledger, LedgerError, Tx};
+use godwit_model::placement::Hugepages;
 use godwit_model::{Bytes, NodeName};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,6 +16,8 @@ pub struct Capacity {
     pub memory: Bytes,
     /// Thousandths of a CPU.
     pub cpu_milli: u64,
+    /// Huge pages for guests.
+    pub hugepages: Hugepages,
 }
 
 /// One node.
@@ -36,10 +39,10 @@ pub struct NodeRow {
     pub heartbeat_at: Timestamp,
 }
 
-pub(crate) const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
-    heartbeat_at FROM node ORDER BY name";
-const GET: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, facts, \
-    heartbeat_at FROM node WHERE name = $1";
+pub(crate) const LIST: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
+    hugepages_2mi_bytes, hugepages_1gi_bytes, facts, heartbeat_at FROM node ORDER BY name";
+const GET: &str = "SELECT name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
+    hugepages_2mi_bytes, hugepages_1gi_bytes, facts, heartbeat_at FROM node WHERE name = $1";
 
 impl Ledger {
     /// All nodes, by name.
@@ -79,12 +82,15 @@ impl Tx {
     pub async fn node_put(&mut self, node: NodeRow) -> Result<(), LedgerError> {
         let statement = sqlx::query(
             "INSERT INTO node (name, agent_address, boot_id, ready, memory_bytes, cpu_milli, \
-             facts, heartbeat_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             facts, heartbeat_at, hugepages_2mi_bytes, hugepages_1gi_bytes) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
              ON CONFLICT ON CONSTRAINT node_pkey DO UPDATE SET \
              agent_address = excluded.agent_address, boot_id = excluded.boot_id, \
              ready = excluded.ready, memory_bytes = excluded.memory_bytes, \
              cpu_milli = excluded.cpu_milli, facts = excluded.facts, \
-             heartbeat_at = excluded.heartbeat_at",
+             heartbeat_at = excluded.heartbeat_at, \
+             hugepages_2mi_bytes = excluded.hugepages_2mi_bytes, \
+             hugepages_1gi_bytes = excluded.hugepages_1gi_bytes",
         )
         .bind(node.name.as_str())
         .bind(&node.agent_address)
@@ -93,7 +99,9 @@ impl Tx {
         .bind(bigint(node.capacity.memory.0))
         .bind(bigint(node.capacity.cpu_milli))
         .bind(&node.facts)
-        .bind(At(node.heartbeat_at));
+        .bind(At(node.heartbeat_at))
+        .bind(bigint(node.capacity.hugepages.mi2.0))
+        .bind(bigint(node.capacity.hugepages.gi1.0));
         self.execute(statement).await?;
         self.wrote(None);
         Ok(())
@@ -120,6 +128,7 @@ pub(crate) fn read(row: &PgRow) -> Result<NodeRow, LedgerError> {
         capacity: Capacity {
             memory: Bytes(convert::count(row, "memory_bytes")?),
             cpu_milli: convert::count(row, "cpu_milli")?,
+            hugepages: convert::hugepages(row)?,
         },
         facts: row.try_get("facts")?,
         heartbeat_at: row.try_get::<At, _>("heartbeat_at")?.0,

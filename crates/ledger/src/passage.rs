@@ -64,6 +64,8 @@ pub struct PassageRow {
     pub bytes: Bytes,
     /// Bytes that the guest wrote each second, as QEMU saw it last.
     pub dirty_rate: u64,
+    /// How long the guest's CPUs ran nowhere; `None` where that isn't known.
+    pub blackout: Option<Duration>,
     /// What was forecast of `took`; `None` when nothing was.
     pub forecast: Option<Duration>,
 }
@@ -84,6 +86,7 @@ impl PassageRow {
             copy: self.copy,
             bytes: self.bytes,
             dirty_rate: self.dirty_rate,
+            blackout: self.blackout,
             forecast: self.forecast,
         }
     }
@@ -99,6 +102,7 @@ struct Numbers {
     dirty_rate: u64,
     bandwidth: u64,
     downtime_limit_ms: u64,
+    blackout_us: Option<u64>,
     forecast_ms: Option<u64>,
 }
 
@@ -168,6 +172,7 @@ fn read(row: &PgRow) -> Result<PassageRow, LedgerError> {
         copy: Duration::from_millis(numbers.brownout_ms),
         bytes: Bytes(numbers.bytes),
         dirty_rate: numbers.dirty_rate,
+        blackout: numbers.blackout_us.map(Duration::from_micros),
         forecast: numbers.forecast_ms.map(Duration::from_millis),
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::convert::{self, bigint, interval, job_uuid, machine_uuid};
 use crate::{Ledger, LedgerError, Tx};
+use godwit_model::placement::Room;
 use godwit_model::{Bytes, JobId, MachineId, NodeName};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -16,10 +17,8 @@ pub struct NewReservation {
     pub node: NodeName,
     /// For which migration; `None` binds the machine to the node.
     pub job: Option<JobId>,
-    /// Memory of the guest and its QEMU.
-    pub memory_bytes: Bytes,
-    /// Thousandths of a CPU.
-    pub cpu_milli: u64,
+    /// How much.
+    pub room: Room,
 }
 
 /// Room that is held.
@@ -31,10 +30,8 @@ pub struct ReservationRow {
     pub node: NodeName,
     /// For which migration; `None` when the machine is bound to the node.
     pub job: Option<JobId>,
-    /// Memory of the guest and its QEMU.
-    pub memory_bytes: Bytes,
-    /// Thousandths of a CPU.
-    pub cpu_milli: u64,
+    /// How much.
+    pub room: Room,
 }
 
 /// How a reservation ended.
@@ -45,17 +42,15 @@ pub enum Reserved {
     Held,
     /// The node has too little.
     NoRoom {
-        /// Memory that is free there.
-        memory_free: Bytes,
-        /// Thousandths of a CPU that are free there.
-        cpu_milli_free: u64,
+        /// What is free there.
+        free: Room,
     },
     /// The machine holds room there already, or on two other nodes.
     Duplicate,
 }
 
-pub(crate) const LIST: &str = "SELECT machine, node, job, memory_bytes, cpu_milli FROM reservation \
-    ORDER BY node, machine";
+pub(crate) const LIST: &str = "SELECT machine, node, job, memory_bytes, cpu_milli, \
+    hugepages_2mi_bytes, hugepages_1gi_bytes FROM reservation ORDER BY node, machine";
 
 impl Ledger {
     /// All reservations, by node and machine.
@@ -88,8 +83,10 @@ impl Tx {
             .bind(machine_uuid(&new.machine))
             .bind(new.node.as_str())
             .bind(new.job.as_ref().map(job_uuid))
-            .bind(bigint(new.memory_bytes.0))
-            .bind(bigint(new.cpu_milli));
+            .bind(bigint(new.room.memory.0))
+            .bind(bigint(new.room.cpu_milli))
+            .bind(bigint(new.room.hugepages.mi2.0))
+            .bind(bigint(new.room.hugepages.gi1.0));
         let row = self.fetch_optional(statement).await?;
         let row = row.ok_or(LedgerError::NotFound)?;
         if row.try_get("held")? {
@@ -100,8 +97,11 @@ impl Tx {
             return Ok(Reserved::Duplicate);
         }
         Ok(Reserved::NoRoom {
-            memory_free: Bytes(convert::count(&row, "memory_free")?),
-            cpu_milli_free: convert::count(&row, "cpu_milli_free")?,
+            free: Room {
+                memory: Bytes(convert::count(&row, "memory_free")?),
+                cpu_milli: convert::count(&row, "cpu_milli_free")?,
+                hugepages: convert::hugepages(&row)?,
+            },
         })
     }
 
@@ -151,7 +151,10 @@ pub(crate) fn read(row: &PgRow) -> Result<ReservationRow, LedgerError> {
         machine: convert::id(row, "machine")?,
         node: convert::name(row, "node")?,
         job: convert::id_maybe(row, "job")?,
-        memory_bytes: Bytes(convert::count(row, "memory_bytes")?),
-        cpu_milli: convert::count(row, "cpu_milli")?,
+        room: Room {
+            memory: Bytes(convert::count(row, "memory_bytes")?),
+            cpu_milli: convert::count(row, "cpu_milli")?,
+            hugepages: convert::hugepages(row)?,
+        },
     })
 }

@@ -1,14 +1,22 @@
 //! What users set about migrations, in the two places where they may: the KubeVirt object and the
-//! ConfigMap `kubevirt-config`. What follows from both is decided by `model::limits`.
+//! ConfigMap `kubevirt-config`; and how far nodes are overcommitted, in the same two. What follows
+//! from both is decided by `model::limits` and `model::placement`.
 
 use godwit_model::limits::MigrationSettings;
+use godwit_model::placement::{Overcommit, OvercommitSettings};
+use serde::Deserialize;
 use serde_json::Value;
+use tracing::warn;
 
 use crate::{Ledger, LedgerError, Object};
 
 const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 const CONFIG_MAPS: &str = "configmaps";
 const CONFIG: &str = "kubevirt-config";
+/// Both places, however many other ConfigMaps there are.
+pub(crate) const PLACES: &str = "SELECT uid, resource, namespace, name, metadata, body, status, \
+    revision FROM object WHERE resource = 'kubevirts.kubevirt.io' \
+    OR (resource = 'configmaps' AND name = 'kubevirt-config') ORDER BY resource, namespace, name";
 
 /// What each place says; nothing where there is no such object.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +54,55 @@ impl SettingsFound {
         let (kubevirts, config_maps) =
             futures::try_join!(ledger.list(KUBEVIRTS), ledger.list(CONFIG_MAPS))?;
         Ok(Self::new(&kubevirts, &config_maps))
+    }
+}
+
+/// How far nodes are overcommitted by these objects, of whatever resources. What can't be used is
+/// told in the log, and `last` stays.
+pub fn overcommit(objects: &[Object], last: Overcommit) -> Overcommit {
+    let mut of = objects.iter();
+    let kubevirt = of.find(|object| object.key.resource == KUBEVIRTS);
+    let resource = kubevirt.and_then(|object| {
+        object
+            .spec()
+            .pointer("/configuration/developerConfiguration")
+    });
+    let mut of = objects.iter();
+    let config_map =
+        of.find(|object| object.key.resource == CONFIG_MAPS && object.key.name == CONFIG);
+    let config_map = config_map.map(|object| &object.body["data"]);
+    let read = |value: Option<&Value>| {
+        let value = value.filter(|value| !value.is_null());
+        value.map(OvercommitSettings::deserialize).transpose()
+    };
+    let (resource, config_map) = match (read(resource), read(config_map)) {
+        (Ok(resource), Ok(config_map)) => (resource, config_map),
+        (Err(problem), _) | (_, Err(problem)) => {
+            warn!(%problem, "how far nodes are overcommitted makes no sense; it stays as it was");
+            return last;
+        }
+    };
+    let (found, problems) = Overcommit::resolve(
+        last,
+        &resource.unwrap_or_default(),
+        &config_map.unwrap_or_default(),
+    );
+    for problem in problems {
+        warn!(%problem, "how far nodes are overcommitted is not usable; the last good value stays");
+    }
+    found
+}
+
+impl Ledger {
+    /// How far nodes are overcommitted. For whoever has no last good value: where one can't be used,
+    /// it is KubeVirt's default.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn overcommit(&self) -> Result<Overcommit, LedgerError> {
+        let rows = self.fetch_all(sqlx::query(PLACES)).await?;
+        let objects: Result<Vec<Object>, LedgerError> = rows.iter().map(Object::read).collect();
+        Ok(overcommit(&objects?, Overcommit::default()))
     }
 }
 
@@ -95,5 +152,23 @@ mod tests {
         assert_eq!(bandwidth, Ok(Some(Setting::Text("64Mi".to_owned()))));
         let nothing = SettingsFound::new(&[], &[]);
         assert_eq!(nothing.kubevirt, Ok(MigrationSettings::default()));
+    }
+
+    #[test]
+    fn nodes_are_overcommitted_as_both_places_say_and_nonsense_changes_nothing() {
+        let kubevirt = |developer: Value| {
+            let spec = json!({ "configuration": { "developerConfiguration": developer } });
+            object(KUBEVIRTS, "kubevirt", json!({ "spec": spec }))
+        };
+        let map = json!({ "data": { "cpu-allocation-ratio": "4", "migrations": "" } });
+        let map = object(CONFIG_MAPS, CONFIG, map);
+        let last = Overcommit {
+            cpu_ratio: 2,
+            memory_percent: 300,
+        };
+        let found = overcommit(&[map, kubevirt(json!({ "memoryOvercommit": 150 }))], last);
+        assert_eq!([found.cpu_ratio, found.memory_percent], [4, 150]);
+        assert_eq!(overcommit(&[kubevirt(json!("much"))], last), last);
+        assert_eq!(overcommit(&[], last), Overcommit::default());
     }
 }

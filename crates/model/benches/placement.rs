@@ -12,7 +12,7 @@ use godwit_model::affinity::{
     Crowd, LabelSelector, Labels, NodeSelector, NodeTerm, Operator, PreferredNode, Requirement,
 };
 use godwit_model::placement::{
-    Ask, Candidate, Demand, Fleet, HostFacts, Leaning, Near, Needs, Spread, Taint,
+    Ask, Candidate, Demand, Fleet, HostFacts, Hugepages, Leaning, Near, Needs, Room, Spread, Taint,
 };
 use godwit_model::plan::{Rules, evacuate, waves};
 use godwit_model::vmi::Toleration;
@@ -198,6 +198,7 @@ fn node(at: usize) -> Candidate {
         ]),
         memory: Bytes::mib(NODE_MIB),
         cpu_milli: NODE_CPUS * 1000,
+        hugepages: Hugepages::default(),
         facts: HostFacts {
             accelerator: "kvm".to_owned(),
             qemu_version: "7.2".to_owned(),
@@ -246,7 +247,11 @@ fn demand(at: usize) -> Demand {
             cpu_model: "Cascadelake-Server".to_owned(),
             ..Needs::default()
         },
-        ..Demand::of_room(Bytes::mib(1024 + 1024 * (at as u64 * 7919 % 4)), 100)
+        ..Demand::of_room(Room {
+            memory: Bytes::mib(1024 + 1024 * (at as u64 * 7919 % 4)),
+            cpu_milli: 100,
+            ..Room::default()
+        })
     };
     match at % 10 {
         0 => demand.apart.push(near(HOST)),

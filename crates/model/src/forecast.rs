@@ -17,6 +17,9 @@ const NEWEST: f64 = 0.3;
 const LINK_FIRST: f64 = 118e6;
 /// Before anything was seen: what preparing and cleaning up take.
 const AROUND_FIRST: f64 = 0.5;
+/// Before anything was seen: what a switchover takes beside the memory that is left, which is that of
+/// devices, and of a guest that goes on under TCG.
+const SWITCH_FIRST: f64 = 0.05;
 /// Before anything was seen: forecasts are right within a factor of two, four times of five.
 const ERROR_FIRST: f64 = 0.54;
 /// Standard deviations around the mean within which four of five lie.
@@ -72,6 +75,8 @@ pub struct Passage<'a> {
     pub bytes: Bytes,
     /// Bytes that the guest wrote each second, as QEMU saw it last.
     pub dirty_rate: u64,
+    /// How long the guest's CPUs ran nowhere; `None` where that isn't known.
+    pub blackout: Option<Duration>,
     /// What was forecast; `None` when nothing was.
     pub forecast: Option<Duration>,
 }
@@ -85,6 +90,8 @@ pub struct Forecaster {
     /// Share of the memory that the first pass sends.
     any_share: Mean,
     around: Mean,
+    /// What a blackout has beside the memory that is left.
+    switch: Mean,
     /// Of the square of the logarithm of what was, divided by what was forecast.
     error: Mean,
 }
@@ -119,10 +126,8 @@ impl Forecaster {
         let takes = copy + around;
         let spread = self.spread();
         let converges = left <= rate * voyage.downtime.as_secs_f64();
-        let blackout = match converges {
-            true => left / rate,
-            false => voyage.downtime.as_secs_f64(),
-        };
+        let switch = self.switch.mean().unwrap_or(SWITCH_FIRST);
+        let blackout = switch + left_time(left, rate, voyage);
         Forecast {
             takes: seconds(takes),
             at_least: seconds(takes / (BAND * spread).exp()),
@@ -203,6 +208,11 @@ impl Forecaster {
         self.any_share.learn(share);
         let around = passage.took.saturating_sub(passage.copy).as_secs_f64();
         self.around.learn(around);
+        if let Some(blackout) = passage.blackout {
+            let (_, _, left) = self.copy(voyage);
+            let left = left_time(left, self.rate(voyage), voyage);
+            self.switch.learn((blackout.as_secs_f64() - left).max(0.0));
+        }
         if let Some(forecast) = passage.forecast.filter(|time| !time.is_zero()) {
             let (was, said) = (passage.took.as_secs_f64(), forecast.as_secs_f64());
             let off = (was / said).max(1e-3).ln();
@@ -216,6 +226,11 @@ impl Forecaster {
     pub fn retain(&mut self, is_there: impl Fn(&MachineId) -> bool) {
         self.machines.retain(|machine, _| is_there(machine));
     }
+}
+
+/// Seconds that the memory which is left takes, of those that are allowed.
+fn left_time(left: f64, rate: f64, voyage: Voyage<'_>) -> f64 {
+    (left / rate).min(voyage.downtime.as_secs_f64())
 }
 
 fn seconds(seconds: f64) -> Duration {
@@ -287,6 +302,7 @@ mod tests {
                 copy,
                 bytes: whole(bytes),
                 dirty_rate: whole(dirty).0,
+                blackout: Some(seconds(left / 1e8 + 0.02)),
                 forecast,
             }
         }
@@ -320,6 +336,9 @@ mod tests {
             let real = world.passage(dirty, None);
             assert!(off(&forecast, &real) < 0.1, "{forecast:?} {real:?}");
             assert!(forecast.at_least <= real.took && real.took <= forecast.at_most);
+            let blackout = real.blackout.unwrap_or_default().as_secs_f64();
+            let off = forecast.blackout.as_secs_f64() / blackout - 1.0;
+            assert!(off.abs() < 0.25, "{forecast:?} {real:?}");
         }
         // Another machine on the same link, of which nothing is known.
         let other = id(2);
@@ -340,7 +359,7 @@ mod tests {
         forecaster.learn(passage);
         let forecast = forecaster.forecast(world.voyage());
         assert!(!forecast.converges);
-        assert_eq!(forecast.blackout, Duration::from_millis(100));
+        assert!(forecast.blackout >= Duration::from_millis(100));
     }
 
     #[test]

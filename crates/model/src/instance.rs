@@ -7,7 +7,7 @@ mod affinity;
 mod devices;
 mod problems;
 
-use crate::machine::MachineSpec;
+use crate::machine::{MachineSpec, PageSize};
 use crate::vmi::{self, VmiSpec};
 use crate::{Bytes, MachineId};
 use problems::{Problems, is_word};
@@ -163,18 +163,21 @@ pub fn machine_spec(
     let mut problems = Problems::default();
     problems.unknown(spec);
     affinity::check(spec, &mut problems);
+    let memory = memory(&spec.domain, &mut problems);
     let machine = MachineSpec {
         id: identity.id.clone(),
         namespace: identity.namespace.to_owned(),
         name: identity.name.to_owned(),
         cpus: cpus(&spec.domain.cpu, &mut problems),
-        memory: memory(&spec.domain, &mut problems),
+        memory,
         machine_type: machine_type(&spec.domain.machine, defaults, &mut problems),
         cpu_model: cpu_model(&spec.domain.cpu, defaults, &mut problems),
         disks: devices::disks(spec, identity, &mut problems),
         nics: devices::nics(spec, identity.id, &mut problems),
         kernel: devices::kernel(&spec.domain.firmware, &mut problems),
+        hugepages: hugepages(&spec.domain.memory, memory, &mut problems),
     };
+    requests(&spec.domain.resources, &mut problems);
     if machine.kernel.is_none() && machine.disks.is_empty() {
         problems.add("domain.devices.disks", "there is nothing to boot from");
     }
@@ -218,6 +221,53 @@ fn memory(domain: &vmi::Domain, problems: &mut Problems) -> Bytes {
     }
     // QEMU takes memory in whole mebibytes.
     Bytes(bytes.0.next_multiple_of(1 << 20).max(MEMORY_MIN.0))
+}
+
+/// Path of a problem with huge pages for which KubeVirt has words of its own.
+pub const HUGEPAGES: &str = "domain.memory.hugepages";
+
+fn hugepages(wanted: &vmi::Memory, memory: Bytes, problems: &mut Problems) -> Option<PageSize> {
+    let wanted = wanted.hugepages.as_ref()?;
+    let bytes = match wanted.page_size.as_ref().map(vmi::Quantity::whole) {
+        Some(Ok(bytes)) => Bytes(bytes),
+        Some(Err(error)) => {
+            problems.add(HUGEPAGES, error.to_string());
+            return None;
+        }
+        None => {
+            problems.add(format!("{HUGEPAGES}.pageSize"), "is required");
+            return None;
+        }
+    };
+    let Some(size) = PageSize::of(bytes) else {
+        let message = format!("{bytes} is not supported on plain hosts, only 2Mi and 1Gi");
+        problems.add(format!("{HUGEPAGES}.pageSize"), message);
+        return None;
+    };
+    if !memory.0.is_multiple_of(size.bytes().0) {
+        problems.add(HUGEPAGES, format!("{memory} is not a multiple of {size}"));
+    }
+    Some(size)
+}
+
+/// What a machine is placed by must be readable.
+fn requests(resources: &vmi::Resources, problems: &mut Problems) {
+    for (field, list) in [
+        ("requests", &resources.requests),
+        ("limits", &resources.limits),
+    ] {
+        for (name, quantity) in list {
+            let read = match name.as_str() {
+                "cpu" => quantity.milli(),
+                "memory" => quantity.whole(),
+                _ => continue,
+            };
+            if let Err(error) = read {
+                let path = format!("domain.resources.{field}.{name}");
+                problems.add(path, error.to_string());
+            }
+        }
+    }
 }
 
 fn machine_type(
@@ -335,6 +385,55 @@ mod tests {
                 "{path} not in {problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_guests_memory_fits_its_huge_pages_or_is_refused() {
+        let with = |guest: &str, size: &str| {
+            let mut spec = lab();
+            spec["domain"]["memory"] = json!({"guest": guest, "hugepages": {"pageSize": size}});
+            build(spec)
+        };
+        let machine = with("256Mi", "2Mi").expect("nothing to refuse");
+        assert_eq!(machine.hugepages, Some(PageSize::Mi2));
+        let machine = with("2Gi", "1024Mi").expect("nothing to refuse");
+        assert_eq!(machine.hugepages, Some(PageSize::Gi1));
+        for (guest, size, said) in [
+            (
+                "255Mi",
+                "2Mi",
+                "hugepages: 255 MiB is not a multiple of 2Mi",
+            ),
+            (
+                "256Mi",
+                "1Gi",
+                "hugepages: 256 MiB is not a multiple of 1Gi",
+            ),
+            (
+                "256Mi",
+                "64Ki",
+                "hugepages.pageSize: 64 KiB is not supported",
+            ),
+            ("256Mi", "much", "hugepages: \"much\" is not a quantity"),
+        ] {
+            let problems = with(guest, size).expect_err("refused");
+            assert!(
+                problems.len() == 1 && problems[0].starts_with(&format!("domain.memory.{said}")),
+                "{problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_read_is_refused() {
+        let mut spec = lab();
+        spec["domain"]["resources"] = json!({
+            "requests": {"memory": "lots", "example.com/thing": "x"}, "limits": {"cpu": "-1"},
+        });
+        let problems = build(spec).expect_err("refused");
+        assert!(problems[0].starts_with("domain.resources.requests.memory: "));
+        assert!(problems[1].starts_with("domain.resources.limits.cpu: "));
+        assert_eq!(problems.len(), 2);
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Setting {
         }
     }
 
-    fn count(&self) -> Option<u32> {
+    pub(crate) fn count(&self) -> Option<u32> {
         self.number()
             .and_then(|number| u32::try_from(number).ok())
             .filter(|count| *count > 0)

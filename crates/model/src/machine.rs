@@ -3,6 +3,7 @@
 use crate::seed::Seed;
 use crate::{Bytes, MachineId};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Everything a host needs to build the machine, and nothing that differs from host to host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,64 @@ pub struct MachineSpec {
     pub nics: Vec<Nic>,
     /// Direct kernel boot; `None` boots from disk.
     pub kernel: Option<Kernel>,
+    /// Pages that the guest's memory is made of, a multiple of their size; `None` for ordinary ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<PageSize>,
+}
+
+/// Size of huge pages: those that amd64 has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PageSize {
+    /// 2 MiB.
+    #[serde(rename = "2Mi")]
+    Mi2,
+    /// 1 GiB.
+    #[serde(rename = "1Gi")]
+    Gi1,
+}
+
+impl PageSize {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Mi2, Self::Gi1];
+
+    /// How large one page is.
+    pub const fn bytes(self) -> Bytes {
+        match self {
+            Self::Mi2 => Bytes::mib(2),
+            Self::Gi1 => Bytes::gib(1),
+        }
+    }
+
+    /// The size of pages of so many bytes; `None` where there are none.
+    pub fn of(bytes: Bytes) -> Option<Self> {
+        Self::ALL.into_iter().find(|size| size.bytes() == bytes)
+    }
+
+    /// The same, where 0 stands for no huge pages.
+    ///
+    /// # Errors
+    /// When there are no such pages: with others it would be another machine.
+    pub fn maybe(bytes: u64) -> Result<Option<Self>, NoSuchPages> {
+        match Self::of(Bytes(bytes)) {
+            None if bytes > 0 => Err(NoSuchPages(bytes)),
+            known => Ok(known),
+        }
+    }
+}
+
+/// A number of bytes that is no size of huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there are no huge pages of {0} bytes")]
+pub struct NoSuchPages(u64);
+
+impl fmt::Display for PageSize {
+    /// As Kubernetes has it in `hugepages-2Mi`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mi2 => "2Mi",
+            Self::Gi1 => "1Gi",
+        })
+    }
 }
 
 impl MachineSpec {

@@ -4,6 +4,7 @@
 //! honoured is refused by name instead of being ignored.
 
 use crate::affinity::{Affinity, TopologySpread};
+use crate::quantity::{self, InvalidQuantity};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
@@ -106,6 +107,8 @@ pub struct Cpu {
 pub struct Memory {
     /// A quantity.
     pub guest: Option<Quantity>,
+    /// Pages that it is made of; unset are ordinary ones.
+    pub hugepages: Option<Hugepages>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -119,6 +122,41 @@ pub enum Quantity {
     Number(u64),
     /// `256Mi`
     Text(String),
+}
+
+impl Quantity {
+    /// As a whole number, rounded up.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn whole(&self) -> Result<u64, InvalidQuantity> {
+        match self {
+            Self::Number(number) => Ok(*number),
+            Self::Text(text) => quantity::parse(text),
+        }
+    }
+
+    /// In thousandths, rounded up.
+    ///
+    /// # Errors
+    /// When it is no number.
+    pub fn milli(&self) -> Result<u64, InvalidQuantity> {
+        match self {
+            Self::Number(number) => Ok(number.saturating_mul(1000)),
+            Self::Text(text) => quantity::parse_milli(text),
+        }
+    }
+}
+
+/// `spec.domain.memory.hugepages`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hugepages {
+    /// Size of a page.
+    pub page_size: Option<Quantity>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// `spec.domain.resources`

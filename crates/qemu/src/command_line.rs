@@ -4,10 +4,15 @@
 //! device has a fixed id, bus and address, since QEMU notices a difference only at the switchover,
 //! if at all. Only what [`HostLayout`] and [`Role`] carry may differ from host to host.
 
-use godwit_model::machine::{Disk, ImageFormat, MachineSpec, Nic};
+use godwit_model::Bytes;
+use godwit_model::machine::{Disk, ImageFormat, MachineSpec, Nic, PageSize};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+
+mod memory;
+
+pub use memory::takes_hugepages;
 
 /// First PCI slot of the disks; slots 1 and 2 stay free for a display and the like.
 const DISK_SLOT: usize = 0x3;
@@ -84,6 +89,8 @@ pub struct HostLayout {
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk's file; `None` when there is none.
     pub initrd: Option<PathBuf>,
+    /// Directory of a hugetlbfs with pages of the machine's size; `None` when its memory is ordinary.
+    pub hugepages: Option<PathBuf>,
     /// File that serial output is appended to.
     pub serial_log: PathBuf,
     /// Socket of the serial console, both ways.
@@ -109,6 +116,7 @@ impl HostLayout {
             direct_io: spec.disks.iter().map(direct).collect(),
             kernel: None,
             initrd: None,
+            hugepages: None,
             serial_log: directory.join("serial.log"),
             serial_socket: directory.join("serial.sock"),
             qmp_socket: directory.join("qmp.sock"),
@@ -159,6 +167,14 @@ pub enum LineError {
     /// No CPU or no memory.
     #[error("machine has no {0}")]
     Nothing(&'static str),
+    /// Memory that is not made of whole pages.
+    #[error("memory of {memory} is no multiple of pages of {size}")]
+    Pages {
+        /// The machine's memory.
+        memory: Bytes,
+        /// Size of its pages.
+        size: PageSize,
+    },
 }
 
 /// Rendered arguments, without the name of the binary.
@@ -176,7 +192,7 @@ impl CommandLine {
     pub fn render(spec: &MachineSpec, host: &HostLayout, role: Role) -> Result<Self, LineError> {
         check(spec, host)?;
         let mut line = Line::default();
-        machine(&mut line, spec, host);
+        machine(&mut line, spec, host)?;
         process(&mut line, host, role)?;
         let bus = if spec.machine_type.contains("i440fx") {
             "pci.0"
@@ -220,10 +236,21 @@ fn check(spec: &MachineSpec, host: &HostLayout) -> Result<(), LineError> {
     if spec.memory.0 == 0 {
         return Err(LineError::Nothing("memory"));
     }
+    if let Some(size) = spec.hugepages
+        && !spec.memory.0.is_multiple_of(size.bytes().0)
+    {
+        let memory = spec.memory;
+        return Err(LineError::Pages { memory, size });
+    }
     at_most("disks", spec.disks.len(), DISKS_MAX)?;
     at_most("interfaces", spec.nics.len(), NICS_MAX)?;
     same("disks", host.direct_io.len(), spec.disks.len())?;
     same("interfaces", host.nics.len(), spec.nics.len())?;
+    same(
+        "directories of huge pages",
+        usize::from(host.hugepages.is_some()),
+        usize::from(spec.hugepages.is_some()),
+    )?;
     same(
         "kernels",
         usize::from(host.kernel.is_some()),
@@ -263,24 +290,9 @@ const fn same(what: &'static str, found: usize, needed: usize) -> Result<(), Lin
     }
 }
 
-/// Memory that a machine gets beside its own, so that none of its writes is lost in a copy.
-///
-/// QEMU before 9.0 forgets under TCG that pages which it has just marked as sent may be written
-/// again without its notice: the target then runs with stale memory (found with 7.2.22; fixed in
-/// 9.0 by "physmem: Fix migration dirty bitmap coherency with TCG memory access"). It forgets this
-/// only where it looks at 64 pages at once, which it does for memory in multiples of 256 KiB. The
-/// same for every QEMU, since a machine may move between versions, but never between accelerators.
-const fn memory_extra_kib(accelerator: Accelerator) -> u64 {
-    match accelerator {
-        Accelerator::Tcg => 8,
-        Accelerator::Kvm => 0,
-    }
-}
-
 /// What the guest sees of the board: the same on both hosts but for the accelerator.
-fn machine(line: &mut Line, spec: &MachineSpec, host: &HostLayout) {
-    // Whole MiB, rounded up: machine types differ in what finer sizes they accept.
-    let memory_kib = (spec.memory.0.div_ceil(1 << 20) << 10) + memory_extra_kib(host.accelerator);
+fn machine(line: &mut Line, spec: &MachineSpec, host: &HostLayout) -> Result<(), LineError> {
+    let memory_kib = memory::kib(spec, host.accelerator);
     let cpus = spec.cpus;
     line.pair(
         "-name",
@@ -298,12 +310,10 @@ fn machine(line: &mut Line, spec: &MachineSpec, host: &HostLayout) {
         format!("cpus={cpus},sockets=1,cores={cpus},threads=1,maxcpus={cpus}"),
     );
     line.pair("-m", format!("size={memory_kib}K"));
-    line.pair(
-        "-object",
-        format!("memory-backend-ram,id=ram0,size={memory_kib}K"),
-    );
+    line.pair("-object", memory::backend(memory_kib, host)?);
     line.pair("-rtc", "base=utc,driftfix=slew");
     line.pair("-boot", "strict=on");
+    Ok(())
 }
 
 /// How the process behaves on this host.

@@ -7,6 +7,7 @@
 pub mod command_line;
 pub mod image;
 pub mod migrate;
+mod outgoing;
 pub mod probe;
 pub mod process;
 pub mod qmp;

@@ -5,6 +5,7 @@
 //! QEMU says that it is complete. Whether this copy may run at all is decided by
 //! `godwit_model::migration`, from the source's proof.
 
+use crate::outgoing::Outgoing;
 use crate::qmp::{
     Endpoint, MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState,
     SocketAddress, TlsKey,
@@ -20,6 +21,10 @@ use tokio::time::{Instant, sleep};
 
 /// QEMU's name for the object that holds the key of a copy.
 const KEY_OBJECT: &str = "copy-key";
+
+/// Longest wait for a machine whose migration is completed already, and how often it is asked.
+const FINISH_MAX: Duration = Duration::from_secs(1);
+const FINISH_POLL: Duration = Duration::from_millis(2);
 
 /// Limits of one copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +70,15 @@ pub enum MigrateError {
         runstate: RunState,
         /// How far the migration is.
         migration: MigrationStatus,
+    },
+    /// No connection to the target.
+    #[error("connect to {uri}")]
+    Connect {
+        /// Where to.
+        uri: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
     },
     /// QEMU listens, but does not say on which port.
     #[error("qemu does not say where it listens")]
@@ -170,7 +184,8 @@ async fn encrypt(
 ///
 /// # Errors
 /// [`MigrateError::Blocked`] when a device can't travel, [`MigrateError::State`] when the guest
-/// isn't running or paused, and any refusal of QEMU. On an unknown outcome, ask [`status`].
+/// isn't running or paused, [`MigrateError::Connect`], and any refusal of QEMU. On an unknown
+/// outcome, ask [`status`].
 pub async fn begin(
     qmp: &Qmp,
     uri: &str,
@@ -186,6 +201,8 @@ pub async fn begin(
     ];
     let parameters = MigrationParameters {
         tls_creds: Some(encrypt(qmp, encryption, Endpoint::Client).await?),
+        // QEMU wants a name where it doesn't know the address; with a shared key it means nothing.
+        tls_hostname: Some(if encryption.is_some() { KEY_NAME } else { "" }),
         ..parameters(limits)
     };
     let (machine, info, capabilities, parameters) = tokio::join!(
@@ -208,7 +225,12 @@ pub async fn begin(
     capabilities?;
     parameters?;
     // Only now: with a refused capability QEMU would run through to the end without permission.
-    Ok(qmp.migrate(uri).await?)
+    let to_target = Outgoing::connect(uri).await;
+    let to_target = to_target.map_err(|source| MigrateError::Connect {
+        uri: uri.to_owned(),
+        source,
+    })?;
+    Ok(to_target.hand_over(qmp).await?)
 }
 
 /// Changes the limits, also while a copy runs (`auto_converge` only before it begins).
@@ -288,17 +310,25 @@ pub async fn continue_guest(qmp: &Qmp) -> Result<Continued, MigrateError> {
 /// # Errors
 /// [`MigrateError::State`] unless it is stopped complete, or runs already.
 pub async fn resume_source(qmp: &Qmp) -> Result<Continued, MigrateError> {
-    let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
-    let (machine, info) = (machine?, info?);
-    if machine.status == RunState::Running {
-        return Ok(Continued::Already);
-    }
-    if machine.status != RunState::PostMigrate {
-        return Err(MigrateError::State {
-            step: "resume the source",
-            runstate: machine.status,
-            migration: info.status,
-        });
+    let deadline = Instant::now() + FINISH_MAX;
+    loop {
+        let (machine, info) = tokio::join!(qmp.query_status(), qmp.query_migrate());
+        let (machine, info) = (machine?, info?);
+        if machine.status == RunState::Running {
+            return Ok(Continued::Already);
+        }
+        if machine.status == RunState::PostMigrate {
+            break;
+        }
+        // The migration is completed a moment before the machine is.
+        if machine.status != RunState::FinishMigrate || Instant::now() >= deadline {
+            return Err(MigrateError::State {
+                step: "resume the source",
+                runstate: machine.status,
+                migration: info.status,
+            });
+        }
+        sleep(FINISH_POLL).await; // poll
     }
     qmp.cont().await?;
     Ok(Continued::Now)

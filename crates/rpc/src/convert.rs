@@ -1,6 +1,6 @@
 //! Conversions between the wire and the domain. What the wire leaves open is refused here.
 
-use godwit_model::machine::{Disk, ImageFormat, Kernel, MachineSpec, Nic};
+use godwit_model::machine::{Disk, ImageFormat, Kernel, MachineSpec, Nic, PageSize};
 use godwit_model::migration::fact::{Progress, SourceFact, TargetAddress, TargetFact};
 use godwit_model::migration::grant::{ProcessIdentity, Proof, Refusal};
 use godwit_model::migration::source::SourceState;
@@ -65,6 +65,7 @@ impl From<MachineSpec> for wire::MachineSpec {
             disks: spec.disks.into_iter().map(wire::Disk::from).collect(),
             nics: spec.nics.into_iter().map(wire::Nic::from).collect(),
             kernel: spec.kernel.map(wire::Kernel::from),
+            hugepage_bytes: spec.hugepages.map_or(0, |size| size.bytes().0),
         }
     }
 }
@@ -88,6 +89,7 @@ impl TryFrom<wire::MachineSpec> for MachineSpec {
             disks: disks?,
             nics: wire.nics.into_iter().map(Nic::from).collect(),
             kernel: wire.kernel.map(Kernel::from),
+            hugepages: parsed("spec.hugepage_bytes", PageSize::maybe(wire.hugepage_bytes))?,
         })
     }
 }
@@ -135,9 +137,8 @@ impl TryFrom<wire::Seed> for Seed {
             "NoCloud" => SeedSource::NoCloud,
             "ConfigDrive" => SeedSource::ConfigDrive,
             other => {
-                return Err(Status::invalid_argument(format!(
-                    "spec.disks.seed.source {other:?} is neither NoCloud nor ConfigDrive"
-                )));
+                let text = format!("spec.disks.seed.source {other:?} is none of cloud-init's");
+                return Err(Status::invalid_argument(text));
             }
         };
         Ok(Self {
@@ -193,9 +194,8 @@ impl TryFrom<wire::Disk> for Disk {
             "raw" => ImageFormat::Raw,
             "qcow2" => ImageFormat::Qcow2,
             other => {
-                return Err(Status::invalid_argument(format!(
-                    "spec.disks.format {other:?} is neither raw nor qcow2"
-                )));
+                let text = format!("spec.disks.format {other:?} is neither raw nor qcow2");
+                return Err(Status::invalid_argument(text));
             }
         };
         Ok(Self {

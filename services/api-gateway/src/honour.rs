@@ -2,7 +2,7 @@
 
 use godwit_apimachinery::Cause;
 use godwit_model::MachineId;
-use godwit_model::instance::{FieldProblem, HostDefaults, Identity, machine_spec};
+use godwit_model::instance::{FieldProblem, HUGEPAGES, HostDefaults, Identity, machine_spec};
 use godwit_model::vmi::VmiSpec;
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,7 +35,7 @@ pub(crate) fn problems(path: &str, metadata: &Value, spec: &Value) -> Vec<Cause>
         .unwrap_or_default();
     problems
         .into_iter()
-        .filter(|problem| problem.path != EVICTION_STRATEGY)
+        .filter(|problem| ![EVICTION_STRATEGY, HUGEPAGES].contains(&&*problem.path))
         .map(
             |FieldProblem {
                  path: below,
@@ -81,7 +81,7 @@ mod tests {
         let spec = json!({
             "evictionStrategy": "LiveMigrate",
             "domain": {
-                "memory": {"guest": "128Mi", "hugepages": {"pageSize": "2Mi"}},
+                "memory": {"guest": "128Mi", "hugepages": {"pageSize": "64Ki"}},
                 "cpu": {"model": "host-passthrough"},
                 "devices": {"gpus": [{"name": "g"}], "disks": [{"name": "root"}]},
             },

@@ -5,11 +5,11 @@
 //! looks again, so two copies of this service never do a thing twice.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_ledger::{
-    EventKind, EventRecord, Experience, Ledger, LedgerError, MigrationRequest, NewObject,
-    ObjectKey, TraceContext, Tx,
+    EventKind, EventRecord, Experience, FloorKeeper, Ledger, LedgerError, MigrationRequest,
+    NewObject, ObjectKey, TraceContext, Tx,
 };
 use godwit_model::maintenance::Method;
 use godwit_runtime::failpoint;
@@ -24,10 +24,11 @@ use uuid::Uuid;
 use crate::json::reference;
 use crate::look::{
     Account, INSTANCE_LABEL, MAINTENANCE_ANNOTATION, MAINTENANCES, METHOD_ANNOTATION, MIGRATIONS,
-    NODE_ANNOTATION, Reader, Situation, TARGET_ANNOTATION, look,
+    NODE_ANNOTATION, Situation, TARGET_ANNOTATION, look_again, look_around,
 };
 use crate::plan::{EVACUATION_CONTROLLER, Evacuation, Lease, Plan, plan};
 use crate::rolling::Budgets;
+use crate::routes::route;
 use crate::telemetry::Telemetry;
 
 /// How often everything is looked at although nothing woke us: pauses after failures end so.
@@ -52,6 +53,8 @@ pub(crate) struct Drains {
     pub(crate) shutdown: CancellationToken,
     /// What forecasts are made from.
     pub(crate) experience: Experience,
+    /// The nodes and what is held on them: where machines may go.
+    pub(crate) floor: FloorKeeper,
 }
 
 /// Runs rounds until shutdown.
@@ -61,6 +64,7 @@ pub(crate) async fn run(drains: Drains) {
     evictions.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut evict = true;
     while !drains.shutdown.is_cancelled() {
+        let began = Instant::now();
         if let Err(error) = drains.round().await {
             warn!(%error, "a round over the maintenances was cut short");
         }
@@ -73,7 +77,8 @@ pub(crate) async fn run(drains: Drains) {
             _ = evictions.tick() => true,
             _ = wakeups.next(POLL) => false,
         };
-        tokio::time::sleep(ROUND_PAUSE).await; // debounce
+        // Rounds over very many machines take at most half of the time.
+        tokio::time::sleep(began.elapsed().max(ROUND_PAUSE)).await; // debounce
     }
 }
 
@@ -81,35 +86,44 @@ impl Drains {
     /// Takes the step that follows for each maintenance.
     ///
     /// # Errors
-    /// The ledger's, when the maintenances can't be listed; one that fails doesn't stop others.
+    /// The ledger's, when what is true can't be read; one that fails doesn't stop others.
     pub(crate) async fn round(&self) -> Result<(), LedgerError> {
         let maintenances = self.ledger.list(MAINTENANCES).await?;
         self.telemetry.keep(&maintenances);
-        if !maintenances.is_empty() {
-            self.experience.follow(&self.ledger).await?;
+        if maintenances.is_empty() {
+            return Ok(());
         }
-        for maintenance in maintenances {
-            let span = info_span!("maintenance", name = %maintenance.key.name);
-            if let Err(error) = self.reconcile(&maintenance.key).await {
+        self.experience.follow(&self.ledger).await?;
+        let mut situations = look_around(&self.ledger, maintenances).await?;
+        if situations.iter().any(Situation::wants_routes) {
+            let mut floor = self.floor.glance(&self.ledger).await?;
+            route(floor.fleet(), &mut situations);
+        }
+        for situation in &situations {
+            let name = &situation.maintenance.key.name;
+            let span = info_span!("maintenance", %name);
+            if let Err(error) = self.reconcile(situation).await {
                 span.in_scope(|| warn!(%error, "a maintenance's step failed"));
             }
         }
         Ok(())
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<(), LedgerError> {
-        let Some(situation) = look(&mut Reader::Ledger(&self.ledger), key).await? else {
-            return Ok(());
-        };
-        let first = plan(&situation, &self.experience.forecaster());
-        self.telemetry.stands(&situation.node_name, first.standing);
+    async fn reconcile(&self, seen: &Situation) -> Result<(), LedgerError> {
+        let first = plan(seen, &self.experience.forecaster());
+        self.telemetry.stands(&seen.node_name, first.standing);
         if first.is_empty() {
             return Ok(());
         }
         let mut tx = self.ledger.begin().await?;
-        let Some(situation) = look(&mut Reader::Tx(&mut tx), key).await? else {
+        let Some(situation) = look_again(&mut tx, seen).await? else {
             return Ok(());
         };
+        if !situation.is_routed() {
+            // Somebody came meanwhile: the next round finds a place for them, too.
+            self.changed.notify_one();
+            return Ok(());
+        }
         let plan = plan(&situation, &self.experience.forecaster());
         let requested = write(&mut tx, &situation, &plan).await?;
         failpoint!("ledger.drain.before");

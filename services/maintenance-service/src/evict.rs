@@ -7,13 +7,14 @@
 
 use std::collections::HashSet;
 
-use godwit_ledger::{InstanceRow, LedgerError, ObjectKey};
+use godwit_ledger::{LedgerError, MachinesWanted, ObjectKey};
 use godwit_model::maintenance::{Decision, Method, decide};
 use godwit_runtime::failpoint;
 use tracing::{info, warn};
 
 use crate::drain::{Drains, request};
-use crate::look::{Account, EVACUATION, INSTANCES, Marked, Reader, drain_taint, marked};
+use crate::json::told;
+use crate::look::{Account, EVACUATION, INSTANCES, MAINTENANCES, Marked, Reader, Settings, marked};
 use crate::node;
 use crate::plan::Evacuation;
 use crate::rolling::Budgets;
@@ -24,19 +25,24 @@ impl Drains {
     /// # Errors
     /// The ledger's, when the marks can't be read; a machine that fails doesn't stop others.
     pub(crate) async fn evictions(&self) -> Result<(), LedgerError> {
-        let tainted = self.tainted().await?;
+        // Who is on a node under maintenance is the drain's, although he is marked.
+        let maintained = self.maintained().await?;
+        let mut tainted = self.tainted().await?;
+        tainted.retain(|node| !maintained.contains(node));
         let mut asked: Vec<ObjectKey> = vec![];
         for instance in self.ledger.list_told(INSTANCES, EVACUATION).await? {
-            asked.push(instance.key);
+            let node = told(&instance, EVACUATION).as_str().unwrap_or_default();
+            if !maintained.contains(node) {
+                asked.push(instance.key);
+            }
         }
         if !tainted.is_empty() {
-            let here = |row: &InstanceRow| {
-                row.node
-                    .as_ref()
-                    .is_some_and(|node| tainted.contains(node.as_str()))
+            let here = MachinesWanted {
+                nodes: tainted.iter().cloned().collect(),
+                ..MachinesWanted::default()
             };
-            let rows = self.ledger.instances().await?;
-            asked.extend(rows.into_iter().filter(here).map(|row| row.key));
+            let found = self.ledger.machines_about(&here).await?.into_iter();
+            asked.extend(found.filter_map(|found| found.row).map(|row| row.key));
         }
         asked.sort();
         asked.dedup();
@@ -48,9 +54,18 @@ impl Drains {
         Ok(())
     }
 
+    /// Nodes under maintenance.
+    async fn maintained(&self) -> Result<HashSet<String>, LedgerError> {
+        let maintenances = self.ledger.list(MAINTENANCES).await?;
+        let nodes = maintenances.iter();
+        let nodes = nodes.filter_map(|maintenance| maintenance.spec()["nodeName"].as_str());
+        Ok(nodes.map(str::to_owned).collect())
+    }
+
     /// Nodes with the taint that asks all machines to leave.
     async fn tainted(&self) -> Result<HashSet<String>, LedgerError> {
-        let key = drain_taint(&mut Reader::Ledger(&self.ledger)).await?;
+        let settings = Settings::read(&mut Reader::Ledger(&self.ledger)).await?;
+        let key = settings.drain_taint;
         let nodes = self.ledger.list("nodes").await?.into_iter();
         let tainted = nodes.filter(|node| node::has_taint(node, &key));
         Ok(tainted.map(|node| node.key.name).collect())

@@ -1,6 +1,11 @@
 //! What the ledger says about one maintenance. Reads only; what follows from it is in `plan.rs`.
 
-use godwit_ledger::{InstanceRow, JobRow, Ledger, LedgerError, Object, ObjectKey, Tx};
+use std::sync::Arc;
+
+use godwit_ledger::{
+    InstanceRow, JobFound, JobRow, Ledger, LedgerError, MachineFound, MachinesWanted, Object,
+    ObjectKey, Tx,
+};
 use godwit_model::maintenance::{Machine, Method, Stage, Step, decide};
 use godwit_model::plan::Pace;
 use godwit_model::{Bytes, JobId, MachineId, NodeName};
@@ -11,13 +16,15 @@ use crate::deadline::Deadline;
 use crate::json::told;
 use crate::ladder;
 use crate::machines::{self, Fate, fate_of};
-use crate::outlook::pace;
-use crate::routes::{Routes, routes, wants_one};
+use crate::routes::{Routes, wants_one};
 
+mod ground;
 mod marked;
 mod residents;
 mod rows;
 
+pub(crate) use ground::Settings;
+use ground::{Ground, Traffic, wanted_of};
 pub(crate) use marked::{Marked, marked};
 pub(crate) use residents::residents;
 use rows::Rows;
@@ -29,7 +36,6 @@ pub(crate) const MAINTENANCES: &str = "nodemaintenances";
 pub(crate) const MIGRATIONS: &str = "virtualmachineinstancemigrations.kubevirt.io";
 pub(crate) const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
 const MACHINES: &str = "virtualmachines.kubevirt.io";
-const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 /// Label of a migration that names its instance.
 pub(crate) const INSTANCE_LABEL: &str = "kubevirt.io/vmi-name";
 /// Annotation of an evacuation that names the node to leave.
@@ -40,8 +46,6 @@ pub(crate) const EVACUATION: &str = "evacuationNodeName";
 pub(crate) const TARGET_ANNOTATION: &str = "godwit.io/target-node";
 /// Annotation of a migration that says how it moves the machine; absent: live.
 pub(crate) const METHOD_ANNOTATION: &str = "godwit.io/method";
-/// Key of the taint of nodes that are drained, where nothing else was set: KubeVirt's.
-const DRAIN_TAINT: &str = "kubevirt.io/drain";
 /// Where medik8s' operators keep the leases of nodes.
 const LEASE_NAMESPACE: &str = "medik8s-leases";
 /// Resource of leases.
@@ -72,24 +76,48 @@ impl Reader<'_> {
         }
     }
 
-    async fn instances(&mut self) -> Result<Vec<InstanceRow>, LedgerError> {
+    async fn get_all(&mut self, keys: &[ObjectKey]) -> Result<Vec<Object>, LedgerError> {
         match self {
-            Self::Ledger(ledger) => ledger.instances().await,
-            Self::Tx(tx) => tx.instances().await,
+            Self::Ledger(ledger) => ledger.get_all(keys).await,
+            Self::Tx(tx) => tx.get_all(keys).await,
         }
     }
 
-    async fn instance(&mut self, uid: &MachineId) -> Result<Option<InstanceRow>, LedgerError> {
+    async fn machines_about(
+        &mut self,
+        wanted: &MachinesWanted,
+    ) -> Result<Vec<MachineFound>, LedgerError> {
         match self {
-            Self::Ledger(ledger) => ledger.instance(uid).await,
-            Self::Tx(tx) => tx.instance(uid).await,
+            Self::Ledger(ledger) => ledger.machines_about(wanted).await,
+            Self::Tx(tx) => tx.machines_about(wanted).await,
         }
     }
 
-    async fn jobs_open(&mut self) -> Result<Vec<JobRow>, LedgerError> {
+    async fn jobs_shown(&mut self) -> Result<Vec<JobFound>, LedgerError> {
         match self {
-            Self::Ledger(ledger) => ledger.jobs_open().await,
-            Self::Tx(tx) => tx.jobs_open().await,
+            Self::Ledger(ledger) => ledger.jobs_shown().await,
+            Self::Tx(tx) => tx.jobs_shown().await,
+        }
+    }
+
+    async fn jobs_about(
+        &mut self,
+        nodes: &[String],
+        machines: &[MachineId],
+    ) -> Result<Vec<JobFound>, LedgerError> {
+        match self {
+            Self::Ledger(ledger) => ledger.jobs_about(nodes, machines).await,
+            Self::Tx(tx) => tx.jobs_about(nodes, machines).await,
+        }
+    }
+
+    async fn migrations_failed(
+        &mut self,
+        machines: &[MachineId],
+    ) -> Result<Vec<Object>, LedgerError> {
+        match self {
+            Self::Ledger(ledger) => ledger.migrations_failed(machines).await,
+            Self::Tx(tx) => tx.migrations_failed(machines).await,
         }
     }
 
@@ -115,8 +143,9 @@ pub(crate) struct Situation {
     pub(crate) instances: Vec<Object>,
     /// Open evacuations of this maintenance that have not begun to copy.
     pub(crate) cancellable: Vec<JobId>,
-    /// All open migrations, in the order of the queue, with what each carries.
-    pub(crate) traffic: Vec<(Way, Bytes)>,
+    /// All open migrations of about this moment, in the order of the queue, with what each carries.
+    /// They are nobody's here.
+    pub(crate) traffic: Arc<[(Way, Bytes)]>,
     /// Machines that were told of before and are not on the node, by UID.
     pub(crate) departed: Vec<(String, Fate)>,
     /// Where machines go that are to leave.
@@ -206,85 +235,70 @@ pub(crate) struct Failed {
     pub(crate) message: String,
 }
 
-/// What is true about the maintenance `key`; `None` when there is none.
+/// What is true about all of `maintenances`, of about one moment. Where machines go is not looked at.
 ///
 /// # Errors
 /// The ledger's.
-pub(crate) async fn look(
-    reader: &mut Reader<'_>,
-    key: &ObjectKey,
+pub(crate) async fn look_around(
+    ledger: &Ledger,
+    maintenances: Vec<Object>,
+) -> Result<Vec<Situation>, LedgerError> {
+    let mut reader = Reader::Ledger(ledger);
+    let ground = Ground::read(&mut reader, wanted_of(&maintenances), Traffic::All).await?;
+    let traffic: Arc<[(Way, Bytes)]> = ground.rows.traffic().into();
+    let situations = maintenances.into_iter();
+    Ok(situations
+        .map(|maintenance| situation(&ground, maintenance, Arc::clone(&traffic)))
+        .collect())
+}
+
+/// What is true about the maintenance that was looked at until the transaction ends; `None` when it
+/// is gone. What others carry, and where machines go, is taken from that look: nothing but forecasts
+/// and wishes follows from it.
+///
+/// # Errors
+/// The ledger's.
+pub(crate) async fn look_again(
+    tx: &mut Tx,
+    before: &Situation,
 ) -> Result<Option<Situation>, LedgerError> {
-    let Some(maintenance) = reader.get(key).await? else {
+    let Some(maintenance) = tx.get(&before.maintenance.key).await? else {
         return Ok(None);
     };
-    let node_name = maintenance.spec()["nodeName"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let node = match NodeName::parse(node_name.clone()) {
-        Ok(name) => {
-            let object = reader.get(&ObjectKey::new("nodes", "", &node_name)).await?;
-            object.map(|object| (name, object))
-        }
-        Err(_) => None,
-    };
-    let rows = Rows {
-        strategy: cluster_strategy(reader).await?,
-        instances: reader.instances().await?,
-        jobs: reader.jobs_open().await?,
-        objects: reader.list(INSTANCES).await?,
-        migrations: reader.list(MIGRATIONS).await?,
-    };
-    let now = reader.now().await?;
-    let (pace, drain_taint) = settings(reader).await?;
+    let wanted = wanted_of(std::slice::from_ref(&maintenance));
+    let ground = Ground::read(&mut Reader::Tx(tx), wanted, Traffic::Own).await?;
+    let mut situation = situation(&ground, maintenance, Arc::clone(&before.traffic));
+    situation.routes = before.routes.clone();
+    Ok(Some(situation))
+}
+
+fn situation(ground: &Ground, maintenance: Object, traffic: Arc<[(Way, Bytes)]>) -> Situation {
+    let rows = &ground.rows;
+    let node_name = maintenance.spec()["nodeName"].as_str().unwrap_or_default();
     let mut situation = Situation {
         cancellable: rows.cancellable(&maintenance),
-        traffic: rows.traffic(&node_name, &maintenance),
+        traffic,
         instances: vec![],
         guests: vec![],
         departed: vec![],
         routes: Routes::default(),
-        pace,
-        deadline: Deadline::of(&maintenance, now),
-        lease: reader.get(&lease_key(&node_name)).await?,
-        drain_taint,
-        now,
+        pace: ground.settings.pace,
+        deadline: Deadline::of(&maintenance, ground.now),
+        lease: ground.object(&lease_key(node_name)).cloned(),
+        drain_taint: ground.settings.drain_taint.clone(),
+        now: ground.now,
+        node: ground.node(node_name),
+        node_name: node_name.to_owned(),
         maintenance,
-        node_name,
-        node,
     };
     if let Some((node, _)) = &situation.node {
-        situation.guests = rows.guests((situation.account(), now), node);
+        situation.guests = rows.guests((situation.account(), ground.now), node);
     }
-    situation.ask_owners(reader, &rows).await?;
-    situation.departed = situation.fates(&rows);
-    situation.instances = rows
-        .objects
-        .into_iter()
-        .filter(|object| situation.concerns(object))
-        .collect();
-    if situation.wants_routes() {
-        situation.routes = routes(reader, &situation).await?;
-    }
-    Ok(Some(situation))
-}
-
-/// What migrations keep to, and the key of the taint that says that a node is drained.
-async fn settings(reader: &mut Reader<'_>) -> Result<(Pace, String), LedgerError> {
-    Ok((pace(reader).await?, drain_taint(reader).await?))
-}
-
-/// Key of the taint that says that a node is drained: KubeVirt's setting.
-pub(crate) async fn drain_taint(reader: &mut Reader<'_>) -> Result<String, LedgerError> {
-    let clusters = reader.list(KUBEVIRTS).await?;
-    let key = clusters.first().and_then(|cluster| {
-        let migrations = cluster.spec().pointer("/configuration/migrations")?;
-        migrations["nodeDrainTaintKey"].as_str()
-    });
-    Ok(key
-        .filter(|key| !key.is_empty())
-        .unwrap_or(DRAIN_TAINT)
-        .to_owned())
+    situation.ask_owners(ground);
+    situation.departed = situation.fates(rows);
+    let objects = rows.objects().filter(|object| situation.concerns(object));
+    situation.instances = objects.cloned().collect();
+    situation
 }
 
 /// The lease that says who maintains a node.
@@ -292,44 +306,31 @@ pub(crate) fn lease_key(node: &str) -> ObjectKey {
     ObjectKey::new(LEASES, LEASE_NAMESPACE, format!("node-{node}"))
 }
 
-async fn cluster_strategy(reader: &mut Reader<'_>) -> Result<Option<String>, LedgerError> {
-    let clusters = reader.list(KUBEVIRTS).await?;
-    let strategy = clusters
-        .first()
-        .and_then(|cluster| cluster.spec().pointer("/configuration/evictionStrategy"));
-    Ok(strategy.and_then(Value::as_str).map(str::to_owned))
-}
-
 /// The virtual machine of an instance has the newer word.
-async fn ask_owner(
-    reader: &mut Reader<'_>,
-    guest: &mut Guest,
-    rows: &Rows,
-) -> Result<(), LedgerError> {
+fn ask_owner(guest: &mut Guest, ground: &Ground) {
     match guest.machine.stage {
         Stage::Running | Stage::Migrating => {}
         Stage::Starting
         | Stage::Stopping
         | Stage::NeedsFencing
         | Stage::Arriving
-        | Stage::Leaving => return Ok(()),
+        | Stage::Leaving => return,
     }
-    let Some(named) = rows.object(&guest.uid).and_then(machine_of) else {
-        return Ok(());
+    let Some(named) = ground.rows.object(&guest.uid).and_then(machine_of) else {
+        return;
     };
     let key = ObjectKey::new(MACHINES, &guest.key.namespace, &guest.key.name);
-    let owner = reader.get(&key).await?;
     // A namesake that was made later says nothing about this instance.
+    let owner = ground.object(&key);
     let owner = owner.filter(|owner| named.is_none_or(|uid| uid == owner.uid));
-    let newer = owner.as_ref().and_then(|owner| {
+    let newer = owner.and_then(|owner| {
         let newer = owner.spec().pointer("/template/spec/evictionStrategy")?;
         newer.as_str()
     });
     if guest.machine.stage == Stage::Running {
         guest.machine.strategy = guest.machine.strategy.or_newer(newer);
     }
-    guest.owner = owner;
-    Ok(())
+    guest.owner = owner.cloned();
 }
 
 /// The UID of an instance's virtual machine, where its reference has one; `None` when it has none.
@@ -350,14 +351,11 @@ impl Situation {
     }
 
     /// Looks at each machine's owner, and puts it on the rung of its ladder.
-    async fn ask_owners(
-        &mut self,
-        reader: &mut Reader<'_>,
-        rows: &Rows,
-    ) -> Result<(), LedgerError> {
+    fn ask_owners(&mut self, ground: &Ground) {
+        let rows = &ground.rows;
         let mut guests = std::mem::take(&mut self.guests);
         for guest in &mut guests {
-            ask_owner(reader, guest, rows).await?;
+            ask_owner(guest, ground);
             if let Some(instance) = rows.object(&guest.uid) {
                 let key = guest.key.clone();
                 let failures = |method| rows.failures(&key, self.account(), method);
@@ -365,7 +363,6 @@ impl Situation {
             }
         }
         self.guests = guests;
-        Ok(())
     }
 
     /// What became of machines that were told of before and are not on the node.
@@ -376,11 +373,12 @@ impl Situation {
             let uid = entry["uid"].as_str().unwrap_or_default();
             !self.guests.iter().any(|guest| guest.uid.as_str() == uid)
         });
-        gone.map(|entry| fate_of(entry, &rows.instances)).collect()
+        let rows: Vec<&InstanceRow> = rows.instances().collect();
+        gone.map(|entry| fate_of(entry, &rows)).collect()
     }
 
     /// Whether some machine needs to know where it goes.
-    fn wants_routes(&self) -> bool {
+    pub(crate) fn wants_routes(&self) -> bool {
         let Some((node, _)) = &self.node else {
             return false;
         };
@@ -389,6 +387,18 @@ impl Situation {
                 let decision = decide(&guest.machine, node);
                 let known = ladder::entry(&self.maintenance, &guest.uid);
                 wants_one(&decision) && (decision.acts() || known["targetNode"].is_null())
+            })
+    }
+
+    /// Whether a place was looked for, for each machine that needs to know where it goes.
+    pub(crate) fn is_routed(&self) -> bool {
+        let Some((node, _)) = &self.node else {
+            return true;
+        };
+        let mut guests = self.guests.iter();
+        !self.wants_routes()
+            || guests.all(|guest| {
+                !wants_one(&decide(&guest.machine, node)) || self.routes.knows(&guest.uid)
             })
     }
 

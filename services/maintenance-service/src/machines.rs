@@ -39,15 +39,15 @@ pub(crate) enum Fate {
 }
 
 /// What became of the machine of an entry of the status.
-pub(crate) fn fate_of(entry: &Value, rows: &[InstanceRow]) -> (String, Fate) {
+pub(crate) fn fate_of(entry: &Value, rows: &[&InstanceRow]) -> (String, Fate) {
     let uid = entry["uid"].as_str().unwrap_or_default().to_owned();
     let node = |row: &InstanceRow| row.node.as_ref().map(NodeName::to_string);
-    let itself = rows.iter().find(|row| row.uid.as_str() == uid);
+    let itself = rows.iter().copied().find(|row| row.uid.as_str() == uid);
     let moved = itself.filter(|row| row.state.is_alive()).and_then(node);
     if let Some(node) = moved {
         return (uid, Fate::Moved(node));
     }
-    let successor = rows.iter().find(|row| {
+    let successor = rows.iter().copied().find(|row| {
         row.uid.as_str() != uid
             && entry["namespace"] == row.key.namespace
             && entry["name"] == row.key.name

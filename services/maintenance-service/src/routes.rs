@@ -3,15 +3,13 @@
 
 use std::collections::HashSet;
 
-use godwit_ledger::LedgerError;
 use godwit_model::maintenance::{Decision, Wait, decide};
 use godwit_model::placement::{Fleet, Placement};
 use godwit_model::plan::{Evacuation, evacuate, keep};
 use godwit_model::{MachineId, NodeName};
 
 use crate::ladder::entry;
-use crate::look::{Reader, Situation};
-use crate::outlook::floor;
+use crate::look::Situation;
 
 /// Where machines go.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +18,8 @@ pub(crate) struct Routes {
     pub(crate) targets: Vec<(MachineId, NodeName)>,
     /// Machines that no node takes, and why.
     pub(crate) nowhere: Vec<(MachineId, String)>,
+    /// Machines for which a place was looked for, also those that nothing is known of.
+    asked: HashSet<MachineId>,
 }
 
 impl Routes {
@@ -37,6 +37,11 @@ impl Routes {
         nowhere
             .find(|(known, _)| known == machine)
             .map(|(_, why)| &**why)
+    }
+
+    /// Whether a place was looked for, for `machine`.
+    pub(crate) fn knows(&self, machine: &MachineId) -> bool {
+        self.asked.contains(machine)
     }
 
     /// The place of `machine` in the order; those that go nowhere come last.
@@ -62,45 +67,61 @@ pub(crate) const fn wants_one(decision: &Decision) -> bool {
     }
 }
 
-/// Finds a place for each machine that is to leave. A target that was planned before stays while
-/// nothing speaks against it.
-///
-/// # Errors
-/// The ledger's.
-pub(crate) async fn routes(
-    reader: &mut Reader<'_>,
-    situation: &Situation,
-) -> Result<Routes, LedgerError> {
+/// Finds a place for each machine that is to leave, and leaves the fleet as it was. Those of a node
+/// that comes later find the places of the former taken.
+pub(crate) fn route(fleet: &mut Fleet, situations: &mut [Situation]) {
+    let closed: Vec<NodeName> = situations
+        .iter()
+        .filter(|situation| !situation.maintenance.deleting())
+        .filter_map(|situation| Some(situation.node.as_ref()?.0.clone()))
+        .collect();
+    for node in &closed {
+        fleet.close(node);
+    }
+    let mut taken = Evacuation::default();
+    if let Some(first) = situations.first() {
+        promise(fleet, first, &mut taken);
+    }
+    for situation in situations.iter_mut() {
+        if situation.wants_routes() {
+            situation.routes = routes(fleet, situation, &mut taken);
+        }
+    }
+    taken.undo(fleet);
+    for node in &closed {
+        fleet.reopen(node);
+    }
+}
+
+/// A target that was planned before stays while nothing speaks against it.
+fn routes(fleet: &mut Fleet, situation: &Situation, taken: &mut Evacuation) -> Routes {
     let Some((node, _)) = &situation.node else {
-        return Ok(Routes::default());
+        return Routes::default();
     };
-    let floor = floor(reader).await?;
-    let mut fleet = floor.fleet();
-    fleet.close(node);
-    promise(&mut fleet, situation);
     let mut wanting: HashSet<&MachineId> = HashSet::new();
     let mut routes = Routes::default();
     for guest in &situation.guests {
         if !wants_one(&decide(&guest.machine, node)) {
             continue;
         }
+        routes.asked.insert(guest.uid.clone());
         let planned = entry(&situation.maintenance, &guest.uid)["targetNode"].as_str();
         let planned = planned.and_then(|name| NodeName::parse(name).ok());
-        let kept = planned.and_then(|target| keep(&mut fleet, &guest.uid, (node, &target)));
+        let kept = planned.and_then(|target| keep(fleet, &guest.uid, (node, &target)));
         match kept {
-            Some(way) => routes.targets.push((way.machine, way.target)),
+            Some(way) => {
+                let (machine, target) = (way.machine.clone(), way.target.clone());
+                routes.targets.push((machine, target));
+                taken.moves.push(way);
+            }
             None => drop(wanting.insert(&guest.uid)),
         }
     }
     let nodes = std::slice::from_ref(node);
-    let found = evacuate(
-        &mut fleet,
-        nodes,
-        &|machine| wanting.contains(machine),
-        false,
-    );
+    let found = evacuate(fleet, nodes, &|machine| wanting.contains(machine), false);
+    taken.moves.extend(found.moves.iter().cloned());
     routes.add(found);
-    Ok(routes)
+    routes
 }
 
 impl Routes {
@@ -120,13 +141,14 @@ impl Routes {
 }
 
 /// Holds the room that open migrations were promised by a plan and have not reserved yet.
-fn promise(fleet: &mut Fleet, situation: &Situation) {
-    for (way, _) in &situation.traffic {
+fn promise(fleet: &mut Fleet, situation: &Situation, taken: &mut Evacuation) {
+    for (way, _) in situation.traffic.iter() {
         let planned = way.planned.clone().filter(|_| way.job.target.is_none());
         let planned = planned.and_then(|name| NodeName::parse(name).ok());
         let (Some(target), Some(source)) = (planned, &way.job.source) else {
             continue;
         };
-        keep(fleet, &way.job.machine, (source, &target));
+        let held = keep(fleet, &way.job.machine, (source, &target));
+        taken.moves.extend(held);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_ledger::{Experience, Ledger, LedgerConfig};
+use godwit_ledger::{Experience, FloorKeeper, Ledger, LedgerConfig};
 use godwit_rpc::maintenance::v1::maintenance_server::{Maintenance, MaintenanceServer};
 use godwit_rpc::maintenance::v1::{PokeRequest, PokeResponse};
 use godwit_rpc::migration;
@@ -99,6 +99,7 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         telemetry: Telemetry::new(&metrics),
         shutdown,
         experience: Experience::default(),
+        floor: FloorKeeper::default(),
     });
     let rolling = rolling::run(rollings);
     let (served, (), (), (), ()) =

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use godwit_ledger::{
-    Capacity, Experience, InstanceRow, InstanceState, JobChange, JobRow, JobStep, Ledger,
-    LedgerConfig, LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey,
+    Capacity, Experience, FloorKeeper, InstanceRow, InstanceState, JobChange, JobRow, JobStep,
+    Ledger, LedgerConfig, LedgerError, MigrationRequest, NewObject, NodeRow, Object, ObjectKey,
     TraceContext, Tx,
 };
 use godwit_model::migration::job::JobState;
 use godwit_model::migration::view::launcher_name;
+use godwit_model::placement::Hugepages;
 use godwit_model::{Bytes, Epoch, MachineId, NodeName};
 use godwit_testkit::postgres::Postgres;
 use jiff::{SignedDuration, Timestamp};
@@ -76,6 +77,7 @@ impl Scene {
             capacity: Capacity {
                 memory: Bytes::mib(8192),
                 cpu_milli: 8000,
+                hugepages: Hugepages::default(),
             },
             // The machines here are of no known kind, and every host can run that.
             facts: json!({ "machineTypes": [""], "cpuModels": [""] }),
@@ -289,6 +291,7 @@ async fn drains(url: &str) -> Drains {
         telemetry: Telemetry::default(),
         shutdown: CancellationToken::new(),
         experience: Experience::default(),
+        floor: FloorKeeper::default(),
     }
 }
 

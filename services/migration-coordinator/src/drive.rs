@@ -13,17 +13,17 @@ use godwit_model::migration::source::SourceState;
 use godwit_model::policy::MigrationPolicy;
 use godwit_runtime::backoff::Backoff;
 use jiff::Timestamp;
-use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
+use crate::drives::Bells;
 use crate::hosts::{self, HostWatch};
 use crate::shared::{Limits, Shared};
 use crate::step::{self, Outcome};
 use crate::terms::Terms;
 use crate::trace;
 
-/// How often a waiting job looks at the ledger although nobody poked it.
+/// How often a waiting job looks around although nobody poked it. Of what changes in the ledger it
+/// is told: see `queue.rs`.
 const POLL: Duration = Duration::from_secs(1);
 /// First and longest pause after the ledger could not be asked; up to twice as long by jitter.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
@@ -34,8 +34,10 @@ pub(crate) struct Drive {
     pub(crate) lease: Lease,
     pub(crate) source: Option<HostWatch>,
     pub(crate) target: Option<HostWatch>,
-    /// Told when the lease is lost.
-    lost: Arc<Notify>,
+    /// How it is told of news.
+    bells: Arc<Bells>,
+    /// When this process claimed it.
+    claimed: Instant,
     /// Which hosts were declared dead, and not heard since.
     fences: JobFences,
     /// The policy that fits the machine, once its migration has its turn.
@@ -82,21 +84,20 @@ enum End {
 }
 
 /// Drives the leased job until it is over, lost to another owner, or this process stops.
-pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>) {
+pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, bells: Arc<Bells>) {
     let job = lease.job.id.clone();
     let state = lease.job.state;
     info!(%job, %state, epoch = %lease.epoch, "job claimed");
     shared.telemetry.leases().begin(lease.epoch);
     trace::retell(&shared, &lease).await;
     let stop = shared.shutdown.clone();
-    let (keeper, kept) = (Arc::clone(&shared), lease.clone());
-    let lost = Arc::new(Notify::new());
     let mut drive = Drive {
         shared,
         lease,
         source: None,
         target: None,
-        lost: Arc::clone(&lost),
+        bells,
+        claimed: Instant::now(),
         fences: JobFences::default(),
         policy: None,
         policy_read: false,
@@ -110,43 +111,26 @@ pub(crate) async fn drive(shared: Arc<Shared>, lease: Lease, poked: Arc<Notify>)
     };
     let mut taken = false;
     tokio::select! {
-        end = drive.run(&poked) => match end {
+        end = drive.run() => match end {
             End::Final => info!(%job, state = %drive.lease.job.state, "job over"),
             End::Lost => {
                 taken = true;
                 info!(%job, "job is somebody else's");
             }
         },
-        () = keep(&keeper, &kept, &lost) => {}
         () = stop.cancelled() => debug!(%job, "job left to the next owner"),
     }
     drive.shared.telemetry.leases().end(taken);
-    drive.shared.queue_moved.notify_waiters();
+    if drive.lease.job.state.is_final() {
+        return; // The end of the job was that of the lease.
+    }
     if let Err(error) = drive.shared.ledger.job_lease_release(&drive.lease).await {
         debug!(%job, %error, "the lease runs out by itself");
     }
 }
 
-/// Keeps the lease, also while an order takes longer than it lives. Tells `lost` when it is lost,
-/// and never returns: what is being recorded at that moment is not torn out of its hands.
-async fn keep(shared: &Shared, lease: &Lease, lost: &Notify) {
-    let mut renew = tokio::time::interval(shared.config.lease_renew());
-    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        renew.tick().await;
-        let ttl = shared.config.lease_ttl();
-        match shared.ledger.job_renew(lease, ttl).await {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(error) => debug!(%error, "lease not renewed"),
-        }
-    }
-    lost.notify_one();
-    std::future::pending().await
-}
-
 impl Drive {
-    async fn run(&mut self, poked: &Notify) -> End {
+    async fn run(&mut self) -> End {
         loop {
             let outcome = match self.turn().await {
                 Ok(outcome) => outcome,
@@ -160,7 +144,7 @@ impl Drive {
                 Outcome::Lost => return End::Lost,
                 Outcome::Over => return End::Final,
                 Outcome::Wait => {
-                    if !self.wait(poked).await {
+                    if !self.wait().await {
                         return End::Lost;
                     }
                 }
@@ -173,7 +157,7 @@ impl Drive {
         self.watch_hosts().await?;
         // A migration obeys what was set before it was made, however short ago.
         if !self.limits_read {
-            self.shared.read_limits().await?;
+            self.shared.read_limits(Some(self.claimed)).await?;
             self.limits_read = true;
         }
         if !self.policy_read && self.lease.job.state != JobState::Pending {
@@ -283,16 +267,15 @@ impl Drive {
     }
 
     /// Waits for anything that may change the decision; `false` when the lease is lost.
-    async fn wait(&mut self, poked: &Notify) -> bool {
-        let queue = self.shared.queue_moved.clone();
-        let pending = self.lease.job.state == JobState::Pending;
+    async fn wait(&mut self) -> bool {
+        let bells = Arc::clone(&self.bells);
         tokio::select! {
-            () = self.lost.notified() => return false,
+            () = bells.lost.notified() => return false,
             () = changed(self.source.as_mut()) => return true,
             () = changed(self.target.as_mut()) => return true,
-            () = poked.notified() => {}
-            () = queue.notified(), if pending => {}
-            () = tokio::time::sleep(POLL) => {}
+            () = bells.turn.notified() => return true,
+            () = tokio::time::sleep(POLL) => return true,
+            () = bells.poked.notified() => {}
         }
         self.refresh().await
     }
@@ -300,14 +283,21 @@ impl Drive {
     /// Reads the job and the fences of its hosts again: a user may have cancelled it, or have
     /// declared a host dead.
     async fn refresh(&mut self) -> bool {
-        match self.shared.ledger.job_fences(&self.lease.job.id).await {
-            Ok(fences) => self.fences = fences,
-            Err(error) => debug!(%error, "the fences could not be read"),
-        }
-        match self.read().await {
+        let fences = self.shared.ledger.job_fences(&self.lease.job.id).await;
+        let read = match fences {
+            Ok(fences) => {
+                self.fences = fences;
+                self.read().await
+            }
+            Err(error) => Err(error),
+        };
+        match read {
             Ok(mine) => mine,
             Err(error) => {
                 debug!(%error, "the job could not be read");
+                tokio::time::sleep(RETRY_PAUSES.1).await; // back-off
+                // What there was to read is told once.
+                self.bells.poked.notify_one();
                 true
             }
         }

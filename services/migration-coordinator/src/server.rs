@@ -18,7 +18,9 @@ use uuid::Uuid;
 use crate::claim::claim_all;
 use crate::config::Config;
 use crate::counts;
+use crate::drives::{Drives, keep_leases};
 use crate::hosts::Hosts;
+use crate::queue::{self, Queue};
 use crate::shared::{Limits, Shared, follow_limits, follow_passages};
 use crate::telemetry::Telemetry;
 
@@ -77,7 +79,8 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         owner: format!("migration-coordinator-{}", Uuid::now_v7()),
         hosts: Hosts::new(identity.clone()),
         telemetry: Telemetry::new(&metrics, steps),
-        queue_moved: Arc::default(),
+        drives: Drives::default(),
+        queue: Queue::default(),
         shutdown: shutdown.clone(),
         limits: RwLock::new(Arc::new(Limits::from(MigrationLimits::default()))),
         policies: RwLock::default(),
@@ -100,7 +103,11 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let limits = tokio::spawn(follow_limits(Arc::clone(&shared)));
     let counting = tokio::spawn(counts::follow(Arc::clone(&shared)));
     let passages = tokio::spawn(follow_passages(Arc::clone(&shared)));
+    let queue = tokio::spawn(queue::follow(Arc::clone(&shared)));
+    let leases = tokio::spawn(keep_leases(Arc::clone(&shared)));
     let (served, ()) = tokio::join!(server::serve(parts), claim_all(shared, poked));
+    queue.await?;
+    leases.await?;
     limits.await?;
     passages.await?;
     counting.await?;

@@ -1,7 +1,7 @@
 //! What all jobs of this process share: the ledger, the hosts, the limits in force.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey, SettingsFound};
 use godwit_model::limits::{MigrationLimits, MigrationSettings};
@@ -14,12 +14,13 @@ use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::placement::v1::placement_client::PlacementClient;
 use godwit_rpc::{Channel, Status};
 use jiff::Timestamp;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::config::Config;
+use crate::drives::Drives;
 use crate::hosts::Hosts;
+use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 
 /// Where the ledger keeps MigrationPolicies.
@@ -44,13 +45,16 @@ pub(crate) struct Shared {
     pub(crate) hosts: Hosts,
     pub(crate) scheduler: PlacementClient<Channel>,
     pub(crate) telemetry: Telemetry,
-    /// A slot may have become free.
-    pub(crate) queue_moved: Arc<Notify>,
+    /// What this process drives.
+    pub(crate) drives: Drives,
+    /// Whose turn it is.
+    pub(crate) queue: Queue,
     pub(crate) shutdown: CancellationToken,
     pub(crate) limits: RwLock<Arc<Limits>>,
     pub(crate) policies: RwLock<Arc<Vec<MigrationPolicy>>>,
-    /// Held while limits and policies are read: an older reading never replaces a newer one.
-    pub(crate) reading_limits: tokio::sync::Mutex<()>,
+    /// Held while limits and policies are read: an older reading never replaces a newer one. When
+    /// the last good one began; `None` before.
+    pub(crate) reading_limits: tokio::sync::Mutex<Option<Instant>>,
     /// Makes forecasts.
     pub(crate) experience: Experience,
 }
@@ -73,23 +77,28 @@ impl Shared {
     }
 
     /// Takes over the limits and policies that users have set by now. A setting that makes no sense
-    /// is told in the log, and the last good one stays.
-    pub(crate) async fn read_limits(&self) -> Result<(), LedgerError> {
-        let _reading = self.reading_limits.lock().await;
+    /// is told in the log, and the last good one stays. A reading that began after `since` will do.
+    pub(crate) async fn read_limits(&self, since: Option<Instant>) -> Result<(), LedgerError> {
+        let mut last = self.reading_limits.lock().await;
+        if last.is_some_and(|last| since.is_some_and(|since| last > since)) {
+            return Ok(());
+        }
+        let began = Instant::now();
         let (policies, resource, config_map) = read_settings(&self.ledger).await?;
         *self
             .policies
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
-        let last = self.limits();
-        let (limits, problems) = MigrationLimits::resolve(&last.cluster, &resource, &config_map);
+        *last = Some(began);
+        let before = self.limits();
+        let (limits, problems) = MigrationLimits::resolve(&before.cluster, &resource, &config_map);
         for problem in problems {
             warn!(%problem, "a migration limit is not usable; the last good one stays");
         }
-        if limits != last.cluster {
+        if limits != before.cluster {
             *self.limits.write().unwrap_or_else(PoisonError::into_inner) =
                 Arc::new(Limits::from(limits));
-            self.queue_moved.notify_waiters();
+            self.queue.moved();
         }
         Ok(())
     }
@@ -162,7 +171,7 @@ pub(crate) async fn follow_passages(shared: Arc<Shared>) {
 pub(crate) async fn follow_limits(shared: Arc<Shared>) {
     let mut wakeups = shared.ledger.wakeups();
     loop {
-        if let Err(error) = shared.read_limits().await {
+        if let Err(error) = shared.read_limits(None).await {
             warn!(%error, "the migration limits could not be read");
         }
         tokio::time::sleep(LIMITS_PAUSE).await; // debounce

@@ -1,5 +1,6 @@
 //! Carries out one decided action: a transition in the ledger, or an order to a host.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_ledger::{JobRow, Lease, LedgerError, Recorded, Tx};
@@ -7,7 +8,7 @@ use godwit_model::limits::DOWNTIME_MAX_MS;
 use godwit_model::migration::decide::{Action, Command};
 use godwit_model::migration::fact::{SourceFact, TargetFact};
 use godwit_model::migration::job::JobState;
-use godwit_model::migration::queue::{self, Entry, Turn};
+use godwit_model::migration::queue::{self, Turn};
 use godwit_model::migration::source::SourceState;
 use godwit_model::{Bytes, Epoch};
 use godwit_rpc::agent::v1 as wire;
@@ -24,7 +25,7 @@ use crate::hosts;
 use crate::story;
 use crate::terms::{self, Terms, Wishes};
 use crate::trace::{self, Move};
-use crate::waiting::{say, wait};
+use crate::waiting::{say, say_place, wait};
 
 /// Longest wait for a host's or the scheduler's answer; preparing a target starts a QEMU.
 const CALL_MAX: Duration = Duration::from_secs(15);
@@ -68,32 +69,30 @@ pub(crate) async fn carry_out(
     }
 }
 
-/// Takes a slot when it is this job's turn. The queue is read under the ledger's write lock, so
-/// that two jobs never take one slot.
+/// Takes a slot when it is this job's turn. The slots are counted under the ledger's write lock, so
+/// that two jobs never take one.
 async fn take_turn(drive: &mut Drive) -> Result<Outcome, LedgerError> {
-    let limits = drive.shared.limits().queue;
-    let look = |jobs: Vec<JobRow>| {
-        let entries: Vec<Entry> = jobs.iter().map(entry).collect();
-        queue::turn(&drive.lease.job.id, &entries, limits)
-    };
-    let mut turn = look(drive.shared.ledger.jobs_open().await?);
-    if turn == Turn::Start {
-        let mut tx = drive.shared.ledger.begin().await?;
-        turn = look(tx.jobs_open().await?);
-        if turn == Turn::Start {
-            let first = plain(JobState::Placing, "its turn");
-            let facts = drive.facts();
-            return record_in(tx, drive, first, &facts).await;
+    let shared = Arc::clone(&drive.shared);
+    let wait = match shared.queue.turn(&drive.lease.job.id) {
+        Some(Turn::Start) => {
+            let mut tx = shared.ledger.begin().await?;
+            let source = drive.lease.job.source.as_ref();
+            let slots = tx.queue_slots(source).await?;
+            if queue::limit_reached(source, slots, shared.limits().queue).is_none() {
+                let first = plain(JobState::Placing, "its turn");
+                let facts = drive.facts();
+                return record_in(tx, drive, first, &facts).await;
+            }
+            None
         }
-    }
-    let Turn::Wait(wait) = turn else {
-        return Ok(Outcome::Again);
+        Some(Turn::Wait(wait)) => Some(wait),
+        None => None,
     };
-    let message = format!(
-        "place {} of {} in the queue: {}",
-        wait.place, wait.waiting, wait.limit
-    );
-    say(drive, "QueueLimit", message).await?;
+    match wait {
+        Some(wait) => say_place(drive, wait).await?,
+        // The reading is of another moment.
+        None => shared.queue.moved(),
+    }
     Ok(Outcome::Wait)
 }
 
@@ -458,15 +457,4 @@ fn timed<T>(job: &JobRow, message: T) -> Request<T> {
     let mut request = client::within(CALL_MAX, message);
     client::part_of(&mut request, &trace::of_step(job));
     request
-}
-
-fn entry(job: &JobRow) -> Entry {
-    Entry {
-        id: job.id.clone(),
-        state: job.state,
-        priority: job.priority,
-        created_at_us: job.created_at.as_microsecond(),
-        source: job.source.clone(),
-        target: job.target.clone(),
-    }
 }

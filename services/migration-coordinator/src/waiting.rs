@@ -6,6 +6,7 @@ use godwit_ledger::{JobRow, LedgerError};
 use godwit_model::NodeName;
 use godwit_model::migration::decide::WaitReason;
 use godwit_model::migration::fact::{Progress, SourceFact};
+use godwit_model::migration::queue::QueueWait;
 use jiff::Timestamp;
 
 use crate::drive::{Drive, Silence};
@@ -14,6 +15,10 @@ use crate::story::{self, Waiting};
 
 /// Shortest time between two texts of the same condition.
 const SAY_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// What lasts no longer needs no words.
+const YOUNG_MAX: Duration = Duration::from_secs(1);
+/// Time between the words of two jobs of the queue.
+const PLACE_PAUSE: Duration = Duration::from_millis(50);
 /// Users are warned of a host that does not answer for so long.
 const ALARM_AFTER: Duration = Duration::from_secs(10);
 
@@ -24,9 +29,8 @@ pub(crate) async fn wait(
     source: Option<&SourceFact>,
 ) -> Result<Outcome, LedgerError> {
     alarm(drive, reason).await?;
-    let since = Timestamp::now().duration_since(drive.lease.job.state_since);
     // What ends at once needs no words, and the blackout must not wait for the ledger.
-    if since.unsigned_abs() < Duration::from_secs(1) {
+    if is_young(drive) {
         return Ok(Outcome::Wait);
     }
     let copying = source.filter(|_| reason == WaitReason::CopyInProgress);
@@ -95,6 +99,27 @@ fn progress_line(fact: &SourceFact) -> String {
         godwit_model::Bytes(progress.throughput),
         godwit_model::Bytes(progress.dirty_rate),
     )
+}
+
+/// Says the place in the queue. With a long queue each job says it seldom: all places change with
+/// every job that leaves it, and nobody's turn may wait for words.
+pub(crate) async fn say_place(drive: &mut Drive, wait: QueueWait) -> Result<(), LedgerError> {
+    let pause = u32::try_from(wait.waiting).map_or(Duration::MAX, |all| PLACE_PAUSE * all);
+    let recent = drive.said_at.is_some_and(|at| at.elapsed() < pause);
+    if recent || is_young(drive) {
+        return Ok(());
+    }
+    let message = format!(
+        "place {} of {} in the queue: {}",
+        wait.place, wait.waiting, wait.limit
+    );
+    say(drive, "QueueLimit", message).await.map(drop)
+}
+
+/// Whether the job came into its state so lately that it needs no words for it.
+fn is_young(drive: &Drive) -> bool {
+    let since = Timestamp::now().duration_since(drive.lease.job.state_since);
+    since.unsigned_abs() < YOUNG_MAX
 }
 
 /// Writes the waiting condition when its words changed; `true` when its reason did.

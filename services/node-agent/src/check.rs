@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use godwit_model::Bytes;
-use godwit_model::machine::{Disk, MachineSpec};
+use godwit_model::machine::{Disk, MachineSpec, PageSize};
 
 use crate::half::HalfError;
 use crate::host::Host;
+use crate::hugepages;
 use crate::machines::MachineState;
 use crate::network;
 use crate::text::chain;
@@ -34,7 +35,21 @@ pub(crate) async fn incoming(host: &Host, spec: &MachineSpec) -> Result<(), Half
             .await
             .map_err(|error| not_now(chain(&error)))?;
     }
-    room(host, spec.memory)
+    match spec.hugepages {
+        Some(size) => pages(size, spec.memory),
+        None => room(host, spec.memory),
+    }
+}
+
+/// Pages that nobody has count: the kernel can't make any of other memory.
+fn pages(size: PageSize, needed: Bytes) -> Result<(), HalfError> {
+    let free = hugepages::free(size);
+    if free < needed {
+        return Err(HalfError::NoRoom(format!(
+            "{free} in pages of {size} are free, {needed} are needed"
+        )));
+    }
+    Ok(())
 }
 
 fn not_here(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {

@@ -14,6 +14,7 @@ mod confine;
 mod half;
 mod hooks;
 mod host;
+mod hugepages;
 mod inspect;
 mod journal;
 mod machines;

@@ -12,12 +12,13 @@ use godwit_model::migration::target::TargetState;
 use godwit_model::{Epoch, MachineId};
 use godwit_rpc::agent::v1 as wire;
 use godwit_rpc::inventory::v1::inventory_client::InventoryClient;
-use godwit_rpc::inventory::v1::{HostInventory, HostReport, Pool, StaleMachine};
+use godwit_rpc::inventory::v1::{HostInventory, HostReport, Hugepages, Pool, StaleMachine};
 
 use crate::addresses::parse_mac;
 use crate::check::from_meminfo;
 use crate::config::Settings;
 use crate::host::Host;
+use crate::hugepages;
 use crate::machines::{MachineState, View};
 use crate::vm::Vm;
 
@@ -99,11 +100,32 @@ fn host_report(host: &Host, inventory: &HostInventory) -> HostReport {
         agent_address: host.config.advertise_address.clone(),
         boot_id: godwit_qemu::process::boot_id().unwrap_or_default(),
         agent_started_at: host.started_at.to_string(),
-        inventory: Some(inventory.clone()),
+        inventory: Some(HostInventory {
+            memory_bytes: memory(host),
+            hugepages: pages(host),
+            ..inventory.clone()
+        }),
         machines: machines(host),
     }
 }
 
+/// Memory for guests and their QEMU, but for what is set apart in huge pages.
+fn memory(host: &Host) -> u64 {
+    let kept = host.config.memory_reserved.0 + hugepages::set_apart().0;
+    total_memory().saturating_sub(kept)
+}
+
+fn pages(host: &Host) -> Vec<Hugepages> {
+    let sizes = hugepages::usable(host).into_iter();
+    sizes
+        .map(|(size, total)| Hugepages {
+            page_bytes: size.bytes().0,
+            total_bytes: total.0,
+        })
+        .collect()
+}
+
+/// What stays so while the agent runs.
 fn inventory(host: &Host) -> HostInventory {
     let config = &host.config;
     let system = rustix::system::uname();
@@ -114,7 +136,6 @@ fn inventory(host: &Host) -> HostInventory {
         shared: pool.shared,
     });
     HostInventory {
-        memory_bytes: memory().saturating_sub(config.memory_reserved.0),
         cpu_milli: std::thread::available_parallelism()
             .map_or(0, |count| count.get() as u64 * 1000),
         accelerator: host.facts.accelerator.as_str().to_owned(),
@@ -134,6 +155,7 @@ fn inventory(host: &Host) -> HostInventory {
         },
         internal_ip: internal_ip(&config.advertise_address),
         agent_version: godwit_runtime::build::VERSION.to_owned(),
+        ..HostInventory::default()
     }
 }
 
@@ -149,7 +171,7 @@ fn labels(config: &Settings) -> HashMap<String, String> {
         .collect()
 }
 
-fn memory() -> u64 {
+fn total_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     from_meminfo(&text, "MemTotal:").unwrap_or_default().0
 }

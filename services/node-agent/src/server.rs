@@ -451,6 +451,7 @@ fn refused_machine(error: MachineError) -> Status {
             | LaunchError::Path(_)
             | LaunchError::Disk(_)
             | LaunchError::Confine(_)
+            | LaunchError::Pages(_)
             | LaunchError::Seed(_)
             | LaunchError::Line(_)
             | LaunchError::Occupied(_) => Status::failed_precondition(text),

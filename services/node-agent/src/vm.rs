@@ -22,6 +22,7 @@ use godwit_qemu::{
 
 use crate::confine::{self, ConfineError};
 use crate::host::Host;
+use crate::hugepages::{Lent, PagesError};
 use crate::network::{self, NetworkError, Port, Tap};
 use crate::text::chain;
 
@@ -78,6 +79,9 @@ pub(crate) enum LaunchError {
     /// The directory of its sockets could not be made.
     #[error("make the run directory")]
     Directory(#[source] io::Error),
+    /// There are no huge pages for it.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
     /// The description can't be rendered.
     #[error("render the command line")]
     Line(#[from] LineError),
@@ -127,8 +131,12 @@ impl Vm {
         if let Some(kernel) = &spec.kernel {
             (layout.kernel, layout.initrd) = kernel_files(host, kernel)?;
         }
-        std::fs::create_dir_all(&directory).map_err(LaunchError::Directory)?;
         let user = host.config.qemu_user.as_ref();
+        // Until QEMU has opened its file there.
+        let lent = spec.hugepages.map(|size| Lent::new(size, &directory, user));
+        let lent = lent.transpose()?;
+        layout.hugepages = lent.as_ref().map(|lent| lent.0.clone());
+        std::fs::create_dir_all(&directory).map_err(LaunchError::Directory)?;
         let taps = network::make(&spec.id, owner, &ports, user).await?;
         layout.nics = taps
             .iter()

@@ -12,7 +12,7 @@ mod common;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Agent, counting, eventually};
 use godwit_rpc::agent::v1::agent_client::AgentClient;
@@ -264,6 +264,27 @@ async fn whoever_connects_first_and_says_nothing_ends_the_attempt_and_the_guest_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_says_nothing_in_the_handshake_does_not_hold_the_guest() {
+    let lab = Lab::new(&[], &[]).await.running().await;
+    lab.prepare().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("tcp:{}", silent.local_addr().unwrap());
+    let begun = Instant::now();
+    lab.copy(&uri).await;
+    let fact = eventually("the attempt to end", async || {
+        let fact = facts(&lab.source).await.source;
+        fact.filter(|fact| fact.state() == SourceState::Resumed)
+    });
+    let fact = fact.await;
+    println!("ended after {:?}: {}", begun.elapsed(), fact.reason);
+    let before = *lab.source.counters().last().unwrap();
+    eventually("the guest to go on", async || {
+        (*lab.source.counters().last()? > before).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_target_still_has_the_key() {
     let mut lab = Lab::new(&[], &[]).await.running().await;
     let prepared = lab.prepare().await;
@@ -370,43 +391,4 @@ fn assert_shown_nowhere(agent: &Agent, key: &[u8]) {
             "{path:?}"
         );
     }
-}
-
-/// Not a check: prints what encryption costs, both ways in turn. Run it by name, on a machine that
-/// does nothing else.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn what_encryption_costs_a_move_of_256_mib() {
-    let (mut encrypted, mut clear) = (Vec::new(), Vec::new());
-    for round in 0..10 {
-        let order = if round % 2 == 0 {
-            [true, false]
-        } else {
-            [false, true]
-        };
-        for with_key in order {
-            let keys: &[&str] = if with_key { &[] } else { &[CLEAR] };
-            let mut lab = Lab::new(keys, keys).await;
-            lab.spec.memory_bytes = 300 << 20;
-            let sector = BootSector {
-                page_count: 256 << 8,
-                print_mask: 0,
-                ..BootSector::default()
-            };
-            sector
-                .write_disk(Path::new(&lab.spec.disks[0].path))
-                .unwrap();
-            let lab = lab.running().await;
-            let prepared = lab.prepare().await;
-            lab.copy(&prepared.uri).await;
-            lab.arrived().await;
-            let progress = lab.arrived().await.progress.unwrap();
-            println!("encrypted {with_key}: {progress:?}");
-            let took = if with_key { &mut encrypted } else { &mut clear };
-            took.push(progress.elapsed_ms);
-        }
-    }
-    encrypted.sort_unstable();
-    clear.sort_unstable();
-    println!("encrypted {encrypted:?} ms, in the clear {clear:?} ms");
 }

@@ -25,7 +25,7 @@ const NODE_LABEL: &str = "kubevirt.io/nodeName";
 
 impl Machines {
     /// Carries out the fences that are not yet.
-    pub(crate) async fn fence_all(&self, world: &World) {
+    pub(crate) async fn fence_all(&self, world: &World<'_>) {
         for fence in world.fences.iter().filter(|fence| is_pending(fence)) {
             let Some(node) = node_of(fence) else { continue };
             if Self::has_nothing_to_do(fence, &node, world) {
@@ -39,14 +39,14 @@ impl Machines {
     }
 
     /// Whether there is no such node, or all of its machines still wait for their migrations.
-    fn has_nothing_to_do(fence: &Object, node: &NodeName, world: &World) -> bool {
+    fn has_nothing_to_do(fence: &Object, node: &NodeName, world: &World<'_>) -> bool {
         let Some(host) = world.node(node) else {
             return true;
         };
         if host.ready || !is_recorded(fence) {
             return false;
         }
-        let here = world.rows.values().filter(|row| is_taken(row, node));
+        let here = world.rows().filter(|row| is_taken(row, node));
         let mut waits = here.map(|row| world.is_migrating(&row.uid)).peekable();
         waits.peek().is_some() && waits.all(|waits| waits)
     }

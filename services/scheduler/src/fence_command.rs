@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::config::FenceCommand;
 use crate::fence::{self, BY};
 use crate::machines::Machines;
-use crate::world::{FENCES, World};
+use crate::world::FENCES;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -72,18 +72,16 @@ async fn look(
     fence: &FenceCommand,
     silent: &mut HashMap<NodeName, Silent>,
 ) -> Result<Vec<NodeRow>, LedgerError> {
-    let world = World::read(&machines.ledger, &machines.floor).await?;
-    let nodes = world.nodes.values();
-    let dead: Vec<&NodeRow> = nodes
-        .filter(|node| !node.ready && machines.inventory.said(&node.name).is_none())
-        .filter(|node| {
-            world
-                .rows
-                .values()
-                .any(|row| fence::is_taken(row, &node.name))
-        })
-        .filter(|node| !fence::is_declared(&world.fences, node))
-        .collect();
+    let mut dead = machines.ledger.nodes().await?;
+    dead.retain(|node| !node.ready && machines.inventory.said(&node.name).is_none());
+    if !dead.is_empty() {
+        let rows = machines.ledger.instances().await?;
+        let fences = machines.ledger.list(FENCES).await?;
+        dead.retain(|node| {
+            rows.iter().any(|row| fence::is_taken(row, &node.name))
+                && !fence::is_declared(&fences, node)
+        });
+    }
     silent.retain(|name, known| known.under_way || dead.iter().any(|node| node.name == *name));
     let now = Instant::now();
     let mut due = vec![];

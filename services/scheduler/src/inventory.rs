@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{Capacity, Ledger, LedgerError, NodeRow, Tx};
-use godwit_model::placement::{HostFacts, Pool};
+use godwit_model::machine::PageSize;
+use godwit_model::placement::{HostFacts, Hugepages, Pool};
 use godwit_model::{Bytes, MachineId, NodeName};
 use godwit_rpc::agent::v1::MachineReport;
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
@@ -214,12 +215,26 @@ async fn write_node(tx: &mut Tx, node: &NodeName, report: &HostReport) -> Result
         capacity: Capacity {
             memory: Bytes(inventory.memory_bytes),
             cpu_milli: inventory.cpu_milli,
+            hugepages: hugepages(&inventory),
         },
         facts,
         heartbeat_at: tx.now(),
     })
     .await?;
     node_object::write(tx, node, &inventory, report).await
+}
+
+/// Sizes that aren't known here are of no use.
+pub(crate) fn hugepages(inventory: &HostInventory) -> Hugepages {
+    let total = |size: PageSize| {
+        let of_size = inventory.hugepages.iter();
+        let mut of_size = of_size.filter(|pages| pages.page_bytes == size.bytes().0);
+        Bytes(of_size.next().map_or(0, |pages| pages.total_bytes))
+    };
+    Hugepages {
+        mi2: total(PageSize::Mi2),
+        gi1: total(PageSize::Gi1),
+    }
 }
 
 fn facts(inventory: &HostInventory) -> HostFacts {

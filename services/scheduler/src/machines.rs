@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{
-    FloorKeeper, InstanceRow, InstanceState, Ledger, LedgerError, Object, ObjectKey,
+    FloorKeeper, InstanceRow, InstanceState, Ledger, LedgerError, MachineKeeper, Object, ObjectKey,
     ReservationRow, Tx,
 };
 use godwit_model::affinity::Labels;
@@ -22,6 +22,7 @@ use godwit_model::vmi::VmiSpec;
 use godwit_model::{Epoch, MachineId};
 use godwit_runtime::failpoint;
 use jiff::Timestamp;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -29,8 +30,10 @@ use crate::config::Config;
 use crate::fence;
 use crate::inventory::Inventory;
 use crate::launch::Agents;
+use crate::observe::Seen;
 use crate::orders::Orders;
 use crate::place::{self, Wanted};
+use crate::stale::Epochs;
 use crate::telemetry::Telemetry;
 use crate::told::{refuse, unschedulable};
 use crate::vm::{self, Sight};
@@ -41,6 +44,9 @@ use crate::{status, told};
 const POLL: Duration = Duration::from_secs(1);
 /// Shortest time between two rounds: our own commits wake us, too.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Longest time between two rounds while there are commits, and how many times as long as a round.
+const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
+const ROUND_SHARE: u32 = 4;
 
 /// What the rounds share.
 pub(crate) struct Machines {
@@ -52,6 +58,12 @@ pub(crate) struct Machines {
     pub(crate) telemetry: Telemetry,
     pub(crate) shutdown: CancellationToken,
     pub(crate) orders: Orders,
+    /// Machines as of the last round.
+    pub(crate) keeper: Mutex<MachineKeeper>,
+    /// What was taken in of what hosts say.
+    pub(crate) seen: Seen,
+    /// For whoever looks at reports.
+    pub(crate) epochs: Arc<Epochs>,
 }
 
 /// What is to be built for an instance.
@@ -68,8 +80,9 @@ pub(crate) async fn run(machines: Arc<Machines>) {
         if let Err(error) = machines.round().await {
             warn!(%error, "a round over the machines was cut short");
         }
-        // Rounds over very many machines take at most half of the time.
-        tokio::time::sleep(began.elapsed().max(ROUND_PAUSE)).await; // debounce
+        // Rounds over very many machines take a part of the time.
+        let pause = (began.elapsed() * ROUND_SHARE).clamp(ROUND_PAUSE, ROUND_PAUSE_MAX);
+        tokio::time::sleep(pause).await; // debounce
         tokio::select! {
             () = machines.shutdown.cancelled() => break,
             () = machines.inventory.machines_changed.notified() => {}
@@ -85,15 +98,19 @@ impl Machines {
     /// # Errors
     /// The ledger's, when it can't be read; one machine that fails doesn't stop others.
     pub(crate) async fn round(self: &Arc<Self>) -> Result<(), LedgerError> {
-        let world = World::read(&self.ledger, &self.floor).await?;
+        let mut keeper = self.keeper.lock().await;
+        let began = Instant::now();
+        let kept = keeper.follow(&self.ledger).await?;
+        self.epochs.set(began, kept.rows.values());
+        let world = World::read((&self.ledger, &self.floor), kept).await?;
         self.telemetry.stands(&world);
-        for machine in world.machines.values() {
+        for machine in world.machines() {
             if let Err(error) = self.keep(machine, &world).await {
                 self.failed(&machine.uid, &error);
             }
         }
         self.fence_all(&world).await;
-        for object in &world.instances {
+        for object in world.instances() {
             let Ok(id) = MachineId::parse(object.uid.clone()) else {
                 continue;
             };
@@ -101,6 +118,7 @@ impl Machines {
                 self.failed(id.as_str(), &error);
             }
         }
+        self.seen.forget(&world);
         if !world.stale.is_empty() {
             self.give_back().await?;
         }
@@ -135,7 +153,7 @@ impl Machines {
     }
 
     /// Keeps the instance of a virtual machine.
-    async fn keep(&self, machine: &Object, world: &World) -> Result<(), LedgerError> {
+    async fn keep(&self, machine: &Object, world: &World<'_>) -> Result<(), LedgerError> {
         let eviction_strategy = world.eviction_strategy.as_deref();
         let first = Sight {
             vm: machine,
@@ -166,12 +184,12 @@ impl Machines {
         self: &Arc<Self>,
         object: &Object,
         id: &MachineId,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         if self.orders.is_busy(id) {
             return Ok(());
         }
-        let Some(row) = world.rows.get(id) else {
+        let Some(row) = world.row(id) else {
             return self.adopt(object, id).await;
         };
         if object.deleting() {
@@ -240,16 +258,16 @@ impl Machines {
         &self,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         let hardware = self.hardware(object, &row.uid).await?;
         let known = match &hardware {
             Ok(hardware) => {
-                let owner = world.machines.get(&owner_key(object));
+                let owner = world.machine(&owner_key(object));
                 let home = home(hardware, object, owner);
                 let wanted = wanted((object, row), hardware, home.as_ref());
                 let placement = wanted.choose(&mut *self.floor.glance(&self.ledger).await?);
-                placement.chosen.is_none() && told::knows(object, &placement.summary())
+                placement.chosen.is_none() && told::knows(object, &placement)
             }
             Err(problem) => told::is_refused(object, problem),
         };
@@ -288,7 +306,7 @@ impl Machines {
             chosen: Some(node), ..
         } = &placement
         else {
-            return unschedulable(tx, object, &placement.summary()).await;
+            return unschedulable(tx, object, &placement).await;
         };
         info!(machine = %row.uid, %node, "machine placed");
         let Hardware { vmi, spec } = hardware;
@@ -374,11 +392,11 @@ pub(crate) async fn same(tx: &mut Tx, object: &Object) -> Result<Option<Object>,
 }
 
 /// Whether the virtual machine that made this instance is gone.
-fn is_orphan(object: &Object, world: &World) -> bool {
+fn is_orphan(object: &Object, world: &World<'_>) -> bool {
     let Some(owner) = vm::owner(object) else {
         return false;
     };
-    let machine = world.machines.get(&owner_key(object));
+    let machine = world.machine(&owner_key(object));
     machine.is_none_or(|machine| machine.uid != owner)
 }
 

@@ -5,6 +5,7 @@ use godwit_model::NodeName;
 use godwit_rpc::inventory::v1::{HostInventory, HostReport};
 use serde_json::{Map, Value, json};
 
+use crate::inventory::hugepages;
 use crate::json::{Condition, child, condition, now, reference, set_condition};
 
 /// KubeVirt's label of nodes that take machines.
@@ -142,11 +143,15 @@ fn fill(status: &mut Value, node: &NodeName, inventory: &HostInventory, report: 
         );
     }
     heartbeat(status, &json!(now()));
-    let room = json!({
+    let mut room = json!({
         "cpu": format!("{}m", inventory.cpu_milli),
         "memory": format!("{}Ki", inventory.memory_bytes >> 10),
         "pods": "110",
     });
+    for (size, total) in hugepages(inventory).each() {
+        // A size of which the host has none is shown, too, as Kubernetes does.
+        room[format!("hugepages-{size}")] = json!(format!("{}Ki", total.0 >> 10));
+    }
     status["capacity"] = room.clone();
     status["allocatable"] = room;
     status["addresses"] = json!([

@@ -1,11 +1,12 @@
 //! From what the owner's host says of a machine to what is told of its instance.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_ledger::{EventKind, InstanceRow, InstanceState, LedgerError, Object, Tx};
-use godwit_model::{Epoch, NodeName};
+use godwit_model::{Epoch, MachineId, NodeName, Revision};
 use godwit_rpc::agent::v1::{MachineReport, MachineState};
-use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::machines::{Machines, same};
@@ -16,13 +17,38 @@ use crate::world::World;
 /// A machine that its host has not named for so long is not one that is just changing hands.
 const MISSING_MIN: Duration = Duration::from_secs(3);
 
+/// Reports that say nothing new of an instance, by machine: most of them, each second.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(Mutex<HashMap<MachineId, (Revision, MachineReport)>>);
+
+impl Seen {
+    fn is_known(&self, object: &Object, row: &InstanceRow, report: &MachineReport) -> bool {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.get(&row.uid);
+        known.is_some_and(|(revision, known)| *revision == object.revision && known == report)
+    }
+
+    fn note(&self, object: &Object, row: &InstanceRow, report: &MachineReport) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(row.uid.clone(), (object.revision, report.clone()));
+    }
+
+    /// Forgets machines that are no more, when there may be many of them.
+    pub(crate) fn forget(&self, world: &World<'_>) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() > 2 * world.rows().count() {
+            seen.retain(|machine, _| world.row(machine).is_some());
+        }
+    }
+}
+
 impl Machines {
     /// Brings the status in line with what the owner's host says.
     pub(crate) async fn observe(
         &self,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         let Some(node) = &row.node else { return Ok(()) };
         if !world.node(node).is_some_and(|node| node.ready) {
@@ -64,8 +90,22 @@ impl Machines {
         row: &InstanceRow,
         report: &MachineReport,
     ) -> Result<(), LedgerError> {
-        self.tell(object, row, |told| status::observe(told, report))
-            .await
+        if self.seen.is_known(object, row, report) {
+            return Ok(());
+        }
+        let mut changed = object.status.clone().unwrap_or_default();
+        status::observe(&mut changed, report);
+        if object.status.as_ref() == Some(&changed) {
+            self.seen.note(object, row, report);
+            return Ok(());
+        }
+        self.write(async |tx| match still(tx, object, row).await? {
+            Some((object, _)) => change(tx, object, |told| status::observe(told, report))
+                .await
+                .map(drop),
+            None => Ok(()),
+        })
+        .await
     }
 
     /// The host says nothing at all. The machine may run as well as ever.
@@ -119,26 +159,6 @@ impl Machines {
             };
             let object = change(tx, object, |told| status::unknown(told, reason, text)).await?;
             handler_event(tx, (&object, &row), (EventKind::Warning, reason, text)).await
-        })
-        .await
-    }
-
-    /// Changes the status, if the machine still is where `row` says and there is something to
-    /// change.
-    async fn tell(
-        &self,
-        object: &Object,
-        row: &InstanceRow,
-        tell: impl Fn(&mut Value),
-    ) -> Result<(), LedgerError> {
-        let mut changed = object.status.clone().unwrap_or_default();
-        tell(&mut changed);
-        if object.status.as_ref() == Some(&changed) {
-            return Ok(());
-        }
-        self.write(async |tx| match still(tx, object, row).await? {
-            Some((object, _)) => change(tx, object, tell).await.map(drop),
-            None => Ok(()),
         })
         .await
     }

@@ -38,7 +38,7 @@ impl Machines {
         self: &Arc<Self>,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         let node = row.node.as_ref().and_then(|node| world.node(node));
         let (Some(node), Some(spec)) = (node, &row.machine) else {
@@ -50,13 +50,19 @@ impl Machines {
         if self.orders.pauses(&row.uid) {
             return Ok(());
         }
+        let Some(room) = self.orders.room_to_start() else {
+            return Ok(());
+        };
         let order = Order {
             object: object.clone(),
             row: row.clone(),
             address: node.agent_address.clone(),
         };
         let (machines, spec) = (Arc::clone(self), spec.clone());
-        let work = async move { machines.carry_out_start(order, spec).await };
+        let work = async move {
+            let _room = room;
+            machines.carry_out_start(order, spec).await
+        };
         self.orders.give(self, row.uid.clone(), work);
         Ok(())
     }
@@ -118,7 +124,7 @@ impl Machines {
         self: &Arc<Self>,
         object: &Object,
         row: &InstanceRow,
-        world: &World,
+        world: &World<'_>,
     ) -> Result<(), LedgerError> {
         if world.is_migrating(&row.uid) {
             return self.cancel_migration(row, world).await;
@@ -161,7 +167,11 @@ impl Machines {
         }
     }
 
-    async fn cancel_migration(&self, row: &InstanceRow, world: &World) -> Result<(), LedgerError> {
+    async fn cancel_migration(
+        &self,
+        row: &InstanceRow,
+        world: &World<'_>,
+    ) -> Result<(), LedgerError> {
         let why = "the virtual machine instance was deleted";
         let mut jobs = world.jobs.iter();
         match jobs.find(|job| job.machine == row.uid && job.cancel.is_none()) {

@@ -8,7 +8,7 @@ use godwit_ledger::{
 };
 use godwit_model::affinity::Labels;
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::{self, Ask, Demand, Leaning, Placement};
+use godwit_model::placement::{self, Ask, Demand, Leaning, Placement, Room};
 use godwit_model::vmi::VmiSpec;
 use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName};
 use godwit_rpc::Status;
@@ -41,7 +41,8 @@ impl Wanted<'_> {
     /// that of every node of a large fleet takes longer than to choose one.
     pub(crate) fn choose(self, floor: &mut KeptFloor) -> Placement {
         let source = self.job.and(self.instance.node.as_ref());
-        let mut demand = Demand::new(self.spec, self.vmi, labels(self.object));
+        let labels = labels(self.object);
+        let mut demand = Demand::new(self.spec, self.vmi, labels, floor.overcommit());
         demand.needs.selectors.push(self.added_selector.clone());
         demand.needs.accelerator = source
             .and_then(|source| floor.node(source))
@@ -91,6 +92,7 @@ pub(crate) async fn place(
     }
     let node = placement.chosen.as_ref().and_then(|name| floor.node(name));
     let agent_address = node.map(|node| node.agent_address.clone());
+    let room = placement::room(wanted.spec, wanted.vmi, floor.overcommit());
     drop(floor);
     if again.is_none() {
         // A machine has one open migration, so what an earlier one left is nobody's.
@@ -98,7 +100,7 @@ pub(crate) async fn place(
             tx.reservation_release(&row.machine, &row.node).await?;
         }
         if let Some(node) = &placement.chosen {
-            hold(tx, wanted, node).await?;
+            hold(tx, wanted, (node, room)).await?;
         }
     }
     Ok(Found {
@@ -114,27 +116,33 @@ fn choose_without(
     wanted: Wanted<'_>,
 ) -> Placement {
     let demand = floor.fleet().demand(&wanted.instance.uid).cloned();
+    let mut released = vec![];
     for row in earlier {
-        floor.fleet().release(&row.machine, &row.node);
+        let held = floor.fleet().release(&row.machine, &row.node);
+        released.extend(held.map(|held| (row, held)));
     }
     let placement = wanted.choose(floor);
     if let Some(demand) = demand {
-        for row in earlier {
-            floor.fleet().hold(&row.machine, &demand, &row.node, true);
+        for (row, held) in released {
+            floor
+                .fleet()
+                .hold_as(&row.machine, &demand, &row.node, held);
         }
     }
     placement
 }
 
-async fn hold(tx: &mut Tx, wanted: Wanted<'_>, node: &NodeName) -> Result<(), LedgerError> {
-    let room = placement::room(wanted.spec);
+async fn hold(
+    tx: &mut Tx,
+    wanted: Wanted<'_>,
+    (node, room): (&NodeName, Room),
+) -> Result<(), LedgerError> {
     let reserved = tx
         .reserve(NewReservation {
             machine: wanted.instance.uid.clone(),
             node: node.clone(),
             job: wanted.job.cloned(),
-            memory_bytes: room.memory,
-            cpu_milli: room.cpu_milli,
+            room,
         })
         .await?;
     match reserved {

@@ -21,10 +21,12 @@ use crate::floor_log;
 use crate::inventory::{Inventory, watch_silence};
 use crate::launch::Agents;
 use crate::machines::{self, Machines};
+use crate::observe::Seen;
 use crate::orders::Orders;
 use crate::place::{self, unavailable};
-use crate::stale;
+use crate::stale::{self, Epochs};
 use crate::telemetry::Telemetry;
+use crate::world::World;
 
 /// What the doors lead to.
 #[derive(Clone)]
@@ -32,6 +34,7 @@ struct Doors {
     ledger: Ledger,
     floor: Arc<FloorKeeper>,
     inventory: Arc<Inventory>,
+    epochs: Arc<Epochs>,
     agents: Arc<Agents>,
 }
 
@@ -64,7 +67,7 @@ impl InventoryApi for Doors {
             let text = format!("the agent of {} may not speak for {node}", peer.name);
             return Err(Status::permission_denied(text));
         }
-        let stale = stale::find(&self.ledger, &report.machines);
+        let stale = stale::find((&self.ledger, &self.epochs), &report.machines);
         let stale = stale.await.map_err(unavailable)?;
         self.inventory
             .report(&self.ledger, node, report)
@@ -139,10 +142,12 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let inventory = Arc::new(Inventory::new(config.node_silence()));
     let agents = Arc::new(Agents::new(identity.clone()));
     let floor = Arc::new(FloorKeeper::default());
+    let epochs = Arc::new(Epochs::default());
     let doors = Doors {
         ledger: ledger.clone(),
         floor: Arc::clone(&floor),
         inventory: Arc::clone(&inventory),
+        epochs: Arc::clone(&epochs),
         agents: Arc::clone(&agents),
     };
     let mut routes = Routes::builder();
@@ -166,6 +171,9 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         telemetry: Telemetry::new(&metrics),
         shutdown,
         orders: Orders::default(),
+        keeper: World::keeper().into(),
+        seen: Seen::default(),
+        epochs,
     });
     let fencing = fence_command::run(Arc::clone(&machines));
     let machines = machines::run(machines);

@@ -4,7 +4,7 @@ use godwit_ledger::Object;
 use godwit_model::NodeName;
 use godwit_model::instance::{NotMigratable, live_migratable};
 use godwit_model::machine::MachineSpec;
-use godwit_model::placement::room;
+use godwit_model::placement::{Placement, Shown, overhead};
 use godwit_model::vmi::VmiSpec;
 use godwit_rpc::agent::v1::{MachineReport, MachineState};
 use jiff::Timestamp;
@@ -16,6 +16,11 @@ use crate::json::{Condition, child, clear_condition, now, set_condition};
 const NODE_LABEL: &str = "kubevirt.io/nodeName";
 /// KubeVirt's user of a launcher without root.
 pub(crate) const RUNTIME_USER: u32 = 107;
+
+/// Field with what speaks against each node while none takes the instance.
+const PLACEMENT: &str = "placement";
+/// Most nodes there.
+const VERDICTS_MAX: usize = 50;
 
 /// Phase of an instance of which nobody knows whether it runs.
 const UNKNOWN: &str = "Unknown";
@@ -58,7 +63,7 @@ pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
     let memory = mebibytes(spec.memory.0);
     status["memory"] = json!({
         "guestAtBoot": memory, "guestCurrent": memory, "guestRequested": memory,
-        "memoryOverhead": mebibytes(room(spec).memory.0 - spec.memory.0),
+        "memoryOverhead": mebibytes(overhead(spec.memory).0),
     });
     status["currentCPUTopology"] = json!({ "cores": spec.cpus, "sockets": 1, "threads": 1 });
     status["guestOSInfo"] = json!({});
@@ -76,6 +81,9 @@ pub(crate) fn bind(object: &mut Object, node: &NodeName, spec: &MachineSpec) {
         .map(|(disk, letter)| json!({ "name": disk.name, "target": format!("vd{letter}") }))
         .collect();
     clear_condition(&mut status, "PodScheduled");
+    if let Some(status) = status.as_object_mut() {
+        status.remove(PLACEMENT);
+    }
     not_ready(
         &mut status,
         "GuestNotRunning",
@@ -95,10 +103,12 @@ pub(crate) fn set_migratable(status: &mut Value, spec: &VmiSpec) {
     set_condition(status, &condition);
 }
 
-/// Says that no node was found, and why.
-pub(crate) fn set_unschedulable(status: &mut Value, summary: &str) {
-    let condition = Condition::new("PodScheduled", false).because("Unschedulable", summary);
+/// Says that no node was found, and why, of the cluster in one line and of some nodes each.
+pub(crate) fn set_unschedulable(status: &mut Value, placement: &Placement) {
+    let condition =
+        Condition::new("PodScheduled", false).because("Unschedulable", &placement.summary());
     set_condition(status, &condition);
+    status[PLACEMENT] = json!(Shown::of(&placement.verdicts, VERDICTS_MAX));
     not_ready(
         status,
         "PodNotExists",

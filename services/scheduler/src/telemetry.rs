@@ -171,7 +171,7 @@ impl Telemetry {
     }
 
     /// Everything stands so.
-    pub(crate) fn stands(&self, world: &World) {
+    pub(crate) fn stands(&self, world: &World<'_>) {
         for family in [&self.ready, &self.memory, &self.memory_held] {
             family.clear();
         }
@@ -192,7 +192,7 @@ impl Telemetry {
         }
         self.told.clear();
         self.non_evictable.clear();
-        for object in &world.instances {
+        for object in world.instances() {
             self.instance(object, world.eviction_strategy.as_deref());
         }
     }

@@ -2,6 +2,7 @@
 //! hosts that only pretend.
 
 mod fence;
+mod room;
 mod scene;
 mod targets;
 

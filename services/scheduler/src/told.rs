@@ -1,6 +1,7 @@
 //! What users are told of an instance: changes of its status, and events.
 
 use godwit_ledger::{EventKind, EventRecord, InstanceRow, LedgerError, Object, Tx};
+use godwit_model::placement::Placement;
 use serde_json::{Value, json};
 
 use crate::json::{Condition, now, reference, set_condition};
@@ -47,9 +48,9 @@ fn set_refused(told: &mut Value, problem: &str) {
 }
 
 /// Whether it was said already that no node takes the instance, and why.
-pub(crate) fn knows(object: &Object, summary: &str) -> bool {
+pub(crate) fn knows(object: &Object, placement: &Placement) -> bool {
     let mut told = object.status.clone().unwrap_or_default();
-    status::set_unschedulable(&mut told, summary);
+    status::set_unschedulable(&mut told, placement);
     object.status.as_ref() == Some(&told)
 }
 
@@ -60,18 +61,18 @@ pub(crate) fn knows(object: &Object, summary: &str) -> bool {
 pub(crate) async fn unschedulable(
     tx: &mut Tx,
     object: Object,
-    summary: &str,
+    placement: &Placement,
 ) -> Result<(), LedgerError> {
-    if knows(&object, summary) {
+    if knows(&object, placement) {
         return Ok(());
     }
-    let object = change(tx, object, |told| status::set_unschedulable(told, summary)).await?;
-    scheduler_event(
-        tx,
-        &object,
-        (EventKind::Warning, "FailedScheduling", summary),
-    )
-    .await
+    let object = change(tx, object, |told| {
+        status::set_unschedulable(told, placement);
+    })
+    .await?;
+    let summary = placement.summary();
+    let event = (EventKind::Warning, "FailedScheduling", summary.as_str());
+    scheduler_event(tx, &object, event).await
 }
 
 /// Says where an instance was placed.

@@ -1,13 +1,13 @@
 //! What the ledger says about everything that the rounds look at, read without its lock.
 //!
-//! The lists are read one after another, so they need not fit together: whatever follows from them
-//! is looked at again in the transaction that writes.
+//! It is read part by part, so the parts need not fit together: whatever follows from them is looked
+//! at again in the transaction that writes.
 
 use std::collections::{HashMap, HashSet};
 
 use godwit_ledger::{
-    FloorKeeper, InstanceRow, JobRow, KeptFloor, Ledger, LedgerError, NodeRow, Object, ObjectKey,
-    ReservationRow,
+    FloorKeeper, InstanceRow, JobRow, KeptFloor, KeptMachines, Ledger, LedgerError, MachineKeeper,
+    NodeRow, Object, ObjectKey, ReservationRow,
 };
 use godwit_model::{JobId, MachineId, NodeName};
 use serde_json::Value;
@@ -22,11 +22,9 @@ const KUBEVIRTS: &str = "kubevirts.kubevirt.io";
 
 /// Everything of about one moment.
 #[derive(Debug)]
-pub(crate) struct World {
-    pub(crate) machines: HashMap<ObjectKey, Object>,
-    pub(crate) instances: Vec<Object>,
+pub(crate) struct World<'a> {
+    kept: KeptMachines<'a>,
     pub(crate) fences: Vec<Object>,
-    pub(crate) rows: HashMap<MachineId, InstanceRow>,
     pub(crate) jobs: Vec<JobRow>,
     pub(crate) nodes: HashMap<NodeName, NodeRow>,
     /// Memory that is held on each node, in bytes.
@@ -36,40 +34,29 @@ pub(crate) struct World {
     /// The cluster's eviction strategy.
     pub(crate) eviction_strategy: Option<String>,
     migrating: HashSet<MachineId>,
-    /// Places in `instances`.
-    names: HashMap<ObjectKey, usize>,
 }
 
-impl World {
-    /// Reads it.
+impl<'a> World<'a> {
+    /// Keeps what a [`World`] has of machines.
+    pub(crate) fn keeper() -> MachineKeeper {
+        MachineKeeper::new(&[MACHINES, INSTANCES])
+    }
+
+    /// Reads the rest.
     ///
     /// # Errors
     /// The ledger's.
-    pub(crate) async fn read(ledger: &Ledger, keeper: &FloorKeeper) -> Result<Self, LedgerError> {
-        let (machines, instances, rows, clusters, fences) = tokio::try_join!(
-            ledger.list(MACHINES),
-            ledger.list(INSTANCES),
-            ledger.instances(),
-            ledger.list(KUBEVIRTS),
-            ledger.list(FENCES),
-        )?;
+    pub(crate) async fn read(
+        (ledger, keeper): (&Ledger, &FloorKeeper),
+        kept: KeptMachines<'a>,
+    ) -> Result<Self, LedgerError> {
+        let (clusters, fences) = tokio::try_join!(ledger.list(KUBEVIRTS), ledger.list(FENCES))?;
         let (nodes, memory_held, held) = look(&*keeper.glance(ledger).await?);
         // Last, so that a machine with a new owner is not without the job that brought it there.
         let jobs = ledger.jobs_open().await?;
-        let rows = rows.into_iter().map(|row| (row.uid.clone(), row)).collect();
         Ok(Self {
-            machines: machines
-                .into_iter()
-                .map(|object| (object.key.clone(), object))
-                .collect(),
-            names: instances
-                .iter()
-                .enumerate()
-                .map(|(at, object)| (object.key.clone(), at))
-                .collect(),
-            instances,
+            kept,
             fences,
-            rows,
             migrating: jobs.iter().map(|job| job.machine.clone()).collect(),
             stale: stale(&held, &jobs).cloned().collect(),
             jobs,
@@ -77,6 +64,37 @@ impl World {
             memory_held,
             eviction_strategy: eviction_strategy(&clusters),
         })
+    }
+
+    /// All virtual machines.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &'a Object> {
+        self.objects(MACHINES)
+    }
+
+    /// All instances, by namespace and name.
+    pub(crate) fn instances(&self) -> impl Iterator<Item = &'a Object> {
+        self.objects(INSTANCES)
+    }
+
+    fn objects(&self, resource: &'static str) -> impl Iterator<Item = &'a Object> {
+        let first = ObjectKey::new(resource, "", "");
+        let all = self.kept.objects.range(first..).map(|(_, object)| object);
+        all.take_while(move |object| object.key.resource == resource)
+    }
+
+    /// The virtual machine of that key.
+    pub(crate) fn machine(&self, key: &ObjectKey) -> Option<&'a Object> {
+        self.kept.objects.get(key)
+    }
+
+    /// What the scheduler knows of an instance; `None` before it took it in.
+    pub(crate) fn row(&self, id: &MachineId) -> Option<&'a InstanceRow> {
+        self.kept.rows.get(id)
+    }
+
+    /// All of that.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &'a InstanceRow> {
+        self.kept.rows.values()
     }
 
     /// Whether a migration of `machine` is open.
@@ -90,9 +108,8 @@ impl World {
     }
 
     /// The instance that has the name of `machine`, whoever owns it.
-    pub(crate) fn instance_of(&self, machine: &ObjectKey) -> Option<&Object> {
-        let at = *self.names.get(&instance_key(machine))?;
-        self.instances.get(at)
+    pub(crate) fn instance_of(&self, machine: &ObjectKey) -> Option<&'a Object> {
+        self.kept.objects.get(&instance_key(machine))
     }
 }
 
@@ -108,7 +125,7 @@ fn look(
     let nodes = nodes.map(|node| (node.name.clone(), node.clone()));
     let mut memory_held = HashMap::new();
     for row in floor.reservations() {
-        *memory_held.entry(row.node.clone()).or_default() += row.memory_bytes.0;
+        *memory_held.entry(row.node.clone()).or_default() += row.room.memory.0;
     }
     let held = floor.reservations().filter(|row| row.job.is_some());
     (nodes.collect(), memory_held, held.cloned().collect())

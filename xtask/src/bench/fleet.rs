@@ -2,8 +2,9 @@
 //!
 //! A private Postgres, the three services that move machines as processes of their own, and all
 //! hosts in this process over real gRPC: everything shares the machine. The fleet is filled by the
-//! scheduler, and then every node is emptied once. What was done is checked as `godwit audit` does,
-//! and the limits of parallel migrations at every moment of the history; that alone is asserted.
+//! scheduler, and then a RollingMaintenance empties every node once. What was done is checked as
+//! `godwit audit` does, and the limits of parallel migrations at every moment of the history; that
+//! alone is asserted.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub(crate) struct Arguments {
     /// Machines.
     #[arg(long, default_value_t = 20_000)]
     machines: usize,
-    /// Longest wait for a wave or for the filling, in seconds.
+    /// Longest wait for the filling, or for the next node that is done, in seconds.
     #[arg(long, default_value_t = 1800)]
     seconds: u64,
     /// Migrations that may be under way in the cluster.
@@ -152,7 +153,7 @@ async fn measure(arguments: &Arguments, say: &dyn Fn(&str)) -> Result<Report> {
     say(&format!("filled in {:.1} s", filled.took.as_secs_f64()));
     let before = (plane.database_use()?, plane.services_use()?);
     let virtual_before = fleet.virtual_seconds();
-    let emptied = driver.empty_all(say).await?;
+    let rolled = driver.roll(say).await?;
     let virtual_seconds = fleet.virtual_seconds() - virtual_before;
     let after = (plane.database_use()?, plane.services_use()?);
     say("checking the history and the hosts");
@@ -164,7 +165,7 @@ async fn measure(arguments: &Arguments, say: &dyn Fn(&str)) -> Result<Report> {
     plane.audit().await?;
     machine.load_after = machine::load();
     machine.steal_percent = cpu.stolen_since();
-    let waves = emptied.waves.iter();
+    let waves = rolled.waves.iter();
     Ok(Report {
         machine,
         limits: (limits.cluster, limits.outbound),
@@ -234,7 +235,7 @@ fn print(report: &Report) {
         report.nodes, report.machines, report.limits.0, report.limits.1
     );
     println!(
-        "filled in {:.1} s; emptied in {} waves and {:.1} s ({:.0} s of the hosts' time)",
+        "filled in {:.1} s; all nodes emptied in {} waves and {:.1} s ({:.0} s of the hosts' time)",
         report.fill_seconds,
         report.waves.len(),
         report.seconds,

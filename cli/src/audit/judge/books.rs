@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use godwit_ledger::{InstanceRow, InstanceState, JobRow, ReservationRow};
 use godwit_model::migration::{queue::QueueLimits, view};
+use godwit_model::placement::Room;
 use godwit_model::{MachineId, NodeName};
 use serde_json::Value;
 
@@ -16,19 +17,25 @@ pub(super) fn capacity(world: &World, found: &mut Findings) {
             .reservations
             .iter()
             .filter(|row| row.node == node.name);
-        let (memory, cpu) = here.fold((0_u64, 0_u64), |(memory, cpu), row| {
-            (
-                memory.saturating_add(row.memory_bytes.0),
-                cpu.saturating_add(row.cpu_milli),
-            )
-        });
+        // What is held is what was booked: overcommitted when it was, it is no more than there is.
+        let mut held = Room::default();
+        here.for_each(|row| held += row.room);
+        let (memory, cpu) = (held.memory.0, held.cpu_milli);
         let (has_memory, has_cpu) = (node.capacity.memory.0, node.capacity.cpu_milli);
+        let subject = || format!("node {}", node.name);
         if memory > has_memory || cpu > has_cpu {
             let seen = format!(
                 "{memory} of {has_memory} bytes and {cpu} of {has_cpu} thousandths of a CPU are \
                  held"
             );
-            found.add(Check::Capacity, format!("node {}", node.name), seen);
+            found.add(Check::Capacity, subject(), seen);
+        }
+        for (size, held) in held.hugepages.each() {
+            let has = node.capacity.hugepages.get(size);
+            if held > has {
+                let seen = format!("{held} of {has} in pages of {size} are held");
+                found.add(Check::Capacity, subject(), seen);
+            }
         }
     }
 }

@@ -4,9 +4,11 @@ use godwit_ledger::{
     Capacity, Cordon, InstanceRow, InstanceState, JobHistory, JobRow, NodeRow, Object, ObjectKey,
     ReservationRow, TransitionRow,
 };
+use godwit_model::machine::PageSize;
 use godwit_model::migration::job::JobState as S;
 use godwit_model::migration::queue::QueueLimits;
 use godwit_model::migration::view;
+use godwit_model::placement::{Hugepages, Room};
 use godwit_model::{Bytes, Epoch, JobId, MachineId, NodeName, Revision};
 use godwit_rpc::agent::v1::{
     FoundDirectory, FoundFence, FoundHalf, FoundQemu, FoundRecord, FoundTap, HostInspection,
@@ -52,8 +54,11 @@ fn room(node_name: &str, job: Option<&str>) -> ReservationRow {
         machine: vm(),
         node: node(node_name),
         job: job.map(|id| JobId::parse(id).unwrap()),
-        memory_bytes: Bytes::mib(512),
-        cpu_milli: 1000,
+        room: Room {
+            memory: Bytes::mib(512),
+            cpu_milli: 1000,
+            ..Room::default()
+        },
     }
 }
 
@@ -105,6 +110,7 @@ fn quiet() -> World {
         capacity: Capacity {
             memory: Bytes::mib(1024),
             cpu_milli: 2000,
+            hugepages: Hugepages::default(),
         },
         facts: json!({}),
         heartbeat_at: at(0),
@@ -271,6 +277,11 @@ fn room_that_is_too_much_or_for_nothing_is_found() {
     });
     breaks(quiet(), Check::Capacity, "1000 of 999", |world| {
         world.nodes[0].capacity.cpu_milli = 999;
+    });
+    let pages = |mib| Hugepages::of(PageSize::Mi2, Bytes::mib(mib));
+    breaks(quiet(), Check::Capacity, "in pages of 2Mi", |world| {
+        world.nodes[0].capacity.hugepages = pages(254);
+        world.reservations[0].room.hugepages = pages(256);
     });
     breaks(quiet(), Check::Reserved, "without room", |world| {
         world.reservations.clear();

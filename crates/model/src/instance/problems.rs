@@ -1,7 +1,6 @@
 //! Collects what can't be honoured, each with its path.
 
 use super::{EvictionStrategy, FieldProblem};
-use crate::quantity;
 use crate::vmi::{Quantity, Rest, VmiSpec};
 
 /// Every field that can't be honoured.
@@ -33,6 +32,9 @@ impl Problems {
         self.rest("domain", &domain.rest);
         self.rest("domain.cpu", &domain.cpu.rest);
         self.rest("domain.memory", &domain.memory.rest);
+        if let Some(hugepages) = &domain.memory.hugepages {
+            self.rest("domain.memory.hugepages", &hugepages.rest);
+        }
         self.rest("domain.resources", &domain.resources.rest);
         self.rest("domain.firmware", &domain.firmware.rest);
         self.rest("domain.devices", &domain.devices.rest);
@@ -95,15 +97,12 @@ impl Problems {
     }
 
     pub(super) fn quantity(&mut self, path: &str, value: &Quantity) -> Option<u64> {
-        match value {
-            Quantity::Number(number) => Some(*number),
-            Quantity::Text(text) => match quantity::parse(text) {
-                Ok(number) => Some(number),
-                Err(error) => {
-                    self.add(path, error.to_string());
-                    None
-                }
-            },
+        match value.whole() {
+            Ok(number) => Some(number),
+            Err(error) => {
+                self.add(path, error.to_string());
+                None
+            }
         }
     }
 }

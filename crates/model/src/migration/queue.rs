@@ -1,6 +1,8 @@
 //! Who may start, who waits, and for what.
 //!
-//! Called by `migration-coordinator/src/drive.rs` with all open jobs and the limits in force.
+//! Called by `migration-coordinator/src/queue.rs` with all open jobs and the limits in force.
+
+use std::collections::HashMap;
 
 use super::job::JobState;
 use crate::{JobId, NodeName};
@@ -53,41 +55,83 @@ pub struct QueueWait {
     pub waiting: usize,
 }
 
+/// Slots that are in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// In the cluster.
+    pub cluster: usize,
+    /// Away from the node in question.
+    pub outbound: usize,
+}
+
 /// Whether it is the turn of the pending job `id` among all open `entries`.
+pub fn turn(id: &JobId, entries: &[Entry], limits: QueueLimits) -> Turn {
+    turns(entries, limits).remove(id).unwrap_or_else(|| {
+        Turn::Wait(QueueWait {
+            limit: "the job is not in the queue".into(),
+            place: 0,
+            waiting: 0,
+        })
+    })
+}
+
+/// Whose turn it is of the pending jobs among all open `entries`.
 ///
 /// Earlier jobs that could start now count as started, so two jobs never take one slot.
-pub fn turn(id: &JobId, entries: &[Entry], limits: QueueLimits) -> Turn {
+pub fn turns(entries: &[Entry], limits: QueueLimits) -> HashMap<JobId, Turn> {
     let mut waiting: Vec<&Entry> = entries
         .iter()
         .filter(|entry| entry.state == JobState::Pending)
         .collect();
-    waiting.sort_by_key(|entry| (-entry.priority, entry.created_at_us, entry.id.clone()));
-    let mut running: Vec<&Entry> = entries
-        .iter()
-        .filter(|entry| entry.state.holds_slot())
-        .collect();
+    waiting.sort_by_key(|entry| (-entry.priority, entry.created_at_us, &entry.id));
+    let mut taken = Taken::default();
+    for entry in entries.iter().filter(|entry| entry.state.holds_slot()) {
+        taken.take(entry);
+    }
     let total = waiting.len();
+    let mut turns = HashMap::with_capacity(total);
     for (at, entry) in waiting.into_iter().enumerate() {
-        let reached = limit_reached(entry, &running, limits);
-        if entry.id == *id {
-            return match reached {
-                None => Turn::Start,
-                Some(limit) => Turn::Wait(QueueWait {
-                    limit,
-                    place: at + 1,
-                    waiting: total,
-                }),
-            };
-        }
-        if reached.is_none() {
-            running.push(entry);
+        let turn = match limit_reached(entry.source.as_ref(), taken.slots(entry), limits) {
+            None => {
+                taken.take(entry);
+                Turn::Start
+            }
+            Some(limit) => Turn::Wait(QueueWait {
+                limit,
+                place: at + 1,
+                waiting: total,
+            }),
+        };
+        turns.insert(entry.id.clone(), turn);
+    }
+    turns
+}
+
+/// Slots of the cluster and of each node.
+#[derive(Debug, Default)]
+struct Taken<'a> {
+    cluster: usize,
+    outbound: HashMap<&'a NodeName, usize>,
+}
+
+impl<'a> Taken<'a> {
+    fn take(&mut self, entry: &'a Entry) {
+        self.cluster += 1;
+        if let Some(source) = &entry.source {
+            *self.outbound.entry(source).or_default() += 1;
         }
     }
-    Turn::Wait(QueueWait {
-        limit: "the job is not in the queue".into(),
-        place: 0,
-        waiting: total,
-    })
+
+    fn slots(&self, entry: &Entry) -> Slots {
+        let outbound = entry
+            .source
+            .as_ref()
+            .and_then(|node| self.outbound.get(node));
+        Slots {
+            cluster: self.cluster,
+            outbound: outbound.copied().unwrap_or_default(),
+        }
+    }
 }
 
 /// How many open jobs move machines towards `node`.
@@ -98,23 +142,24 @@ pub fn inbound(entries: &[Entry], node: &NodeName) -> usize {
         .count()
 }
 
-fn limit_reached(entry: &Entry, running: &[&Entry], limits: QueueLimits) -> Option<String> {
-    if running.len() >= limits.per_cluster as usize {
+/// The limit, for people, that keeps a job away from `source` from starting beside those that have
+/// `slots`; `None` when none does.
+pub fn limit_reached(
+    source: Option<&NodeName>,
+    slots: Slots,
+    limits: QueueLimits,
+) -> Option<String> {
+    if slots.cluster >= limits.per_cluster as usize {
         return Some(format!(
             "{} of {} migrations of the cluster are under way",
-            running.len(),
-            limits.per_cluster
+            slots.cluster, limits.per_cluster
         ));
     }
-    let source = entry.source.as_ref()?;
-    let outbound = running
-        .iter()
-        .filter(|other| other.source.as_ref() == Some(source))
-        .count();
-    (outbound >= limits.outbound_per_node as usize).then(|| {
+    let source = source?;
+    (slots.outbound >= limits.outbound_per_node as usize).then(|| {
         format!(
-            "{outbound} of {} migrations from node {source} are under way",
-            limits.outbound_per_node
+            "{} of {} migrations from node {source} are under way",
+            slots.outbound, limits.outbound_per_node
         )
     })
 }

@@ -16,15 +16,51 @@ use super::{Obstacle, Placement, Verdict};
 /// Points of crowds near that are liked, and of an even spread.
 const CROWD_POINTS: i64 = 200;
 
+/// How good a node is: its rank, then its points.
+type Merit = (u8, f64);
+/// A node by its place, and how good it is.
+type Ranked = (usize, Merit);
+
+/// Where a machine goes, and what was next best.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The best node.
+    pub node: NodeName,
+    /// The next best; `None` when no other will do.
+    pub runner_up: Option<RunnerUp>,
+}
+
+/// The next best node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerUp {
+    /// Which.
+    pub node: NodeName,
+    /// Points of the best, and its own.
+    pub points: [i64; 2],
+}
+
 impl Fleet {
     /// The best node for a machine, or nothing when none will do.
     pub fn choose(&mut self, ask: Ask<'_>) -> Option<NodeName> {
+        self.choose_between(ask).map(|choice| choice.node)
+    }
+
+    /// The best node for a machine and the next best, or nothing when none will do.
+    pub fn choose_between(&mut self, ask: Ask<'_>) -> Option<Choice> {
         let wish = self.intern(ask.demand);
         // It doesn't stand in its own way where it is now.
         self.count_all(ask.machine, false);
         let best = self.best(wish, ask);
         self.count_all(ask.machine, true);
-        best.map(|at| self.nodes[at].name.clone())
+        let [first, second] = best;
+        let (at, (_, points)) = first?;
+        Some(Choice {
+            node: self.nodes[at].name.clone(),
+            runner_up: second.map(|(at, (_, less))| RunnerUp {
+                node: self.nodes[at].name.clone(),
+                points: [whole(points), whole(less)],
+            }),
+        })
     }
 
     /// What speaks against each node.
@@ -50,14 +86,21 @@ impl Fleet {
         }
     }
 
-    fn best(&self, wish: usize, ask: Ask<'_>) -> Option<usize> {
+    /// The best and the next best, each with its merit.
+    fn best(&self, wish: usize, ask: Ask<'_>) -> [Option<Ranked>; 2] {
         let wish = &self.wishes[wish];
         let rules = self.rules(wish);
         let source = ask.source.and_then(|name| self.node(name));
         let home = ask.home.map(|name| self.node(name));
         let rank = self.ranks(ask.leaning);
         let mask = &self.masks[wish.mask];
-        let mut best: Option<(usize, (u8, f64))> = None;
+        let [mut best, mut next]: [Option<Ranked>; 2] = [None, None];
+        // Names make ties the same everywhere.
+        let goes_before = |(at, merit): Ranked, known: Option<Ranked>| {
+            known.is_none_or(|(other, most)| {
+                merit > most || (merit == most && self.nodes[at].name < self.nodes[other].name)
+            })
+        };
         for (at, (row, verdict)) in self.rows.iter().zip(&mask.verdicts).enumerate() {
             let fits = verdict.fits
                 && row.open
@@ -72,15 +115,14 @@ impl Fleet {
             }
             let points = row.points(wish.demand.room) + f64::from(verdict.points);
             let merit = (rank(at), points + rules.points(at));
-            let better = best.is_none_or(|(other, most)| {
-                // Names make ties the same everywhere.
-                merit > most || (merit == most && self.nodes[at].name < self.nodes[other].name)
-            });
-            if better {
-                best = Some((at, merit));
+            let one = (at, merit);
+            if goes_before(one, best) {
+                next = best.replace(one);
+            } else if goes_before(one, next) {
+                next = Some(one);
             }
         }
-        best.map(|(at, _)| at)
+        [best, next]
     }
 
     /// What goes before all points: 2 for the preferred node, 0 for one to be avoided, else 1.
@@ -117,6 +159,9 @@ impl Fleet {
         let room = wish.demand.room;
         rule(row.lacks_memory(room), Obstacle::Memory);
         rule(row.lacks_cpu(room), Obstacle::Cpu);
+        for size in row.lacks_hugepages(room) {
+            rule(true, Obstacle::Hugepages(size));
+        }
         rule(row.is_full(ask.inbound_max), Obstacle::Inbound);
         mask::obstacles(&wish.demand.needs, node, &mut |obstacle| {
             found.push(obstacle)
@@ -184,6 +229,15 @@ impl Fleet {
             fullest: around.members.most(),
         }
     }
+}
+
+/// Points as people are shown them.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a cast of a float saturates"
+)]
+fn whole(points: f64) -> i64 {
+    points.round() as i64
 }
 
 /// What a machine's neighbours say about nodes.

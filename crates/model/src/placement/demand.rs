@@ -6,13 +6,16 @@ use crate::machine::MachineSpec;
 use crate::vmi::{Toleration, VmiSpec};
 use crate::{Bytes, MachineId};
 
-use super::{Room, room};
+use super::Overcommit;
+use super::room::{self, Room};
 
 /// All that placing a machine depends on. Machines with equal demands are placed alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Demand {
-    /// What it takes.
+    /// What it takes on a node where it is placed.
     pub room: Room,
+    /// The guest's memory.
+    pub guest: Bytes,
     /// What the node must be, whoever else is there.
     pub needs: Needs,
     /// Namespace of the machine.
@@ -103,8 +106,9 @@ pub struct Leaning<'a> {
 }
 
 impl Demand {
-    /// What the machine `spec` asks for, made from `vmi` and labelled with `labels`.
-    pub fn new(spec: &MachineSpec, vmi: &VmiSpec, labels: Labels) -> Self {
+    /// What the machine `spec` asks for, made from `vmi` and labelled with `labels`, of nodes that
+    /// are overcommitted so far.
+    pub fn new(spec: &MachineSpec, vmi: &VmiSpec, labels: Labels, overcommit: Overcommit) -> Self {
         let namespace = &spec.namespace;
         let near = |term: &crate::affinity::PodTerm| Near {
             crowd: term.crowd(namespace),
@@ -125,7 +129,8 @@ impl Demand {
             terms.map(near).collect::<Vec<_>>()
         };
         Self {
-            room: room(spec),
+            room: room::room(spec, vmi, overcommit),
+            guest: spec.memory,
             needs: Needs::new(spec, vmi),
             near: required(wanted),
             apart: required(unwanted),
@@ -137,9 +142,10 @@ impl Demand {
     }
 
     /// A machine of which only its room is known.
-    pub fn of_room(memory: Bytes, cpu_milli: u64) -> Self {
+    pub fn of_room(room: Room) -> Self {
         Self {
-            room: Room { memory, cpu_milli },
+            room,
+            guest: room::guest_memory(room),
             needs: Needs::default(),
             namespace: String::new(),
             labels: Labels::new(),

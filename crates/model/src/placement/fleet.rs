@@ -61,8 +61,17 @@ struct Placed {
 #[derive(Debug, Clone, Copy)]
 struct Place {
     node: usize,
-    /// Whether the room is held for a migration towards it.
-    inbound: bool,
+    held: Held,
+}
+
+/// What is held for a machine on a node. It stays what it was when it was booked, whatever the
+/// machine would ask of another node by now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// So much.
+    pub room: Room,
+    /// Whether it is held for a migration towards the node.
+    pub inbound: bool,
 }
 
 impl Fleet {
@@ -110,7 +119,9 @@ impl Fleet {
     fn held(&self, at: usize) -> Room {
         let mut held = Room::default();
         for tenant in &self.tenants[at] {
-            held += self.wishes[self.machines[tenant].wish].demand.room;
+            let mut places = self.machines[tenant].places.iter();
+            let place = places.find(|place| place.node == at);
+            held += place.map(|place| place.held.room).unwrap_or_default();
         }
         held
     }
@@ -132,22 +143,28 @@ impl Fleet {
         }
     }
 
-    /// Holds room for `machine` on `node`; `inbound` when it migrates there. Nothing is held on a
-    /// node that isn't known.
+    /// Holds what `machine` asks for on `node`; `inbound` when it migrates there. Nothing is held on
+    /// a node that isn't known.
     pub fn hold(&mut self, machine: &MachineId, demand: &Demand, node: &NodeName, inbound: bool) {
+        let room = demand.room;
+        self.hold_as(machine, demand, node, Held { room, inbound });
+    }
+
+    /// Holds for `machine` on `node` what was booked there.
+    pub fn hold_as(&mut self, machine: &MachineId, demand: &Demand, node: &NodeName, held: Held) {
         let Some(&at) = self.names.get(node) else {
             return;
         };
         self.release(machine, node);
         let wish = self.intern(demand);
         self.adopt(machine, wish);
-        let place = Place { node: at, inbound };
+        let place = Place { node: at, held };
         if let Some(placed) = self.machines.get_mut(machine) {
             placed.places.push(place);
         }
         self.tenants[at].push(machine.clone());
-        self.rows[at].hold(demand.room, 1);
-        self.rows[at].inbound += u32::from(inbound);
+        self.rows[at].hold(held.room, 1);
+        self.rows[at].inbound += u32::from(held.inbound);
         self.count(wish, at, true);
     }
 
@@ -159,43 +176,39 @@ impl Fleet {
         }
         let places = self.lift(machine);
         for &place in &places {
-            let room = self.wishes[wish].demand.room;
-            self.rows[place.node].hold(room, 1);
             self.count(wish, place.node, true);
         }
         self.machines
             .insert(machine.clone(), Placed { wish, places });
     }
 
-    /// Takes a machine out wherever it is, and answers where that was.
+    /// Takes a machine out of the crowds wherever it is, and answers where that was. Its room stays
+    /// held.
     fn lift(&mut self, machine: &MachineId) -> Vec<Place> {
         let Some(Placed { wish, places }) = self.machines.remove(machine) else {
             return vec![];
         };
         for &place in &places {
-            let room = self.wishes[wish].demand.room;
-            self.rows[place.node].hold(room, -1);
             self.count(wish, place.node, false);
         }
         places
     }
 
-    /// Frees what `machine` holds on `node`. Answers whether that was for a migration there; `None`
-    /// when it held nothing.
-    pub fn release(&mut self, machine: &MachineId, node: &NodeName) -> Option<bool> {
+    /// Frees what `machine` holds on `node`, and answers what that was; `None` when it held nothing.
+    pub fn release(&mut self, machine: &MachineId, node: &NodeName) -> Option<Held> {
         let at = self.node(node)?;
         let placed = self.machines.get_mut(machine)?;
         let index = placed.places.iter().position(|place| place.node == at)?;
         let place = placed.places.remove(index);
         let (wish, last) = (placed.wish, placed.places.is_empty());
-        self.rows[at].hold(self.wishes[wish].demand.room, -1);
-        self.rows[at].inbound -= u32::from(place.inbound);
+        self.rows[at].hold(place.held.room, -1);
+        self.rows[at].inbound -= u32::from(place.held.inbound);
         self.count(wish, at, false);
         self.tenants[at].retain(|tenant| tenant != machine);
         if last {
             self.machines.remove(machine);
         }
-        Some(place.inbound)
+        Some(place.held)
     }
 
     /// Closes a node for a plan, whatever its host says.
@@ -245,8 +258,7 @@ impl Fleet {
         for (row, node) in self.rows.iter().zip(&self.nodes) {
             if row.open && !row.closed {
                 free += row.free();
-                largest.memory = largest.memory.max(node.memory);
-                largest.cpu_milli = largest.cpu_milli.max(node.cpu_milli);
+                largest = largest.max(node.room());
             }
         }
         match loss {
@@ -259,12 +271,8 @@ impl Fleet {
     pub fn size_of(&self, node: &NodeName) -> Option<Room> {
         let at = self.node(node)?;
         let (row, node) = (&self.rows[at], &self.nodes[at]);
-        let whole = Room {
-            memory: node.memory,
-            cpu_milli: node.cpu_milli,
-        };
         Some(if row.open && !row.closed {
-            whole
+            node.room()
         } else {
             self.held(at)
         })
@@ -431,7 +439,7 @@ impl Fleet {
         for (machine, placed) in &old.machines {
             for place in &placed.places {
                 let (demand, node) = (&old.wishes[placed.wish].demand, &old.nodes[place.node]);
-                self.hold(machine, demand, &node.name, place.inbound);
+                self.hold_as(machine, demand, &node.name, place.held);
             }
         }
     }

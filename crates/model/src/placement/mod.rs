@@ -9,27 +9,25 @@ mod crowds;
 mod demand;
 mod fleet;
 mod mask;
+mod room;
 mod row;
+mod shown;
 #[cfg(test)]
 mod tests;
 
 use crate::affinity::Labels;
-use crate::machine::MachineSpec;
+use crate::machine::PageSize;
 use crate::{Bytes, NodeName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+pub use choose::{Choice, RunnerUp};
 pub use demand::{Ask, Demand, Leaning, Near, Needs, Spread};
-pub use fleet::Fleet;
-
-/// Memory that QEMU needs beside the guest's, whatever its size.
-const OVERHEAD_FIXED: Bytes = Bytes::mib(64);
-/// One byte of page tables and bookkeeping for so many bytes of guest memory.
-const OVERHEAD_SHARE: u64 = 512;
-/// Virtual CPUs that share one CPU: KubeVirt's `cpuAllocationRatio`.
-const CPU_RATIO: u64 = 10;
+pub use fleet::{Fleet, Held};
+pub use room::{Hugepages, Overcommit, OvercommitSettings, Room, overhead, room};
+pub use shown::{Line, Shown};
 
 /// What a host said of itself when it registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,49 +100,10 @@ pub struct Candidate {
     pub memory: Bytes,
     /// CPU for machines, thousandths.
     pub cpu_milli: u64,
+    /// Huge pages for machines.
+    pub hugepages: Hugepages,
     /// What it can do.
     pub facts: HostFacts,
-}
-
-/// Room that a machine needs on its node.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Room {
-    /// The guest's memory and QEMU's own.
-    pub memory: Bytes,
-    /// CPU, thousandths.
-    pub cpu_milli: u64,
-}
-
-impl std::ops::AddAssign for Room {
-    fn add_assign(&mut self, other: Self) {
-        self.memory.0 += other.memory.0;
-        self.cpu_milli += other.cpu_milli;
-    }
-}
-
-impl Room {
-    /// What is left without `other`; `None` when there is too little.
-    pub fn without(self, other: Self) -> Option<Self> {
-        Some(Self {
-            memory: Bytes(self.memory.0.checked_sub(other.memory.0)?),
-            cpu_milli: self.cpu_milli.checked_sub(other.cpu_milli)?,
-        })
-    }
-}
-
-/// The room for `spec`.
-pub fn room(spec: &MachineSpec) -> Room {
-    let memory = spec.memory.0 + spec.memory.0 / OVERHEAD_SHARE + OVERHEAD_FIXED.0;
-    Room {
-        memory: Bytes(memory),
-        cpu_milli: u64::from(spec.cpus) * 1000 / CPU_RATIO,
-    }
-}
-
-/// The guest's memory of a machine that takes `memory` on its node: what [`room`] adds, taken off.
-pub fn guest_memory(memory: Bytes) -> Bytes {
-    let both = memory.0.saturating_sub(OVERHEAD_FIXED.0);
-    Bytes(both - both / (OVERHEAD_SHARE + 1))
 }
 
 /// Why a node was ruled out; printed as `kubectl describe` shows it for pods.
@@ -164,6 +123,8 @@ pub enum Obstacle {
     Memory,
     /// Too little CPU.
     Cpu,
+    /// Too few huge pages of that size.
+    Hugepages(PageSize),
     /// The machine's local disks are on another node.
     LocalDisks,
     /// A network is missing.
@@ -202,6 +163,7 @@ impl fmt::Display for Obstacle {
             Self::Selector => f.write_str("node(s) didn't match Pod's node affinity/selector"),
             Self::Memory => f.write_str("Insufficient memory"),
             Self::Cpu => f.write_str("Insufficient cpu"),
+            Self::Hugepages(size) => write!(f, "Insufficient hugepages-{size}"),
             Self::LocalDisks => f.write_str("node(s) didn't have the machine's local disks"),
             Self::Network(name) => write!(f, "node(s) had no network {name}"),
             Self::Image(name) => write!(f, "node(s) had no image {name}"),
@@ -219,6 +181,17 @@ impl fmt::Display for Obstacle {
             Self::SpreadLabel => f.write_str(
                 "node(s) didn't match pod topology spread constraints (missing required label)",
             ),
+        }
+    }
+}
+
+impl Candidate {
+    /// All of it.
+    pub const fn room(&self) -> Room {
+        Room {
+            memory: self.memory,
+            cpu_milli: self.cpu_milli,
+            hugepages: self.hugepages,
         }
     }
 }

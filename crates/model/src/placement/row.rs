@@ -1,8 +1,9 @@
 //! What changes of a node with every placement, kept apart because each placement reads it all.
 
 use crate::Bytes;
+use crate::machine::PageSize;
 
-use super::{Candidate, Room};
+use super::{Candidate, Hugepages, Room};
 
 /// One part in a million of a node is worth this many points.
 const PART: f64 = 1e-4;
@@ -18,6 +19,8 @@ pub(super) struct Row {
     /// Below zero where more is held than is there.
     pub(super) free_memory: i64,
     pub(super) free_cpu_milli: i64,
+    /// By size.
+    pub(super) free_hugepages: [i64; PageSize::ALL.len()],
     /// One part in a million of it, for scores.
     pub(super) memory_part: f64,
     pub(super) cpu_part: f64,
@@ -36,6 +39,7 @@ impl Row {
         let mut row = Self {
             free_memory: signed(node.memory.0),
             free_cpu_milli: signed(node.cpu_milli),
+            free_hugepages: PageSize::ALL.map(|size| signed(node.hugepages.get(size).0)),
             memory_part: part(node.memory.0),
             cpu_part: part(node.cpu_milli),
             inbound,
@@ -48,16 +52,32 @@ impl Row {
     }
 
     pub(super) fn free(&self) -> Room {
+        let [mi2, gi1] = self.free_hugepages.map(|free| Bytes(unsigned(free)));
         Room {
-            memory: Bytes(self.free_memory.max(0).unsigned_abs()),
-            cpu_milli: self.free_cpu_milli.max(0).unsigned_abs(),
+            memory: Bytes(unsigned(self.free_memory)),
+            cpu_milli: unsigned(self.free_cpu_milli),
+            hugepages: Hugepages { mi2, gi1 },
         }
     }
 
     pub(super) fn hold(&mut self, room: Room, times: i64) {
         self.free_memory -= times * signed(room.memory.0);
         self.free_cpu_milli -= times * signed(room.cpu_milli);
+        for (free, (_, takes)) in self.free_hugepages.iter_mut().zip(room.hugepages.each()) {
+            *free -= times * signed(takes.0);
+        }
     }
+
+    /// Sizes of which there are too few pages. None are ever too few for a machine without them.
+    pub(super) fn lacks_hugepages(&self, room: Room) -> impl Iterator<Item = PageSize> {
+        let sizes = self.free_hugepages.into_iter().zip(room.hugepages.each());
+        let lacking = sizes.filter(|(free, (_, takes))| takes.0 > 0 && *free < signed(takes.0));
+        lacking.map(|(_, (size, _))| size)
+    }
+}
+
+fn unsigned(number: i64) -> u64 {
+    number.max(0).unsigned_abs()
 }
 
 fn signed(number: u64) -> i64 {
@@ -81,7 +101,10 @@ impl Row {
     }
 
     pub(super) fn has_room(&self, room: Room) -> bool {
-        !self.lacks_memory(room) && !self.lacks_cpu(room)
+        !self.lacks_memory(room)
+            && !self.lacks_cpu(room)
+            && (room.hugepages == Hugepages::default()
+                || self.lacks_hugepages(room).next().is_none())
     }
 
     pub(super) fn is_full(&self, inbound_max: u32) -> bool {

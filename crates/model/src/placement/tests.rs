@@ -1,11 +1,12 @@
 use super::*;
 use crate::MachineId;
+use crate::machine::{MachineSpec, PageSize};
 use crate::vmi::VmiSpec;
 use serde_json::{Value, json};
 
 const GIB: u64 = 1024;
 
-fn spec(name: &str, mib: u64) -> MachineSpec {
+pub(super) fn spec(name: &str, mib: u64) -> MachineSpec {
     MachineSpec {
         id: id(1),
         namespace: "default".into(),
@@ -17,6 +18,7 @@ fn spec(name: &str, mib: u64) -> MachineSpec {
         disks: vec![],
         nics: vec![],
         kernel: None,
+        hugepages: None,
     }
 }
 
@@ -38,6 +40,7 @@ fn node(node: &str, mib: u64) -> Candidate {
         labels: Labels::from([("kubernetes.io/hostname".to_owned(), node.to_owned())]),
         memory: Bytes::mib(mib),
         cpu_milli: 2000,
+        hugepages: Hugepages::default(),
         facts: HostFacts {
             accelerator: "tcg".into(),
             machine_types: vec!["pc-q35-7.2".into()],
@@ -57,7 +60,8 @@ fn demand(labels: &[(&str, &str)], vmi: Value) -> Demand {
     let vmi: VmiSpec = serde_json::from_value(vmi).expect("a spec");
     let labels = labels.iter();
     let labels = labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    Demand::new(&spec("vm", 256), &vmi, labels.collect())
+    let overcommit = Overcommit::default();
+    Demand::new(&spec("vm", 256), &vmi, labels.collect(), overcommit)
 }
 
 fn ask<'a>(machine: &'a MachineId, demand: &'a Demand) -> Ask<'a> {
@@ -177,7 +181,8 @@ fn a_shared_disk_is_only_where_its_pool_is() {
     };
     let mut spec = spec("vm", 256);
     spec.disks = vec![disk("/srv/disks/vm", true), disk("/var/scratch", false)];
-    let demand = Demand::new(&spec, &VmiSpec::default(), Labels::new());
+    let overcommit = Overcommit::default();
+    let demand = Demand::new(&spec, &VmiSpec::default(), Labels::new(), overcommit);
     let placement = fleet(&nodes).place(ask(&id(1), &demand));
     let refused: Vec<&[Obstacle]> = placement
         .verdicts
@@ -194,6 +199,86 @@ fn a_shared_disk_is_only_where_its_pool_is() {
 }
 
 #[test]
+fn a_node_without_free_huge_pages_takes_no_machine_that_needs_them_and_any_other() {
+    let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
+    nodes[0].hugepages.mi2 = Bytes::mib(512);
+    let mut fleet = fleet(&nodes);
+    let spec = MachineSpec {
+        hugepages: Some(PageSize::Mi2),
+        ..spec("vm", 256)
+    };
+    let overcommit = Overcommit::default();
+    let huge = Demand::new(&spec, &VmiSpec::default(), Labels::new(), overcommit);
+    for machine in [1, 2] {
+        let node = chosen(&mut fleet, machine, &huge);
+        assert_eq!(node.as_deref(), Some("worker1"));
+        fleet.hold(&id(machine), &huge, &name("worker1"), false);
+    }
+    assert_eq!(
+        summary(&mut fleet, 3, &huge),
+        "0/2 nodes are available: 2 Insufficient hugepages-2Mi."
+    );
+    // The host gives pages back that are held: that keeps nobody else away.
+    nodes[0].hugepages = Hugepages::default();
+    nodes[1].cordoned = true;
+    nodes.iter().for_each(|node| fleet.node_set(node.clone()));
+    let plain = demand(&[], json!({}));
+    assert_eq!(chosen(&mut fleet, 3, &plain).as_deref(), Some("worker1"));
+    let held = fleet.held_on(&name("worker1"));
+    assert_eq!(held.hugepages.mi2, Bytes::mib(512));
+    assert_eq!(held.memory.0, 2 * overhead(Bytes::mib(256)).0);
+}
+
+#[test]
+fn what_was_booked_stays_booked_when_more_is_asked_for_elsewhere() {
+    let mut fleet = fleet(&[node("worker1", GIB), node("worker2", GIB)]);
+    let (worker1, worker2) = (name("worker1"), name("worker2"));
+    let now = demand(&[], json!({}));
+    let then = Held {
+        room: Room {
+            memory: Bytes::mib(100),
+            ..now.room
+        },
+        inbound: false,
+    };
+    fleet.hold_as(&id(1), &now, &worker1, then);
+    fleet.hold(&id(1), &now, &worker2, true);
+    assert_eq!(fleet.held_on(&worker1).memory, Bytes::mib(100));
+    assert_eq!(fleet.held_on(&worker2), now.room);
+    let free = |fleet: &Fleet| fleet.spare(false).map(|room| room.memory.0);
+    let both = Bytes::mib(2 * GIB).0;
+    let left = both - Bytes::mib(100).0 - now.room.memory.0;
+    assert_eq!(free(&fleet), Some(left));
+    assert_eq!(fleet.release(&id(1), &worker1), Some(then));
+    fleet.release(&id(1), &worker2);
+    assert_eq!(free(&fleet), Some(both));
+}
+
+#[test]
+fn a_choice_names_the_next_best_node() {
+    let nodes = [
+        node("worker1", GIB),
+        node("worker2", 4 * GIB),
+        node("worker3", 2 * GIB),
+    ];
+    let mut fleet = fleet(&nodes);
+    let (machine, demand) = (id(1), demand(&[], json!({})));
+    let choice = fleet
+        .choose_between(ask(&machine, &demand))
+        .expect("a node");
+    assert_eq!(choice.node, name("worker2"));
+    let next = choice.runner_up.expect("another");
+    assert_eq!(next.node, name("worker3"));
+    assert!(next.points[0] > next.points[1], "{next:?}");
+    fleet.close(&name("worker1"));
+    fleet.close(&name("worker3"));
+    let choice = fleet
+        .choose_between(ask(&machine, &demand))
+        .expect("a node");
+    assert_eq!(choice.runner_up, None);
+}
+
+#[test]
 fn a_machine_never_changes_its_accelerator_or_overfills_a_nodes_inbound() {
     let mut nodes = [node("worker1", 4 * GIB), node("worker2", 4 * GIB)];
     nodes[0].facts.accelerator = "kvm".into();
@@ -207,7 +292,8 @@ fn a_machine_never_changes_its_accelerator_or_overfills_a_nodes_inbound() {
     assert_eq!(placement.chosen, None);
     assert_eq!(placement.verdicts[0].obstacles, [Obstacle::Accelerator]);
     assert_eq!(placement.verdicts[1].obstacles, [Obstacle::Inbound]);
-    assert_eq!(fleet.release(&id(7), &name("worker2")), Some(true));
+    let held = fleet.release(&id(7), &name("worker2"));
+    assert!(held.is_some_and(|held| held.inbound));
     assert_eq!(chosen(&mut fleet, 1, &demand).as_deref(), Some("worker2"));
 }
 
@@ -411,17 +497,10 @@ fn required_node_affinity_speaks_of_labels_and_names() {
 }
 
 /// Whatever comes, goes and changes, the counts are those of a fleet that is made anew.
-#[test]
-fn a_fleet_that_changed_answers_as_one_that_is_made_anew() {
-    let mut random = 7_u64;
-    let mut next = move |below: u64| {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below
-    };
+/// Demands with rules and without, for more and less room, some of it in huge pages.
+fn varied() -> Vec<Demand> {
     let apps = ["a", "b", "c"];
-    let demands: Vec<Demand> = apps
+    let mut demands: Vec<Demand> = apps
         .iter()
         .flat_map(|app| {
             let rules = [
@@ -432,11 +511,33 @@ fn a_fleet_that_changed_answers_as_one_that_is_made_anew() {
             rules.map(|rule| demand(&[("app", app)], rule))
         })
         .collect();
+    for (demand, factor) in demands.iter_mut().zip(0..) {
+        demand.room.memory.0 += factor << 26;
+        if factor % 2 == 0 {
+            demand.room.hugepages = Hugepages::of(PageSize::Mi2, Bytes::mib(64 << (factor % 3)));
+        }
+    }
+    demands
+}
+
+#[test]
+fn a_fleet_that_changed_answers_as_one_that_is_made_anew() {
+    let mut random = 7_u64;
+    let mut next = move |below: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    let demands = varied();
     let mut nodes: Vec<Candidate> = (0..6)
-        .map(|at| node(&format!("worker{at}"), 4 * GIB))
+        .map(|at| Candidate {
+            hugepages: Hugepages::of(PageSize::Mi2, Bytes::mib(128 * at)),
+            ..node(&format!("worker{at}"), 4 * GIB)
+        })
         .collect();
     let mut fleet = fleet(&nodes);
-    let mut held: BTreeMap<(u32, String), (usize, bool)> = BTreeMap::new();
+    let mut held: BTreeMap<(u32, String), (usize, Held)> = BTreeMap::new();
     for step in 0..3000 {
         let (machine, at) = (u32::try_from(next(12)).unwrap(), next(6));
         let on = format!("worker{at}");
@@ -459,14 +560,17 @@ fn a_fleet_that_changed_answers_as_one_that_is_made_anew() {
                         *demand = wish;
                     }
                 }
-                held.insert((machine, on.clone()), (wish, inbound));
-                fleet.hold(&id(machine), &demands[wish], &name(&on), inbound);
+                // What was booked may be what another asks for by now.
+                let room = demands[usize::try_from(next(9)).unwrap()].room;
+                let booked = Held { room, inbound };
+                held.insert((machine, on.clone()), (wish, booked));
+                fleet.hold_as(&id(machine), &demands[wish], &name(&on), booked);
             }
         }
         if step % 10 == 0 {
             let mut anew = self::fleet(&nodes);
-            for ((machine, on), (wish, inbound)) in &held {
-                anew.hold(&id(*machine), &demands[*wish], &name(on), *inbound);
+            for ((machine, on), (wish, booked)) in &held {
+                anew.hold_as(&id(*machine), &demands[*wish], &name(on), *booked);
             }
             for demand in &demands {
                 let asked = id(machine);

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use crate::placement::{Ask, Fleet, Leaning, Verdict};
+use crate::placement::{Ask, Choice, Fleet, Held, Leaning, RunnerUp, Verdict};
 use crate::{Bytes, MachineId, NodeName};
 
 /// Where machines go, in the order in which they are to go.
@@ -23,10 +23,12 @@ pub struct Move {
     pub source: NodeName,
     /// Where it goes.
     pub target: NodeName,
-    /// What it takes there.
+    /// The guest's memory.
     pub memory: Bytes,
-    /// Whether it was on its way to the source.
-    inbound: bool,
+    /// The next best node; `None` where no other would do, or none was looked for.
+    pub runner_up: Option<RunnerUp>,
+    /// What it held on the source.
+    held: Held,
 }
 
 /// A machine that no other node takes.
@@ -49,14 +51,15 @@ impl Evacuation {
     /// Puts every machine to where it goes, after this was [undone](Self::undo).
     pub fn redo(&self, fleet: &mut Fleet) {
         for way in &self.moves {
-            carry(fleet, &way.machine, (&way.source, &way.target), false);
+            carry(fleet, &way.machine, (&way.source, &way.target), None);
         }
     }
 
     /// Puts every machine back to where it was.
     pub fn undo(&self, fleet: &mut Fleet) {
         for way in self.moves.iter().rev() {
-            carry(fleet, &way.machine, (&way.target, &way.source), way.inbound);
+            let back = (&way.target, &way.source);
+            carry(fleet, &way.machine, back, Some(way.held));
         }
     }
 }
@@ -85,12 +88,16 @@ pub fn evacuate(
             inbound_max: 0,
             leaning: Leaning::default(),
         };
-        match fleet.choose(ask) {
-            Some(target) => {
-                let inbound = carry(fleet, &machine, (&source, &target), false);
+        match fleet.choose_between(ask) {
+            Some(Choice {
+                node: target,
+                runner_up,
+            }) => {
+                let held = carry(fleet, &machine, (&source, &target), None);
                 found.moves.push(Move {
-                    inbound,
-                    memory: demand.room.memory,
+                    held,
+                    memory: demand.guest,
+                    runner_up,
                     machine,
                     source,
                     target,
@@ -133,10 +140,11 @@ pub fn keep(
     let verdicts = fleet.explain(ask);
     let free = |verdict: &&Verdict| verdict.node == *target && verdict.obstacles.is_empty();
     verdicts.iter().find(free)?;
-    let inbound = carry(fleet, machine, (source, target), false);
+    let held = carry(fleet, machine, (source, target), None);
     Some(Move {
-        inbound,
-        memory: demand.room.memory,
+        held,
+        memory: demand.guest,
+        runner_up: None,
         machine: machine.clone(),
         source: source.clone(),
         target: target.clone(),
@@ -157,7 +165,7 @@ fn order(
                 continue;
             };
             let rules = demand.near.len() + demand.apart.len() + demand.spread.len();
-            let key = (Reverse(rules), Reverse(demand.room.memory), machine.clone());
+            let key = (Reverse(rules), Reverse(demand.guest), machine.clone());
             all.push((key, node.clone()));
         }
     }
@@ -167,17 +175,21 @@ fn order(
         .collect()
 }
 
-/// Answers whether the machine was on its way to where it was.
+/// Puts a machine to another node, and answers what it held where it was. It holds there what it
+/// asks for, or what was `booked`.
 fn carry(
     fleet: &mut Fleet,
     machine: &MachineId,
     (from, to): (&NodeName, &NodeName),
-    inbound: bool,
-) -> bool {
+    booked: Option<Held>,
+) -> Held {
     let Some(demand) = fleet.demand(machine).cloned() else {
-        return false;
+        return Held::default();
     };
     let was = fleet.release(machine, from);
-    fleet.hold(machine, &demand, to, inbound);
+    match booked {
+        Some(held) => fleet.hold_as(machine, &demand, to, held),
+        None => fleet.hold(machine, &demand, to, false),
+    }
     was.unwrap_or_default()
 }

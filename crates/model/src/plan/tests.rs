@@ -1,6 +1,7 @@
 use super::*;
 use crate::affinity::Labels;
-use crate::placement::{Candidate, Demand, Fleet, HostFacts, Leaning, Near, Room};
+use crate::machine::PageSize;
+use crate::placement::{Candidate, Demand, Fleet, HostFacts, Hugepages, Leaning, Near, Room};
 use crate::{Bytes, MachineId, NodeName};
 use std::collections::BTreeMap;
 
@@ -29,6 +30,7 @@ fn node(at: usize, mib: u64) -> Candidate {
         ]),
         memory: Bytes::mib(mib),
         cpu_milli: 100_000,
+        hugepages: Hugepages::default(),
         facts: HostFacts {
             machine_types: vec![String::new()],
             cpu_models: vec![String::new()],
@@ -54,7 +56,11 @@ fn demand(app: &str, mib: u64, apart: bool) -> Demand {
         namespace: "default".to_owned(),
         labels,
         apart: if apart { vec![near] } else { vec![] },
-        ..Demand::of_room(Bytes::mib(mib), 100)
+        ..Demand::of_room(Room {
+            memory: Bytes::mib(mib),
+            cpu_milli: 100,
+            ..Room::default()
+        })
     }
 }
 
@@ -87,7 +93,9 @@ impl Account {
         at.0 = way.target.clone();
         let mut held = Room::default();
         self.on(&way.target).for_each(|demand| held += demand.room);
-        assert!(held.memory <= self.nodes[&way.target].memory, "{way:?}");
+        let node = &self.nodes[&way.target];
+        assert!(held.memory <= node.memory, "{way:?}");
+        assert!(held.hugepages.mi2 <= node.hugepages.mi2, "{way:?}");
         let apps = self.on(&way.target);
         let apart: Vec<&str> = apps
             .filter(|demand| !demand.apart.is_empty())
@@ -127,7 +135,10 @@ fn random(seed: u64) -> impl FnMut(u64) -> u64 {
 
 fn made(seed: u64, nodes: usize, machines: u32) -> Account {
     let mut next = random(seed);
-    let nodes = (0..nodes).map(|at| node(at, 16_384));
+    let nodes = (0..nodes).map(|at| Candidate {
+        hugepages: Hugepages::of(PageSize::Mi2, Bytes::mib(2048)),
+        ..node(at, 16_384)
+    });
     let mut account = Account {
         nodes: nodes.map(|node| (node.name.clone(), node)).collect(),
         at: BTreeMap::new(),
@@ -136,7 +147,10 @@ fn made(seed: u64, nodes: usize, machines: u32) -> Account {
     for number in 0..machines {
         let apart = next(3) == 0;
         let app = format!("{}{}", if apart { "apart" } else { "app" }, next(8));
-        let demand = demand(&app, 512 << next(4), apart);
+        let mut demand = demand(&app, 512 << next(4), apart);
+        if next(4) == 0 {
+            demand.room.hugepages = Hugepages::of(PageSize::Mi2, Bytes::mib(128 << next(3)));
+        }
         let machine = id(number);
         let ask = crate::placement::Ask {
             machine: &machine,

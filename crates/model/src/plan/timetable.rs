@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::forecast::{Forecast, Forecaster, Voyage};
 use crate::limits::MigrationLimits;
 use crate::migration::queue::QueueLimits;
-use crate::placement::guest_memory;
 
 use super::evacuation::Move;
 use super::schedule::{Leg, Slot, schedule, whole};
@@ -72,7 +71,7 @@ pub fn timetable(forecaster: &Forecaster, moves: &[&Move], pace: Pace) -> Timeta
     let forecast = |way: &&Move| {
         forecaster.forecast(Voyage {
             machine: &way.machine,
-            memory: guest_memory(way.memory),
+            memory: way.memory,
             source: &way.source,
             target: &way.target,
             bandwidth: pace.bandwidth,

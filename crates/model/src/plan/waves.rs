@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::placement::Fleet;
+use crate::placement::{Fleet, Room};
 use crate::{MachineId, NodeName};
 
 use super::evacuation::{Evacuation, Stuck, evacuate};
@@ -106,9 +106,12 @@ impl Search<'_> {
         }
     }
 
-    /// Memory that is held on a node.
+    /// Memory that is held on a node, of whatever pages.
     fn held(&self, node: &NodeName) -> u64 {
-        self.fleet.held_on(node).memory.0
+        let Room {
+            memory, hugepages, ..
+        } = self.fleet.held_on(node);
+        memory.0 + hugepages.mi2.0 + hugepages.gi1.0
     }
 
     /// The next wave, emptied. All its nodes are closed before the first is emptied, so that no

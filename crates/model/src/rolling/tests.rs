@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::affinity::Labels;
-use crate::placement::{Ask, Candidate, Demand, Fleet, HostFacts, Leaning};
+use crate::placement::{Ask, Candidate, Demand, Fleet, HostFacts, Hugepages, Leaning, Room};
 use crate::{Bytes, MachineId, NodeName};
 
 const NODE_MIB: u64 = 16_384;
@@ -123,6 +123,7 @@ impl World {
                 labels: Labels::from([("rack".to_owned(), self.domain(node).expect("one"))]),
                 memory: Bytes::mib(NODE_MIB),
                 cpu_milli: 100_000,
+                hugepages: Hugepages::default(),
                 facts: HostFacts {
                     machine_types: vec![String::new()],
                     cpu_models: vec![String::new()],
@@ -131,7 +132,11 @@ impl World {
             });
         }
         for (id, machine) in &self.machines {
-            let demand = Demand::of_room(Bytes::mib(machine.mib), 100);
+            let demand = Demand::of_room(Room {
+                memory: Bytes::mib(machine.mib),
+                cpu_milli: 100,
+                ..Room::default()
+            });
             fleet.hold(id, &demand, &machine.at, false);
             if let Some((target, _)) = &machine.way {
                 fleet.hold(id, &demand, target, true);
@@ -408,7 +413,11 @@ impl World {
             if over_budget(&self.order.budgets, &moving, &mover(&machine)).is_some() {
                 continue;
             }
-            let demand = Demand::of_room(Bytes::mib(machine.mib), 100);
+            let demand = Demand::of_room(Room {
+                memory: Bytes::mib(machine.mib),
+                cpu_milli: 100,
+                ..Room::default()
+            });
             let ask = Ask {
                 machine: &id,
                 demand: &demand,

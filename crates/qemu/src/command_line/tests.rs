@@ -38,6 +38,7 @@ fn spec() -> MachineSpec {
             nic("default", "52:54:00:00:00:01"),
             nic("lan", "52:54:00:00:00:02"),
         ],
+        hugepages: None,
         kernel: Some(Kernel {
             image: "guest".to_owned(),
             kernel_path: "vmlinuz".to_owned(),
@@ -90,6 +91,41 @@ fn a_machine_is_rendered_as_in_the_golden_file() {
         text,
         std::fs::read_to_string(file).unwrap(),
         "set {REWRITE} to accept"
+    );
+}
+
+#[test]
+fn memory_in_huge_pages_comes_from_the_hosts_directory_and_has_the_same_id() {
+    let spec = MachineSpec {
+        memory: Bytes::mib(64),
+        hugepages: Some(PageSize::Mi2),
+        ..spec()
+    };
+    let mut layout = host("a");
+    let error = CommandLine::render(&spec, &layout, Role::Start).unwrap_err();
+    assert!(matches!(error, LineError::Layout { .. }), "{error}");
+    layout.hugepages = Some(PathBuf::from("/dev/huge,pages/x"));
+    let backend = |layout: &HostLayout| {
+        let line = CommandLine::render(&spec, layout, Role::Start).unwrap();
+        let mut all = line.arguments.into_iter();
+        all.find(|argument| argument.starts_with("memory-backend"))
+            .unwrap()
+    };
+    // Under TCG not a multiple of 256 KiB, and not a page more.
+    assert_eq!(
+        backend(&layout),
+        "memory-backend-file,id=ram0,size=65528K,share=off,mem-path=/dev/huge,,pages/x"
+    );
+    layout.accelerator = Accelerator::Kvm;
+    assert!(backend(&layout).contains("size=65536K"));
+    let odd = MachineSpec {
+        memory: Bytes::mib(63),
+        ..spec
+    };
+    let error = CommandLine::render(&odd, &layout, Role::Start).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "memory of 63 MiB is no multiple of pages of 2Mi"
     );
 }
 

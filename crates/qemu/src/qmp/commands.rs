@@ -4,10 +4,12 @@ use super::types::{
     BlockDevice, CpuDefinition, MachineInfo, MigrationInfo, MigrationParameters, StatusInfo,
     Version, VersionInfo,
 };
-use super::{Qmp, QmpError};
+use super::{COMMAND_LIMIT, Qmp, QmpError};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use tokio::time::timeout;
 
 /// Self-announcement after a switch: frames at about 5, 25, 145, 365 and 685 ms.
 const ANNOUNCE_INITIAL_MS: u64 = 20;
@@ -140,6 +142,16 @@ impl Qmp {
     pub async fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
         self.no_result("migrate-incoming", json!({ "uri": uri }))
             .await
+    }
+
+    /// `getfd`: from now on QEMU has `file`, too, under this name, and none that it had before.
+    pub async fn give_file(&self, name: &str, file: OwnedFd) -> Result<(), QmpError> {
+        let given = self.exchange("getfd", json!({ "fdname": name }), Some(file));
+        let (command, limit) = ("getfd", COMMAND_LIMIT);
+        let answer = timeout(limit, given).await;
+        answer
+            .map_err(|_| QmpError::Timeout { command, limit })?
+            .map(drop)
     }
 
     /// `migrate`: begins a copy.

@@ -18,14 +18,18 @@ pub use types::{
 };
 
 use futures::StreamExt;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -119,9 +123,16 @@ pub struct Qmp {
     version: Version,
 }
 
+/// A line for QEMU, and what travels beside it.
+#[derive(Debug)]
+struct Request {
+    line: String,
+    file: Option<OwnedFd>,
+}
+
 #[derive(Debug)]
 struct Shared {
-    requests: mpsc::Sender<String>,
+    requests: mpsc::Sender<Request>,
     waiting: Arc<Mutex<Waiting>>,
     events: broadcast::WeakSender<Stamped>,
     next_id: AtomicU64,
@@ -219,13 +230,18 @@ impl Qmp {
         command: &'static str,
         arguments: Value,
     ) -> Result<R, QmpError> {
-        let value = timeout(limit, self.exchange(command, arguments))
+        let value = timeout(limit, self.exchange(command, arguments, None))
             .await
             .map_err(|_| QmpError::Timeout { command, limit })??;
         serde_json::from_value(value).map_err(|source| QmpError::Answer { command, source })
     }
 
-    async fn exchange(&self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
+    async fn exchange(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        file: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut request = json!({ "execute": command, "id": id });
         if !arguments.is_null() {
@@ -241,9 +257,10 @@ impl Qmp {
             }
             waiting.insert(id, sender);
         }
+        let line = format!("{request}\n");
         self.shared
             .requests
-            .send(format!("{request}\n"))
+            .send(Request { line, file })
             .await
             .map_err(|_| QmpError::Closed)?;
         let refused = match answer.await {
@@ -292,12 +309,33 @@ async fn greeting(lines: &mut Lines) -> Result<Version, QmpError> {
     }
 }
 
-async fn write_requests(mut writer: OwnedWriteHalf, mut requests: mpsc::Receiver<String>) {
-    while let Some(request) = requests.recv().await {
-        if writer.write_all(request.as_bytes()).await.is_err() {
+async fn write_requests(mut writer: OwnedWriteHalf, mut requests: mpsc::Receiver<Request>) {
+    while let Some(Request { line, file }) = requests.recv().await {
+        let mut rest = line.as_bytes();
+        if let Some(file) = file {
+            let Ok(sent) = send_with(&writer, rest, &file).await else {
+                return;
+            };
+            rest = &rest[sent..];
+        }
+        if writer.write_all(rest).await.is_err() {
             return;
         }
     }
+}
+
+/// Sends `file` beside the first bytes of `line`; answers how many those were.
+async fn send_with(writer: &OwnedWriteHalf, line: &[u8], file: &OwnedFd) -> io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = SendAncillaryBuffer::new(&mut space);
+        let files = [file.as_fd()];
+        beside.push(SendAncillaryMessage::ScmRights(&files));
+        let line = [io::IoSlice::new(line)];
+        Ok(sendmsg(socket, &line, &mut beside, SendFlags::NOSIGNAL)?)
+    };
+    socket.async_io(Interest::WRITABLE, send).await
 }
 
 async fn read_answers(

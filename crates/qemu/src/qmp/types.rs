@@ -266,6 +266,9 @@ pub struct MigrationParameters {
     /// Name of the object that a copy is encrypted with; "" for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_creds: Option<&'static str>,
+    /// Whom an encrypted copy goes to, in TLS's words; "" for whoever the address names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_hostname: Option<&'static str>,
 }
 
 /// One of `query-machines`.

@@ -315,6 +315,7 @@ fn nothing(id: MachineId) -> MachineSpec {
         disks: vec![],
         nics: vec![],
         kernel: None,
+        hugepages: None,
     }
 }
 

@@ -1,19 +1,18 @@
-//! What an operator would do: fills the fleet, and empties every node of it once, wave by wave.
+//! What an operator would do: fills the fleet, and has every node of it emptied once.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_ledger::{Floor, NewObject, Object, ObjectKey};
-use godwit_model::NodeName;
-use godwit_model::plan::{Rules, waves};
-use serde_json::json;
+use godwit_ledger::{LedgerError, NewObject, ObjectKey, retry};
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::{Fleet, Limits, Plane};
 use crate::lab::tail;
 
 const INSTANCES: &str = "virtualmachineinstances.kubevirt.io";
-const MAINTENANCES: &str = "nodemaintenances";
+const ROLLINGS: &str = "rollingmaintenances.godwit.io";
 const NAMESPACE: &str = "default";
 /// Objects written in one transaction: longer ones would hold the services up.
 const BATCH: usize = 100;
@@ -36,11 +35,35 @@ pub struct Filled {
     pub took: Duration,
 }
 
-/// How the emptying went.
+/// How the rolling maintenance went.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Emptied {
-    /// Nodes of each wave, and how long it took.
+pub struct Rolled {
+    /// Nodes of each wave, and the time from its first one's beginning to its last one's end.
     pub waves: Vec<(usize, Duration)>,
+}
+
+impl Rolled {
+    fn read(nodes: &[Value]) -> Result<Self> {
+        let mut waves: BTreeMap<&str, (usize, Timestamp, Timestamp)> = BTreeMap::new();
+        for node in nodes {
+            let time = |field: &str| -> Result<Timestamp> {
+                let text = node[field].as_str();
+                Ok(text
+                    .with_context(|| format!("no {field}: {node}"))?
+                    .parse()?)
+            };
+            let (began, ended) = (time("startedAt")?, time("endedAt")?);
+            let name = node["wave"].as_str().context("a wave")?;
+            let wave = waves.entry(name).or_insert((0, began, ended));
+            *wave = (wave.0 + 1, wave.1.min(began), wave.2.max(ended));
+        }
+        let waves = waves.into_values();
+        Ok(Self {
+            waves: waves
+                .map(|(nodes, began, ended)| Ok((nodes, ended.duration_since(began).try_into()?)))
+                .collect::<Result<_>>()?,
+        })
+    }
 }
 
 /// Does it.
@@ -52,7 +75,7 @@ pub struct Driver<'a> {
     pub fleet: &'a Fleet,
     /// Nodes that are emptied at once, at most; 0 is no limit.
     pub at_once: usize,
-    /// Longest wait for one thing.
+    /// Longest wait for one thing: the filling, or the next node's end.
     pub patience: Duration,
 }
 
@@ -99,69 +122,42 @@ impl Driver<'_> {
         })
     }
 
-    /// Empties each node once: as many at a time as is safe, until all were.
+    /// Has each node emptied once by a RollingMaintenance over all of them, as many at a time as is
+    /// safe, until it is over. Tells how far it is.
     ///
     /// # Errors
-    /// When a node can't be emptied, or not in time.
-    pub async fn empty_all(&self, say: &dyn Fn(&str)) -> Result<Emptied> {
-        let nodes = self.plane.ledger.nodes().await?;
-        let mut rest: Vec<NodeName> = nodes.into_iter().map(|node| node.name).collect();
-        let mut done = Emptied { waves: vec![] };
-        while !rest.is_empty() {
-            let wave = self.next_wave(&rest).await?;
-            let began = Instant::now();
-            self.empty(&wave, done.waves.len()).await?;
-            rest.retain(|node| !wave.contains(node));
-            done.waves.push((wave.len(), began.elapsed()));
-            say(&format!(
-                "wave {}: {} nodes in {:.1} s, {} are left",
-                done.waves.len(),
-                wave.len(),
-                began.elapsed().as_secs_f64(),
-                rest.len()
-            ));
-        }
-        Ok(done)
-    }
-
-    /// Planned anew before each wave, since the services choose targets for themselves.
-    async fn next_wave(&self, rest: &[NodeName]) -> Result<BTreeSet<NodeName>> {
-        let floor = Floor::glance(&self.plane.ledger).await?;
-        let rules = Rules {
-            nodes_max: self.at_once,
-            spare_node: true,
-            ..Rules::default()
-        };
-        let planned = waves(&mut floor.fleet(), rest, &|_| true, &rules);
-        let first = planned.waves.into_iter().next();
-        let first = first.with_context(|| format!("no node can be emptied: {:?}", planned.left));
-        Ok(first?.nodes.into_iter().collect())
-    }
-
-    async fn empty(&self, wave: &BTreeSet<NodeName>, number: usize) -> Result<()> {
-        let maintenances = wave.iter().map(|node| maintenance(node, number));
-        self.create(maintenances.collect()).await?;
-        self.until(|all| {
-            let succeeded = |object: &&Object| {
-                let status = object.status.as_ref();
-                status.is_some_and(|status| status["phase"] == "Succeeded")
-            };
-            all.iter().filter(succeeded).count() == wave.len()
-        })
-        .await
-        .with_context(|| format!("wave {} of {} nodes", number + 1, wave.len()))?;
-        for batch in self.maintenances().await?.chunks(BATCH) {
-            let mut tx = self.plane.ledger.begin().await?;
-            for object in batch {
-                let Some(mut object) = tx.get(&object.key).await? else {
-                    continue;
-                };
-                object.metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-                tx.put(&object).await?;
+    /// When it ends otherwise than well, or nothing moves for too long.
+    pub async fn roll(&self, say: &dyn Fn(&str)) -> Result<Rolled> {
+        self.create(vec![rolling(self.at_once)]).await?;
+        let (mut done, mut since) = (0, Instant::now());
+        loop {
+            tokio::time::sleep(POLL).await; // poll
+            // A busy machine may leave a reader without a connection.
+            let status = retry(|| self.rolling()).await?;
+            let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
+            let over = nodes.iter().filter(|node| node["state"] == "Done").count();
+            if over > done {
+                (done, since) = (over, Instant::now());
+                say(&format!("{done} of {} nodes are done", nodes.len()));
             }
-            tx.commit().await?;
+            match status["phase"].as_str() {
+                Some("Succeeded") => return Rolled::read(nodes),
+                Some("Failed" | "Aborted") => bail!("it ended badly: {}", status["message"]),
+                _ if since.elapsed() > self.patience => bail!(
+                    "nothing moves; {}: {}{}",
+                    status["phase"],
+                    status["message"],
+                    self.last_words()
+                ),
+                _ => {}
+            }
         }
-        self.until(<[Object]>::is_empty).await
+    }
+
+    async fn rolling(&self) -> Result<Value, LedgerError> {
+        let all = self.plane.ledger.list(ROLLINGS).await?;
+        let one = all.into_iter().next().ok_or(LedgerError::NotFound)?;
+        Ok(one.status.unwrap_or_default())
     }
 
     async fn create(&self, objects: Vec<NewObject>) -> Result<()> {
@@ -173,26 +169,6 @@ impl Driver<'_> {
             tx.commit().await?;
         }
         Ok(())
-    }
-
-    async fn maintenances(&self) -> Result<Vec<Object>> {
-        Ok(self.plane.ledger.list(MAINTENANCES).await?)
-    }
-
-    /// Waits until the maintenances are as wanted.
-    async fn until(&self, done: impl Fn(&[Object]) -> bool) -> Result<()> {
-        let began = Instant::now();
-        loop {
-            let all = self.maintenances().await?;
-            if done(&all) {
-                return Ok(());
-            }
-            if began.elapsed() > self.patience {
-                let last = all.iter().find_map(|object| object.status.as_ref());
-                bail!("not in time; one is {last:?}{}", self.last_words());
-            }
-            tokio::time::sleep(POLL).await; // poll
-        }
     }
 
     async fn until_counted(&self, statement: &'static str, wanted: usize) -> Result<()> {
@@ -257,12 +233,17 @@ fn instance(number: usize) -> NewObject {
     }
 }
 
-fn maintenance(node: &NodeName, wave: usize) -> NewObject {
+/// Without a limit for 0 nodes.
+fn rolling(at_once: usize) -> NewObject {
+    let max = match at_once {
+        0 => json!("Safe"),
+        nodes => json!(nodes),
+    };
     NewObject {
-        key: ObjectKey::new(MAINTENANCES, "", format!("{node}-{wave}")),
+        key: ObjectKey::new(ROLLINGS, "", "the-benchs-turn"),
         uid: None,
         metadata: json!({}),
-        body: json!({"spec": {"nodeName": node, "reason": "the bench's turn"}}),
+        body: json!({"spec": {"nodeSelector": {}, "maxUnavailable": max, "spareNode": true}}),
         status: None,
     }
 }

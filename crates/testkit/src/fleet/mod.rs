@@ -38,7 +38,7 @@ use self::links::Links;
 use self::oracle::Oracle;
 use self::time::VirtualTime;
 
-pub use self::driver::{Driver, Emptied, Filled, Size};
+pub use self::driver::{Driver, Filled, Rolled, Size};
 pub use self::history::{Limits, Steps, read as read_history};
 pub use self::plane::{Plane, ServiceUse};
 

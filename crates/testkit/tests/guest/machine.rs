@@ -125,6 +125,7 @@ pub(crate) fn spec(disk: &Path, memory: Bytes) -> MachineSpec {
         }],
         nics: Vec::new(),
         kernel: None,
+        hugepages: None,
     }
 }
 

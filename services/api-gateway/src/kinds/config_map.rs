@@ -10,6 +10,8 @@ use godwit_apimachinery::{
     Admission, Column, ColumnType, Kind, RequestContext, Source, Status, View,
 };
 use godwit_model::limits::{MigrationLimits, MigrationSettings};
+use godwit_model::placement::{Overcommit, OvercommitSettings};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::schema;
@@ -91,8 +93,27 @@ pub(super) fn unchanged_if_immutable(
 
 /// What in `kubevirt-config` will not be understood. It is kept all the same, as in KubeVirt.
 fn warnings(object: &Value) -> Vec<String> {
-    let text = &object["data"][MIGRATIONS_KEY];
-    let (KUBEVIRT_CONFIG, Some(text)) = (name(object), text.as_str()) else {
+    if name(object) != KUBEVIRT_CONFIG {
+        return Vec::new();
+    }
+    let data = &object["data"];
+    [migration_warnings(data), overcommit_warnings(data)].concat()
+}
+
+fn overcommit_warnings(data: &Value) -> Vec<String> {
+    let Ok(settings) = OvercommitSettings::deserialize(data) else {
+        return Vec::new(); // no data
+    };
+    let none = OvercommitSettings::default();
+    let (_, problems) = Overcommit::resolve(Overcommit::default(), &none, &settings);
+    let lines = problems
+        .iter()
+        .map(|problem| format!("data: {problem}, the last good value stays in force"));
+    lines.collect()
+}
+
+fn migration_warnings(data: &Value) -> Vec<String> {
+    let Some(text) = data[MIGRATIONS_KEY].as_str() else {
         return Vec::new();
     };
     let settings = match serde_yaml_ng::from_str::<MigrationSettings>(text) {
@@ -125,6 +146,22 @@ mod tests {
             "{warned:?}"
         );
         assert!(warnings(&config("[")).len() == 1);
+    }
+
+    #[test]
+    fn a_bad_overcommitment_is_kept_with_a_warning() {
+        let config = |percent: &str| {
+            let data = json!({"memory-overcommit": percent, "feature-gates": "LiveMigration"});
+            json!({"metadata": {"name": KUBEVIRT_CONFIG}, "data": data})
+        };
+        assert_eq!(warnings(&config("150")), Vec::<String>::new());
+        assert_eq!(
+            warnings(&config("much")),
+            [
+                "data: memoryOvercommit \"much\" is not a number of at least 1, the last good value \
+              stays in force"
+            ]
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@ use godwit_apimachinery::object::{child_mut, label, metadata_mut, name};
 use godwit_apimachinery::{
     Admission, Cause, Column, ColumnType, Kind, RequestContext, Status, Stored,
 };
+use godwit_model::vmi::Quantity;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -37,6 +39,9 @@ const CREATE_WEBHOOK: &str = "virtualmachineinstances-create-validator.kubevirt.
 const UPDATE_WEBHOOK: &str = "virtualmachineinstances-update-validator.kubevirt.io";
 /// KubeVirt's strategies.
 const EVICTION_STRATEGIES: [&str; 4] = ["None", "LiveMigrate", "LiveMigrateIfPossible", "External"];
+/// Kubernetes' words for what is no quantity.
+const QUANTITY_FORMAT: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 /// KubeVirt's default, in seconds.
 const GRACE_SECONDS: i64 = 30;
 
@@ -187,9 +192,45 @@ pub(super) fn spec_causes(path: &str, metadata: &Value, spec: &Value) -> Vec<Cau
         .into_iter()
         .collect();
     causes.extend(ladder::annotation_cause(path, metadata));
+    causes.extend(hugepages_cause(path, &spec["domain"]));
     causes.extend(honour::problems(path, metadata, spec));
     causes.extend(base64_causes(path, spec));
     causes
+}
+
+/// The refusal of memory that isn't made of whole huge pages. KubeVirt speaks of the request, which it
+/// fills in from the guest's memory; here it is always that memory that the pages are for.
+fn hugepages_cause(path: &str, domain: &Value) -> Option<Cause> {
+    let memory = &domain["memory"];
+    let size = memory["hugepages"].get("pageSize")?;
+    let request = &domain["resources"]["requests"]["memory"];
+    let guest = [&memory["guest"], request]
+        .into_iter()
+        .find(|one| !one.is_null())?;
+    let bytes = |value: &Value| Quantity::deserialize(value).ok()?.whole().ok();
+    let written = |value: &Value| match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => value.to_string(),
+    };
+    let size_field = format!("{path}.domain.hugepages.size");
+    let field = format!("{path}.domain.resources.requests.memory");
+    let (guest_text, size_text) = (written(guest), written(size));
+    let Some(page) = bytes(size).filter(|page| *page > 0) else {
+        let message = format!("{size_field} '{size_text}': {QUANTITY_FORMAT}");
+        return Some(plain_cause(&size_field, message));
+    };
+    // What is no quantity is told of elsewhere.
+    let message = match bytes(guest)? {
+        less if less < page => format!(
+            "{field} '{guest_text}' must be equal to or larger than page size {size_field} \
+             '{size_text}'"
+        ),
+        odd if !odd.is_multiple_of(page) => format!(
+            "{field} '{guest_text}' is not a multiple of the page size {size_field} '{size_text}'"
+        ),
+        _ => return None,
+    };
+    Some(plain_cause(&field, message))
 }
 
 /// What is said to be base64 and isn't. The text stays out of the message: it may be secret.
@@ -274,6 +315,28 @@ mod tests {
         assert_eq!(causes.len(), 1);
         let told = "spec.volumes[0].cloudInitNoCloud.userDataBase64 is not a valid base64 value.";
         assert_eq!(causes[0].message, told);
+    }
+
+    #[test]
+    fn memory_that_is_not_made_of_whole_pages_is_refused_in_kubevirts_words() {
+        let told = |guest: &str, size: &str| {
+            let memory = json!({"guest": guest, "hugepages": {"pageSize": size}});
+            let cause = hugepages_cause("spec", &json!({"memory": memory}));
+            cause.map(|cause| cause.message)
+        };
+        assert_eq!(told("256Mi", "2Mi"), None);
+        let memory = "spec.domain.resources.requests.memory";
+        let size = "spec.domain.hugepages.size";
+        assert_eq!(
+            told("255Mi", "2Mi").unwrap(),
+            format!("{memory} '255Mi' is not a multiple of the page size {size} '2Mi'")
+        );
+        assert_eq!(
+            told("256Mi", "1Gi").unwrap(),
+            format!("{memory} '256Mi' must be equal to or larger than page size {size} '1Gi'")
+        );
+        let told = told("256Mi", "big").unwrap();
+        assert!(told.starts_with(&format!("{size} 'big': quantities must")));
     }
 
     #[test]

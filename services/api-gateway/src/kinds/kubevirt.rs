@@ -66,28 +66,29 @@ fn deployed(now: Timestamp) -> Value {
     json!({"phase": "Deployed", "conditions": [condition("Available"), condition("Created")]})
 }
 
-/// Numbers of `spec.configuration.migrations` that can't be less than this.
-const AT_LEAST: [(&str, i64); 6] = [
-    ("parallelMigrationsPerCluster", 1),
-    ("parallelOutboundMigrationsPerNode", 1),
-    ("parallelInboundMigrationsPerNode", 1),
-    ("completionTimeoutPerGiB", 0),
-    ("progressTimeout", 0),
-    ("maxDowntimeMs", 1),
+/// Numbers of `spec.configuration` that can't be less than this.
+const AT_LEAST: [(&str, &str, i64); 8] = [
+    (MIGRATIONS, "parallelMigrationsPerCluster", 1),
+    (MIGRATIONS, "parallelOutboundMigrationsPerNode", 1),
+    (MIGRATIONS, "parallelInboundMigrationsPerNode", 1),
+    (MIGRATIONS, "completionTimeoutPerGiB", 0),
+    (MIGRATIONS, "progressTimeout", 0),
+    (MIGRATIONS, "maxDowntimeMs", 1),
+    (DEVELOPER, "cpuAllocationRatio", 1),
+    (DEVELOPER, "memoryOvercommit", 1),
 ];
+const MIGRATIONS: &str = "migrations";
+const DEVELOPER: &str = "developerConfiguration";
 
 fn check(object: &Value) -> Result<Vec<String>, Status> {
     let configuration = &object["spec"]["configuration"];
-    let migrations = &configuration["migrations"];
     let mut causes: Vec<Cause> = Vec::new();
-    for (key, least) in AT_LEAST {
-        if migrations[key]
-            .as_i64()
-            .is_some_and(|number| number < least)
-        {
-            let field = format!("spec.configuration.migrations.{key}");
+    for (part, key, least) in AT_LEAST {
+        let value = &configuration[part][key];
+        if value.as_i64().is_some_and(|number| number < least) {
+            let field = format!("spec.configuration.{part}.{key}");
             let why = format!("must be greater than or equal to {least}");
-            causes.push(Cause::invalid(&field, &migrations[key], &why));
+            causes.push(Cause::invalid(&field, value, &why));
         }
     }
     let strategy = &configuration["evictionStrategy"];
@@ -95,7 +96,7 @@ fn check(object: &Value) -> Result<Vec<String>, Status> {
         causes.push(cause);
     }
     match causes.is_empty() {
-        true => Ok([warnings(migrations), overcommit(configuration)].concat()),
+        true => Ok(warnings(&configuration[MIGRATIONS])),
         false => Err(Status::invalid(KUBEVIRT, "KubeVirt", name(object), causes)),
     }
 }
@@ -117,25 +118,6 @@ fn warnings(migrations: &Value) -> Vec<String> {
         .collect()
 }
 
-/// How hosts are overcommitted in KubeVirt: each key, what holds here, and what that means.
-const OVERCOMMIT: [(&str, i64, &str); 2] = [
-    ("cpuAllocationRatio", 10, "10 virtual CPUs share one CPU"),
-    ("memoryOvercommit", 100, "memory is not overcommitted"),
-];
-
-fn overcommit(configuration: &Value) -> Vec<String> {
-    let developer = &configuration["developerConfiguration"];
-    let other = OVERCOMMIT.iter().filter(|(key, here, _)| {
-        let value = &developer[*key];
-        !value.is_null() && *value != *here
-    });
-    other
-        .map(|(key, _, means)| {
-            format!("spec.configuration.developerConfiguration.{key} has no effect: {means}")
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,17 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn an_overcommitment_that_is_not_honoured_is_said() {
-        let object = json!({"spec": {"configuration": {"developerConfiguration": {
-            "cpuAllocationRatio": 10, "memoryOvercommit": 150,
-        }}}});
-        let warned = check(&object).unwrap();
-        let field = "spec.configuration.developerConfiguration.memoryOvercommit";
+    fn nodes_may_be_overcommitted_but_not_without_end() {
+        let object = |percent: i64| {
+            json!({"metadata": {"name": "kubevirt"}, "spec": {"configuration": {
+                "developerConfiguration": {"cpuAllocationRatio": 4, "memoryOvercommit": percent},
+            }}})
+        };
+        assert_eq!(check(&object(150)).unwrap(), Vec::<String>::new());
+        let status = check(&object(0)).unwrap_err();
         assert_eq!(
-            warned,
-            [format!(
-                "{field} has no effect: memory is not overcommitted"
-            )]
+            status.causes()[0].field,
+            "spec.configuration.developerConfiguration.memoryOvercommit"
         );
     }
 

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey, labels};
 use godwit_model::affinity::LabelSelector;
 use godwit_model::maintenance::{Blocker, Decision, Machine, Method, Stage, decide};
-use godwit_model::placement::Placement;
+use godwit_model::placement::{Placement, Verdict};
 use godwit_model::plan::{DrainPlan, Order, Rules, Stuck, drain};
 use godwit_model::{MachineId, NodeName, Revision};
 use serde::Deserialize;
 
-use crate::look::{Guest, Reader, residents};
-use crate::outlook::{floor, pace};
+use crate::look::{Guest, Reader, Settings, residents};
+use crate::outlook::floor;
 
 /// The spec of a DrainPlan, as admission let it pass.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -67,6 +67,8 @@ pub(crate) struct Hindrance {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
     pub(crate) remedy: &'static str,
+    /// What speaks against each node; empty where no place was looked for.
+    pub(crate) verdicts: Vec<Verdict>,
 }
 
 impl Spec {
@@ -96,7 +98,8 @@ pub(crate) async fn make(
 ) -> Result<Made, LedgerError> {
     let revision = ledger.revision().await?;
     let mut reader = Reader::Ledger(ledger);
-    let (floor, pace) = (floor(&mut reader).await?, pace(&mut reader).await?);
+    let floor = floor(ledger).await?;
+    let pace = Settings::read(&mut reader).await?.pace;
     let known: BTreeSet<String> = reader
         .list("nodes")
         .await?
@@ -195,6 +198,7 @@ fn stays(node: &NodeName, guest: &Guest, blocker: Blocker) -> Hindrance {
         reason: blocker.reason,
         message: blocker.message,
         remedy: blocker.remedy,
+        verdicts: vec![],
     }
 }
 
@@ -209,6 +213,7 @@ fn nowhere(stuck: &Stuck, movers: &BTreeMap<MachineId, Mover>) -> Hindrance {
         reason: "Unschedulable",
         message: placement.summary(),
         remedy: "make room on another node, open one, or relax the machine's rules",
+        verdicts: placement.verdicts,
     }
 }
 
@@ -219,6 +224,7 @@ fn no_spare(node: &NodeName) -> Hindrance {
         reason: "NoSpareNode",
         message: format!("no other node could fail while node {node} is empty"),
         remedy: "add a node, stop machines, or set spareNodes: false",
+        verdicts: vec![],
     }
 }
 
@@ -229,5 +235,6 @@ fn no_node(name: &String) -> Hindrance {
         reason: "NoSuchNode",
         message: format!("there is no node {name}"),
         remedy: "make a plan without it",
+        verdicts: vec![],
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use godwit_ledger::Object;
 use godwit_model::maintenance::Method;
-use godwit_model::plan::{Departure, NodeState, Span};
+use godwit_model::placement::{RunnerUp, Shown};
+use godwit_model::plan::{Departure, Move, NodeState, Span};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,9 @@ use crate::json::{seconds, set, told as told_of};
 pub(super) const MOVES_SHOWN_MAX: usize = 2000;
 /// Blockers that are shown.
 const BLOCKERS_SHOWN_MAX: usize = 500;
+/// Nodes that are shown of each blocker, and of all together: with them an object is not too large.
+const VERDICTS_SHOWN_MAX: usize = 50;
+const VERDICTS_MAX: usize = 2000;
 
 /// What is told of a plan that was made, but its phase and its conditions.
 pub(super) fn told(made: &Made, (generation, now): (&Value, Timestamp)) -> Map<String, Value> {
@@ -26,7 +30,11 @@ pub(super) fn told(made: &Made, (generation, now): (&Value, Timestamp)) -> Map<S
         .enumerate()
         .map(|(at, (wave, one))| departure(made, (at + 1, wave), one))
         .collect();
-    let blockers: Vec<Value> = made.blockers.iter().map(hindrance).collect();
+    let mut verdicts_left = VERDICTS_MAX;
+    let blockers = made.blockers.iter();
+    let blockers: Vec<Value> = blockers
+        .map(|one| hindrance(one, &mut verdicts_left))
+        .collect();
     let bytes = made.plan.departures().map(|(_, one)| one.forecast.bytes.0);
     let bytes = bytes.fold(0_u64, u64::saturating_add);
     let nodes: Vec<Value> = made
@@ -121,6 +129,7 @@ fn departure(made: &Made, (order, wave): (usize, usize), one: &Departure) -> Val
         "wave": wave,
         "method": method.as_str(),
         "beginsSeconds": tenths(one.slot.begins),
+        "why": why(&one.way),
     });
     if method.moves() {
         line["takesSeconds"] = json!(tenths(forecast.takes));
@@ -136,7 +145,7 @@ fn departure(made: &Made, (order, wave): (usize, usize), one: &Departure) -> Val
     line
 }
 
-fn hindrance(one: &Hindrance) -> Value {
+fn hindrance(one: &Hindrance, verdicts_left: &mut usize) -> Value {
     let mut line = json!({
         "node": one.node,
         "reason": one.reason,
@@ -147,7 +156,26 @@ fn hindrance(one: &Hindrance) -> Value {
         line["namespace"] = json!(machine.namespace);
         line["name"] = json!(machine.name);
     }
+    if !one.verdicts.is_empty() {
+        let shown = Shown::of(&one.verdicts, VERDICTS_SHOWN_MAX.min(*verdicts_left));
+        *verdicts_left -= shown.verdicts.len();
+        line["verdicts"] = json!(shown.verdicts);
+        if shown.verdicts_not_shown > 0 {
+            line["verdictsNotShown"] = json!(shown.verdicts_not_shown);
+        }
+    }
     line
+}
+
+/// Why a machine goes where it goes.
+fn why(way: &Move) -> String {
+    match &way.runner_up {
+        Some(RunnerUp {
+            node,
+            points: [best, next],
+        }) => format!("{best} points, {node} is next with {next}"),
+        None => "no other node will do".to_owned(),
+    }
 }
 
 /// Seconds with one digit after the point: nobody forecasts better.

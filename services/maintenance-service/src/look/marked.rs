@@ -2,12 +2,10 @@
 
 use std::collections::HashSet;
 
-use godwit_ledger::{LedgerError, Object, ObjectKey};
+use godwit_ledger::{LedgerError, MachinesWanted, Object, ObjectKey};
 use godwit_model::{MachineId, NodeName};
 
-use super::{
-    Account, EVACUATION, Guest, MAINTENANCES, MIGRATIONS, Reader, Rows, ask_owner, cluster_strategy,
-};
+use super::{Account, EVACUATION, Ground, Guest, MAINTENANCES, Reader, Traffic, ask_owner};
 use crate::json::told;
 
 /// A machine that shall leave its node by an eviction, without a maintenance.
@@ -36,7 +34,12 @@ pub(crate) async fn marked(
     };
     let marked = told(&instance, EVACUATION).as_str().unwrap_or_default();
     let leaves = |node: &NodeName| node.as_str() == marked || tainted.contains(node.as_str());
-    let Some(row) = reader.instance(&uid).await? else {
+    let wanted = MachinesWanted {
+        machines: vec![uid.clone()],
+        ..MachinesWanted::default()
+    };
+    let ground = Ground::read(reader, wanted, Traffic::Own).await?;
+    let Some(row) = ground.rows.row(&uid) else {
         return Ok(None);
     };
     let Some(node) = row.node.clone().filter(leaves) else {
@@ -47,25 +50,16 @@ pub(crate) async fn marked(
     if maintenances.iter().any(is_here) {
         return Ok(None);
     }
-    let rows = Rows {
-        strategy: cluster_strategy(reader).await?,
-        instances: vec![row],
-        jobs: reader.jobs_open().await?,
-        objects: vec![instance],
-        migrations: reader.list(MIGRATIONS).await?,
-    };
-    let now = reader.now().await?;
-    let Some(stage) = rows.stage(&rows.instances[0]) else {
+    let Some(stage) = ground.rows.stage(row) else {
         return Ok(None);
     };
     let account = Account {
         node: node.as_str(),
         maintenance: None,
     };
-    let mut guest = rows.guest(&rows.instances[0], stage, (account, now));
-    ask_owner(reader, &mut guest, &rows).await?;
-    let instance = rows.objects.into_iter().next();
-    Ok(instance.map(|instance| Marked {
+    let mut guest = ground.rows.guest(row, stage, (account, ground.now));
+    ask_owner(&mut guest, &ground);
+    Ok(Some(Marked {
         instance,
         node,
         guest,

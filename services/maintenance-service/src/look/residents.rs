@@ -1,11 +1,11 @@
 //! Who is on some nodes, and what keeps them from leaving, as a maintenance of each would find it.
 
-use godwit_ledger::LedgerError;
+use godwit_ledger::{LedgerError, MachinesWanted};
 use godwit_model::NodeName;
 
 use crate::ladder;
 
-use super::{Account, Guest, INSTANCES, MIGRATIONS, Reader, Rows, ask_owner, cluster_strategy};
+use super::{Account, Ground, Guest, Reader, Traffic, ask_owner};
 
 /// The machines on `nodes`, each with its node, by node and then by namespace and name.
 ///
@@ -15,14 +15,12 @@ pub(crate) async fn residents(
     reader: &mut Reader<'_>,
     nodes: &[NodeName],
 ) -> Result<Vec<(NodeName, Guest)>, LedgerError> {
-    let rows = Rows {
-        strategy: cluster_strategy(reader).await?,
-        instances: reader.instances().await?,
-        jobs: reader.jobs_open().await?,
-        objects: reader.list(INSTANCES).await?,
-        migrations: reader.list(MIGRATIONS).await?,
+    let wanted = MachinesWanted {
+        nodes: nodes.iter().map(NodeName::to_string).collect(),
+        ..MachinesWanted::default()
     };
-    let now = reader.now().await?;
+    let ground = Ground::read(reader, wanted, Traffic::Own).await?;
+    let (rows, now) = (&ground.rows, ground.now);
     let mut found = vec![];
     for node in nodes {
         let account = Account {
@@ -30,7 +28,7 @@ pub(crate) async fn residents(
             maintenance: None,
         };
         for mut guest in rows.guests((account, now), node) {
-            ask_owner(reader, &mut guest, &rows).await?;
+            ask_owner(&mut guest, &ground);
             if let Some(instance) = rows.object(&guest.uid) {
                 ladder::begin(&mut guest, instance);
             }

@@ -1,8 +1,11 @@
 //! Everything that was read about machines and migrations, sorted out for one node.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use godwit_ledger::{InstanceRow, InstanceState, JobRow, Object, ObjectKey};
+use godwit_ledger::{
+    InstanceRow, InstanceState, JobFound, JobRow, MachineFound, Object, ObjectKey,
+};
 use godwit_model::instance::{EvictionStrategy, NotMigratable, live_migratable};
 use godwit_model::maintenance::{Climb, Machine, Method, Stage};
 use godwit_model::migration::job::JobState;
@@ -22,50 +25,115 @@ use crate::json::{condition, told};
 const TRAFFIC_MAX: usize = 512;
 
 /// Everything that was read, before it is sorted out.
+#[derive(Debug)]
 pub(super) struct Rows {
-    pub(super) instances: Vec<InstanceRow>,
-    pub(super) jobs: Vec<JobRow>,
-    pub(super) objects: Vec<Object>,
-    pub(super) migrations: Vec<Object>,
     /// The cluster's eviction strategy.
-    pub(super) strategy: Option<String>,
+    strategy: Option<String>,
+    machines: BTreeMap<MachineId, MachineFound>,
+    /// Open jobs, in the order of the queue.
+    jobs: Vec<JobFound>,
+    /// Places in `jobs`: a machine has one open migration at most.
+    by_machine: HashMap<MachineId, usize>,
+    /// Migrations that failed, by the instance's namespace and name.
+    failed: HashMap<(String, String), Vec<Object>>,
 }
 
 impl Rows {
+    pub(super) fn new(
+        strategy: Option<String>,
+        machines: Vec<MachineFound>,
+        jobs: Vec<JobFound>,
+    ) -> Self {
+        let uid = |found: &MachineFound| match (&found.row, &found.object) {
+            (Some(row), _) => Some(row.uid.clone()),
+            (None, Some(object)) => MachineId::parse(&object.uid).ok(),
+            (None, None) => None,
+        };
+        let by_machine = jobs.iter().enumerate();
+        Self {
+            strategy,
+            machines: machines
+                .into_iter()
+                .filter_map(|found| Some((uid(&found)?, found)))
+                .collect(),
+            by_machine: by_machine
+                .map(|(at, found)| (found.job.machine.clone(), at))
+                .collect(),
+            jobs,
+            failed: HashMap::new(),
+        }
+    }
+
+    /// Takes migrations that failed.
+    pub(super) fn failed(&mut self, migrations: Vec<Object>) {
+        for object in migrations {
+            let Some(name) = object.label(INSTANCE_LABEL) else {
+                continue;
+            };
+            let instance = (object.key.namespace.clone(), name.to_owned());
+            self.failed.entry(instance).or_default().push(object);
+        }
+    }
+
+    /// The machines on one of `nodes`, and those of `asked`.
+    pub(super) fn there(&self, nodes: &[String], asked: &HashSet<MachineId>) -> Vec<MachineId> {
+        let nodes: HashSet<&str> = nodes.iter().map(String::as_str).collect();
+        let on = |found: &MachineFound| {
+            let node = found.row.as_ref().and_then(|row| row.node.as_ref());
+            node.is_some_and(|node| nodes.contains(node.as_str()))
+        };
+        let all = self.machines.iter();
+        all.filter(|(uid, found)| asked.contains(*uid) || on(found))
+            .map(|(uid, _)| uid.clone())
+            .collect()
+    }
+
     pub(super) fn object(&self, uid: &MachineId) -> Option<&Object> {
-        self.objects
-            .iter()
-            .find(|object| object.uid == uid.as_str())
+        self.machines.get(uid)?.object.as_ref()
     }
 
     pub(super) fn row(&self, uid: &MachineId) -> Option<&InstanceRow> {
-        self.instances.iter().find(|row| row.uid == *uid)
+        self.machines.get(uid)?.row.as_ref()
+    }
+
+    /// All instances that were read.
+    pub(super) fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.machines
+            .values()
+            .filter_map(|found| found.object.as_ref())
+    }
+
+    /// All rows that were read, by UID.
+    pub(super) fn instances(&self) -> impl Iterator<Item = &InstanceRow> {
+        self.machines
+            .values()
+            .filter_map(|found| found.row.as_ref())
+    }
+
+    fn job(&self, machine: &MachineId) -> Option<&JobFound> {
+        self.jobs.get(*self.by_machine.get(machine)?)
     }
 
     pub(super) fn cancellable(&self, maintenance: &Object) -> Vec<JobId> {
-        let ours = |job: &&JobRow| {
-            let object = self
-                .migrations
-                .iter()
-                .find(|object| object.uid == job.id.as_str());
+        let ours = |found: &&JobFound| {
+            let object = found.object.as_ref();
             object.is_some_and(|object| is_of(object, maintenance))
         };
         self.jobs
             .iter()
-            .filter(|job| job.cancel.is_none() && !copying(job.state))
+            .filter(|found| found.job.cancel.is_none() && !copying(found.job.state))
             .filter(ours)
-            .map(|job| job.id.clone())
+            .map(|found| found.job.id.clone())
             .collect()
     }
 
     pub(super) fn guests(&self, asked: (Account<'_>, Timestamp), node: &NodeName) -> Vec<Guest> {
         let mut guests: Vec<Guest> = self
-            .instances
-            .iter()
+            .instances()
             .filter(|row| row.node.as_ref() == Some(node))
             .filter_map(|row| Some(self.guest(row, self.stage(row)?, asked)))
             .collect();
-        for job in &self.jobs {
+        for JobFound { job, .. } in &self.jobs {
             if self.row(&job.machine).and_then(|row| row.node.as_ref()) == Some(node) {
                 continue;
             }
@@ -77,7 +145,7 @@ impl Rows {
 
     /// What a machine on the node is doing; `None` for one that has ended.
     pub(super) fn stage(&self, row: &InstanceRow) -> Option<Stage> {
-        let job = self.jobs.iter().find(|job| job.machine == row.uid);
+        let job = self.job(&row.uid).map(|found| &found.job);
         let there = self
             .object(&row.uid)
             .is_some_and(|object| !object.deleting());
@@ -169,56 +237,48 @@ impl Rows {
         account: Account<'_>,
         method: Method,
     ) -> (u32, Option<Failed>) {
-        let failed = self.migrations.iter().filter(|object| {
-            object.key.namespace == instance.namespace
-                && object.label(INSTANCE_LABEL) == Some(&instance.name)
-                && is_ours(object, account)
-                && method_of(object) == method
-        });
+        let instance = (instance.namespace.clone(), instance.name.clone());
+        let failed = self.failed.get(&instance).into_iter().flatten();
+        let failed =
+            failed.filter(|object| is_ours(object, account) && method_of(object) == method);
         let failed: Vec<Failed> = failed.filter_map(failure).collect();
         let count = u32::try_from(failed.len()).unwrap_or(u32::MAX);
         (count, failed.into_iter().max_by_key(|failed| failed.at))
     }
 
     /// All open migrations, in the order of the queue, with what each carries.
-    pub(super) fn traffic(&self, node: &str, maintenance: &Object) -> Vec<(Way, Bytes)> {
-        let account = Account {
-            node,
-            maintenance: Some(maintenance),
-        };
+    pub(super) fn traffic(&self) -> Vec<(Way, Bytes)> {
         let jobs = self.jobs.iter().take(TRAFFIC_MAX);
-        let ways = jobs.filter_map(|job| {
-            let memory = self.row(&job.machine).map(memory).unwrap_or_default();
-            Some((self.way(&job.machine, account)?, memory))
+        let ways = jobs.filter_map(|found| {
+            let memory = self.row(&found.job.machine).map(memory);
+            Some((way(found, None)?, memory.unwrap_or_default()))
         });
         ways.collect()
     }
 
     /// The open migration of a machine; `None` when there is none.
     fn way(&self, machine: &MachineId, account: Account<'_>) -> Option<Way> {
-        let job = self.jobs.iter().find(|job| job.machine == *machine)?;
-        let object = self.migration(job)?;
-        Some(Way {
-            job: job.clone(),
-            ours: is_ours(object, account),
-            method: method_of(object),
-            planned: object.annotation(TARGET_ANNOTATION).map(str::to_owned),
-            progress: told(object, "progress").clone(),
-        })
-    }
-
-    fn migration(&self, job: &JobRow) -> Option<&Object> {
-        let mut all = self.migrations.iter();
-        all.find(|object| object.uid == job.id.as_str())
+        way(self.job(machine)?, Some(account))
     }
 
     fn no_room(&self, machine: &MachineId) -> Option<String> {
-        let job = self.jobs.iter().find(|job| job.machine == *machine)?;
-        let object = self.migration(job)?;
+        let object = self.job(machine)?.object.as_ref()?;
         let waiting = condition(object, "migrationWaiting")?;
         let unschedulable = waiting["reason"] == "Unschedulable";
         unschedulable.then(|| text(&waiting["message"]))
     }
+}
+
+/// A migration as somebody sees it who has asked for it, or not: `None` has asked for nothing.
+fn way(found: &JobFound, account: Option<Account<'_>>) -> Option<Way> {
+    let object = found.object.as_ref()?;
+    Some(Way {
+        job: found.job.clone(),
+        ours: account.is_some_and(|account| is_ours(object, account)),
+        method: method_of(object),
+        planned: object.annotation(TARGET_ANNOTATION).map(str::to_owned),
+        progress: told(object, "progress").clone(),
+    })
 }
 
 /// Whether a migration was asked for on this account.

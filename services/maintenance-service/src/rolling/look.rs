@@ -157,7 +157,8 @@ impl Situation {
             .collect();
         let nodes: Vec<Object> = self.nodes.values().cloned().collect();
         let held = ledger.reservations().await?;
-        let floor = Floor::new(rows, &nodes, held, (&machines, &objects));
+        let overcommit = ledger.overcommit().await?;
+        let floor = Floor::new(rows, &nodes, held, (&machines, &objects, overcommit));
         self.fleet = Some(std::mem::take(&mut *floor.fleet()));
         self.instances = objects
             .into_iter()

@@ -1,6 +1,7 @@
 //! Machines that leave by another way than live migration, and deadlines.
 
 use godwit_ledger::NewReservation;
+use godwit_model::placement::Room;
 
 use super::*;
 
@@ -35,8 +36,11 @@ impl Scene {
             machine: machine.clone(),
             node: worker(node),
             job: None,
-            memory_bytes: Bytes::mib(mib),
-            cpu_milli: 100,
+            room: Room {
+                memory: Bytes::mib(mib),
+                cpu_milli: 100,
+                ..Room::default()
+            },
         };
         self.write(async |tx| tx.reserve(room).await.map(drop))
             .await;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use godwit_ledger::{NewReservation, NodeRow, ObjectKey, Reserved};
+use godwit_model::placement::Room;
 use godwit_model::{Bytes, MachineId, NodeName};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -59,8 +60,11 @@ impl PlanScene {
             machine: machine.clone(),
             node: worker(node),
             job: None,
-            memory_bytes: Bytes::mib(mib),
-            cpu_milli: 100,
+            room: Room {
+                memory: Bytes::mib(mib),
+                cpu_milli: 100,
+                ..Room::default()
+            },
         };
         let held = self.scene.write(async |tx| tx.reserve(new).await).await;
         assert_eq!(held, Reserved::Held);
@@ -191,6 +195,38 @@ async fn a_plan_says_who_goes_where_and_who_stays_and_does_nothing() {
         before,
         "it wrote again"
     );
+}
+
+#[tokio::test]
+async fn a_plan_says_why_of_each_move_and_of_each_node_that_takes_nobody() {
+    let mut scene = PlanScene::new().await;
+    scene.machine("large", "worker2", moves(), 6144).await;
+    scene.machine("small", "worker2", moves(), 256).await;
+    scene.machine("first", "worker1", moves(), 4096).await;
+    scene.machine("second", "worker3", moves(), 3072).await;
+    scene.plan(json!({ "nodes": ["worker2"] })).await;
+    let status = scene.status().await;
+    assert_eq!(
+        lines(&status, "moves", &["name", "target"]),
+        [["small", "worker3"]]
+    );
+    let why = status["moves"][0]["why"].as_str().unwrap();
+    assert!(why.contains(" points, worker1 is next with "), "{why}");
+    assert_eq!(lines(&status, "blockers", &["name"]), [["large"]]);
+    let told = &status["blockers"][0]["verdicts"];
+    let full = json!(["Insufficient memory"]);
+    assert_eq!(
+        told[0],
+        json!({ "node": "worker1", "reasons": full }),
+        "{told}"
+    );
+    assert_eq!(
+        told[1],
+        json!({ "node": "worker3", "reasons": full }),
+        "{told}"
+    );
+    assert_eq!(told[2]["node"], "worker2");
+    assert_eq!(status["blockers"][0]["verdictsNotShown"], Value::Null);
 }
 
 #[tokio::test]

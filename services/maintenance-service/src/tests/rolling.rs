@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use godwit_ledger::{NewReservation, Reserved};
+use godwit_model::placement::Room;
 use godwit_rpc::agent::v1::hooks_server::{Hooks, HooksServer};
 use godwit_rpc::agent::v1::{HookReport, HookState, RunHookRequest};
 use godwit_rpc::server::{self, ServerParts};
@@ -403,8 +404,11 @@ async fn reserve(scene: &Scene, (machine, node): (&MachineId, &str)) {
         machine: machine.clone(),
         node: worker(node),
         job: None,
-        memory_bytes: Bytes::mib(512),
-        cpu_milli: 100,
+        room: Room {
+            memory: Bytes::mib(512),
+            cpu_milli: 100,
+            ..Room::default()
+        },
     };
     let reserved = scene.write(async |tx| tx.reserve(new).await).await;
     assert!(matches!(reserved, Reserved::Held));

@@ -259,5 +259,6 @@ pub fn counting(dir: &Path, id: &str) -> MachineSpec {
         }],
         nics: Vec::new(),
         kernel: None,
+        hugepage_bytes: 0,
     }
 }

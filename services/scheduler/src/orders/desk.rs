@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use godwit_ledger::LedgerError;
 use godwit_model::MachineId;
 use godwit_runtime::backoff::Backoff;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -15,14 +16,28 @@ use crate::machines::Machines;
 
 /// Shortest and longest pause before an order that failed is given again.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Most machines that are being started: a fleet that comes up must not bury hosts and ledger under
+/// all of its machines. The rounds come back to those that have to wait.
+const STARTS_MAX: usize = 256;
 /// Longest wait for orders under way when the process ends.
 const END_MAX: Duration = Duration::from_secs(3);
 
 /// Orders, one at a time for each machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Orders {
     notes: Mutex<HashMap<MachineId, Note>>,
     tasks: TaskTracker,
+    starts: Arc<Semaphore>,
+}
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self {
+            notes: Mutex::default(),
+            tasks: TaskTracker::new(),
+            starts: Arc::new(Semaphore::new(STARTS_MAX)),
+        }
+    }
 }
 
 /// What is remembered of one machine.
@@ -65,6 +80,11 @@ impl Orders {
         {
             debug!("orders were cut short");
         }
+    }
+
+    /// Room for one more start, until that is dropped; `None` when there is none now.
+    pub(crate) fn room_to_start(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.starts).try_acquire_owned().ok()
     }
 
     /// Whether an order for the machine is under way.

@@ -105,17 +105,23 @@ async fn a_machine_of_a_fenced_node_starts_elsewhere_and_ends_where_it_was() {
     );
 
     // The dead node comes back with the old machine, and is told to end it.
-    let stale = stale::find(&scene.machines.ledger, &dead.report().machines)
-        .await
-        .unwrap();
+    let stale = stale::find(
+        (&scene.machines.ledger, &scene.machines.epochs),
+        &dead.report().machines,
+    )
+    .await
+    .unwrap();
     assert_eq!(stale.len(), 1);
     assert_eq!(
         (stale[0].machine.as_str(), stale[0].epoch),
         (row.uid.as_str(), 3)
     );
-    let fresh = stale::find(&scene.machines.ledger, &alive.report().machines)
-        .await
-        .unwrap();
+    let fresh = stale::find(
+        (&scene.machines.ledger, &scene.machines.epochs),
+        &alive.report().machines,
+    )
+    .await
+    .unwrap();
     assert_eq!(fresh, vec![]);
 }
 

@@ -1,6 +1,7 @@
 //! A scheduler, a private Postgres, and hosts that only pretend.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use godwit_model::migration::job::JobState;
 use godwit_model::{JobId, MachineId, NodeName};
 use godwit_rpc::agent::v1::agent_server::{Agent, AgentServer};
 use godwit_rpc::agent::v1::{self as wire, MachineReport, MachineState};
-use godwit_rpc::inventory::v1::{HostInventory, HostReport};
+use godwit_rpc::inventory::v1::{HostInventory, HostReport, Hugepages};
 use godwit_rpc::server::{self, ServerParts};
 use godwit_rpc::{Request, Response, Routes, Status};
 use godwit_runtime::metrics::Metrics;
@@ -25,9 +26,10 @@ use crate::config::Config;
 use crate::inventory::Inventory;
 use crate::launch::Agents;
 use crate::machines::Machines;
+use crate::observe::Seen;
 use crate::orders::Orders;
 use crate::telemetry::Telemetry;
-use crate::world::{INSTANCES, MACHINES};
+use crate::world::{INSTANCES, MACHINES, World};
 
 /// Rounds after which things that still move will never rest.
 const ROUNDS_MAX: usize = 60;
@@ -245,6 +247,8 @@ pub(super) struct Host {
     pub(super) pretence: Arc<Pretence>,
     address: String,
     memory: u64,
+    /// Memory in huge pages of 2 MiB.
+    pub(super) hugepages: AtomicU64,
 }
 
 impl Host {
@@ -265,6 +269,7 @@ impl Host {
             pretence,
             address: format!("http://{bind}"),
             memory: memory_mib << 20,
+            hugepages: AtomicU64::default(),
         }
     }
 
@@ -286,6 +291,10 @@ impl Host {
                 labels: HashMap::from([("rack".into(), "a".into())]),
                 internal_ip: "10.77.0.11".into(),
                 agent_version: "0.1.0".into(),
+                hugepages: vec![Hugepages {
+                    page_bytes: 2 << 20,
+                    total_bytes: self.hugepages.load(Ordering::Relaxed),
+                }],
                 ..HostInventory::default()
             }),
             machines: self
@@ -555,6 +564,9 @@ async fn copy(url: &str, config: Config, shutdown: CancellationToken) -> Arc<Mac
         telemetry: Telemetry::default(),
         shutdown,
         orders: Orders::default(),
+        keeper: World::keeper().into(),
+        seen: Seen::default(),
+        epochs: Arc::default(),
     })
 }
 
