@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Agent, NOBODY, confined, counting, eventually, place, pool};
+use common::{Agent, confined, counting, eventually, place, pool};
 use godwit_rpc::agent::v1::*;
 use godwit_rpc::{Code, Status};
 
