@@ -171,7 +171,7 @@ mod tests {
     fn statements_are_told_of_where_there_is_a_collector() {
         assert_eq!(
             filter("info", true).unwrap().to_string(),
-            "godwit_ledger::sql=debug,opentelemetry=off,info"
+            "godwit_ledger::sql=debug,opentelemetry_sdk=warn,opentelemetry=off,info"
         );
         let chosen = "godwit_ledger::sql=off,info";
         let with_collector = filter(chosen, true).unwrap().to_string();
