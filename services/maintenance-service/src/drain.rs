@@ -128,7 +128,7 @@ impl Drains {
         }
         let plan = plan(&situation, &self.experience.forecaster());
         let mut traced = match self.spans.is_exported() && !plan.is_empty() {
-            true => Some(Traced::of(&mut tx, &situation).await?),
+            true => Some(Traced::of(&mut tx, &situation, seen.now).await?),
             false => None,
         };
         let requested = write(&mut tx, &situation, &plan).await?;

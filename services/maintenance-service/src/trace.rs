@@ -75,7 +75,11 @@ impl Traced {
     ///
     /// # Errors
     /// The ledger's.
-    pub(crate) async fn of(tx: &mut Tx, situation: &Situation) -> Result<Self, LedgerError> {
+    pub(crate) async fn of(
+        tx: &mut Tx,
+        situation: &Situation,
+        looked_at: Timestamp,
+    ) -> Result<Self, LedgerError> {
         let maintenance = &situation.maintenance;
         let story = match tx.maintenance_story(&maintenance.uid).await? {
             Some(story) => story,
@@ -85,7 +89,7 @@ impl Traced {
                     name: maintenance.key.name.clone(),
                     node: situation.node_name.clone(),
                     trace: TraceContext(begin_trace()),
-                    began_at: situation.now,
+                    began_at: looked_at,
                 };
                 // Its first span is that of the maintenance.
                 trace.trace = TraceContext(context(&trace));
