@@ -124,7 +124,8 @@ impl World {
             }
         };
         *replica.runtime.lock().unwrap() = Some(runtime);
-        let floor = self.ledger.revision().await?;
+        // Its own connection may be killed, too.
+        let floor = godwit_ledger::retry(|| self.ledger.revision()).await?;
         replica.floor.store(floor.0, Ordering::Relaxed);
         Ok(())
     }

@@ -44,8 +44,8 @@ const MUTANTS: [Mutant; 5] = [
     Mutant {
         guard: "a source is reverted only after the target's tombstone",
         file: "crates/model/src/migration/decide/undo.rs",
-        from: "        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),\n        Some(\n",
-        to: "        Some(_) => Action::Command(Command::RevertSource),\n        #[allow(unreachable_patterns)]\n        Some(\n",
+        from: "        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),\n        Some(target) => discard(target),\n",
+        to: "        Some(_) => Action::Command(Command::RevertSource),\n",
         check: MODEL_CHECK,
     },
     Mutant {
@@ -56,6 +56,19 @@ const MUTANTS: [Mutant; 5] = [
         check: MODEL_CHECK,
     },
 ];
+
+impl Mutant {
+    /// The file without the guard.
+    fn take_out(&self, sound: &str) -> Result<String> {
+        ensure!(
+            sound.matches(self.from).count() == 1,
+            "{}: the guard is not where it was: {:?}",
+            self.file,
+            self.from
+        );
+        Ok(sound.replacen(self.from, self.to, 1))
+    }
+}
 
 /// The exhaustive check of the real decision code, as far as every test run goes.
 const MODEL_CHECK: &[&str] = &[
@@ -151,13 +164,7 @@ impl Copied {
     fn noticed(&self, mutant: &Mutant) -> Result<bool> {
         let file = self.dir.join(mutant.file);
         let sound = fs::read_to_string(&file)?;
-        ensure!(
-            sound.matches(mutant.from).count() == 1,
-            "{}: the guard is not where it was: {:?}",
-            mutant.file,
-            mutant.from
-        );
-        fs::write(&file, sound.replacen(mutant.from, mutant.to, 1))?;
+        fs::write(&file, mutant.take_out(&sound)?)?;
         let built = self.cargo(&build_only(mutant.check))?;
         let passed = built && self.cargo(mutant.check)?;
         fs::write(&file, sound)?;
@@ -210,4 +217,17 @@ fn build_only<'a>(check: &[&'a str]) -> Vec<&'a str> {
         return vec!["build", "--workspace", "--all-targets"];
     }
     [&check[..end], &["--no-run"]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_guard_is_where_it_was() {
+        for mutant in &MUTANTS {
+            let sound = fs::read_to_string(tools::root().join(mutant.file)).unwrap();
+            assert_ne!(mutant.take_out(&sound).unwrap(), sound);
+        }
+    }
 }
