@@ -5,6 +5,7 @@ use godwit_ledger::{Cordon, JobHistory, LedgerError, NewObject, ObjectKey};
 use godwit_model::NodeName;
 use godwit_model::migration::job::JobState::{Failed, Pending, Placing};
 use serde_json::json;
+use std::time::Duration;
 
 /// The same ledger, as the auditor has it.
 async fn auditor(setup: &Setup) -> Setup {
@@ -72,6 +73,16 @@ async fn the_auditor_sees_all_at_one_moment_and_writes_nothing() {
         matches!(refused, Err(LedgerError::Database(_))),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn an_auditor_may_think_for_longer_than_a_writer() {
+    let setup = Setup::new().await;
+    setup.node("worker1", 1).await;
+    let mut audit = setup.ledger.audit().await.unwrap();
+    // Longer than Postgres lets a writer be idle.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(audit.nodes().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

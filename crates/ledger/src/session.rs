@@ -90,6 +90,10 @@ impl Sessions {
     }
 }
 
+/// Begins a look. It holds nobody up, and who looks may think for longer than a writer.
+const LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+    SET LOCAL idle_in_transaction_session_timeout = '5min'";
+
 /// One connection. Dropping it ends a transaction that is open, by rolling back.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -120,8 +124,7 @@ impl Session {
 
     /// Begins a transaction that can't write, and sees one moment.
     pub(crate) async fn begin_look(&mut self) -> Result<(), sqlx::Error> {
-        self.command("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await?;
+        self.command(LOOK).await?;
         self.in_transaction = true;
         Ok(())
     }
