@@ -1,4 +1,7 @@
 //! What the dashboards show. Replicas that count the same thing are joined by `max`.
+//!
+//! A metric whose name is not ours alone is selected by its job: the same Prometheus may watch a
+//! cluster's own kube-apiserver and KubeVirt.
 
 mod control_plane;
 mod fleet;
@@ -40,8 +43,12 @@ pub(super) const BOARDS: [Board; 5] = [
         title: "one migration",
         description: "The copy of one machine, pass by pass, and its traces.",
         variables: &[
-            ("namespace", "Namespace", "kubevirt_vmi_info"),
-            ("name", "Instance", "kubevirt_vmi_info"),
+            (
+                "namespace",
+                "Namespace",
+                "kubevirt_vmi_info{job=\"scheduler\"}",
+            ),
+            ("name", "Instance", "kubevirt_vmi_info{job=\"scheduler\"}"),
         ],
         rows: &[ONE_COPY, ONE_TRACES],
     },
@@ -63,7 +70,7 @@ pub(super) const BOARDS: [Board; 5] = [
         name: "control-plane",
         title: "control plane",
         description: "The services themselves: the API, their calls, the ledger, the processes.",
-        variables: &[("job", "Service", "process_start_time_seconds")],
+        variables: &[("job", "Service", "godwit_build_info")],
         rows: &[API, CALLS, LEDGER, PROCESSES],
     },
 ];

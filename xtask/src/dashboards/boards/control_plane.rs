@@ -17,7 +17,7 @@ pub(super) const API: Row = (
             "A second, by the answer's code.",
             (Stacked, "reqps"),
             &[(
-                "sum by (code) (rate(apiserver_request_total[$__rate_interval]))",
+                "sum by (code) (rate(apiserver_request_total{job=\"api-gateway\"}[$__rate_interval]))",
                 "{{code}}",
             )],
         ),
@@ -26,7 +26,7 @@ pub(super) const API: Row = (
             "Until an answer begins; watches are left out. A point is one request.",
             (Traced, "s"),
             &[(
-                "histogram_quantile(0.99, sum by (le, verb) (rate(apiserver_request_duration_seconds_bucket[$__rate_interval])))",
+                "histogram_quantile(0.99, sum by (le, verb) (rate(apiserver_request_duration_seconds_bucket{job=\"api-gateway\"}[$__rate_interval])))",
                 "{{verb}} 99 %",
             )],
         ),
@@ -35,7 +35,7 @@ pub(super) const API: Row = (
             "Watches count as one each, for as long as they are open.",
             (Lines, "none"),
             &[(
-                "sum by (instance) (apiserver_current_inflight_requests)",
+                "sum by (instance) (apiserver_current_inflight_requests{job=\"api-gateway\"})",
                 "{{instance}}",
             )],
         ),
@@ -44,7 +44,7 @@ pub(super) const API: Row = (
             "By each user's and the whole API's limits.",
             (Lines, "reqps"),
             &[(
-                "sum by (reason) (rate(apiserver_flowcontrol_rejected_requests_total[$__rate_interval])) or vector(0)",
+                "sum by (reason) (rate(apiserver_flowcontrol_rejected_requests_total{job=\"api-gateway\"}[$__rate_interval])) or vector(0)",
                 "{{reason}}",
             )],
         ),
@@ -190,14 +190,17 @@ pub(super) const PROCESSES: Row = (
             "Up",
             "1 while a process answers its scrape.",
             (Lines, "none"),
-            &[("up{job=~\"$job\"}", "{{job}} {{instance}}")],
+            &[(
+                "up{job=~\"$job\", job=~\"api-gateway|scheduler|migration-coordinator|maintenance-service|node-agent\"}",
+                "{{job}} {{instance}}",
+            )],
         ),
         panel(
             "Memory",
             "Resident.",
             (Lines, "bytes"),
             &[(
-                "process_resident_memory_bytes{job=~\"$job\"}",
+                "process_resident_memory_bytes{job=~\"$job\", job=~\"api-gateway|scheduler|migration-coordinator|maintenance-service|node-agent\"}",
                 "{{job}} {{instance}}",
             )],
         ),
@@ -206,7 +209,7 @@ pub(super) const PROCESSES: Row = (
             "1 is one core.",
             (Lines, "none"),
             &[(
-                "rate(process_cpu_seconds_total{job=~\"$job\"}[$__rate_interval])",
+                "rate(process_cpu_seconds_total{job=~\"$job\", job=~\"api-gateway|scheduler|migration-coordinator|maintenance-service|node-agent\"}[$__rate_interval])",
                 "{{job}} {{instance}}",
             )],
         ),

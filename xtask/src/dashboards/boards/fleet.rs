@@ -47,7 +47,7 @@ pub(super) const DRAINS: Row = (
             "Machines that should leave a node in a drain and can't, wherever they are.",
             (Lines, "none"),
             &[(
-                "sum by (node) (max by (node, namespace, name) (kubevirt_vmi_non_evictable))",
+                "sum by (node) (max by (node, namespace, name) (kubevirt_vmi_non_evictable{job=\"scheduler\"}))",
                 "{{node}}",
             )],
         ),
@@ -161,7 +161,7 @@ pub(super) const FLEET_TIME: Row = (
             "As users see them.",
             (Stacked, "none"),
             &[(
-                "count by (phase) (max by (namespace, name, phase) (kubevirt_vmi_info))",
+                "count by (phase) (max by (namespace, name, phase) (kubevirt_vmi_info{job=\"scheduler\"}))",
                 "{{phase}}",
             )],
         ),
@@ -179,7 +179,7 @@ pub(super) const FLEET_TIME: Row = (
             "From its creation, in the time shown.",
             (Lines, "s"),
             &[(
-                "histogram_quantile(0.95, sum by (le) (increase(kubevirt_vmi_phase_transition_time_from_creation_seconds_bucket{phase=\"Running\"}[$__range])))",
+                "histogram_quantile(0.95, sum by (le) (increase(kubevirt_vmi_phase_transition_time_from_creation_seconds_bucket{job=\"scheduler\", phase=\"Running\"}[$__range])))",
                 "95 %",
             )],
         ),

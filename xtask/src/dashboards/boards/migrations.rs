@@ -19,7 +19,10 @@ pub(super) const MIGRATIONS_NOW: Row = (
             "Waiting",
             "Migrations that wait for their turn.",
             (Stat, "none"),
-            &[("max(kubevirt_vmi_migrations_in_pending_phase)", "")],
+            &[(
+                "max(kubevirt_vmi_migrations_in_pending_phase{job=\"migration-coordinator\"})",
+                "",
+            )],
         ),
         panel(
             "Waits longest",
@@ -89,7 +92,7 @@ pub(super) const MIGRATIONS_COPIES: Row = (
             "Memory that still differs. A line that does not fall is a copy that does not converge.",
             (Lines, "bytes"),
             &[(
-                "kubevirt_vmi_migration_data_remaining_bytes",
+                "kubevirt_vmi_migration_data_remaining_bytes{job=\"node-agent\"}",
                 "{{namespace}}/{{name}}",
             )],
         ),
@@ -99,11 +102,11 @@ pub(super) const MIGRATIONS_COPIES: Row = (
             (Lines, "Bps"),
             &[
                 (
-                    "kubevirt_vmi_migration_memory_transfer_rate_bytes",
+                    "kubevirt_vmi_migration_memory_transfer_rate_bytes{job=\"node-agent\"}",
                     "{{name}} copied",
                 ),
                 (
-                    "kubevirt_vmi_migration_dirty_memory_rate_bytes",
+                    "kubevirt_vmi_migration_dirty_memory_rate_bytes{job=\"node-agent\"}",
                     "{{name}} dirtied",
                 ),
             ],
@@ -113,7 +116,7 @@ pub(super) const MIGRATIONS_COPIES: Row = (
             "What all copies send at the moment.",
             (Lines, "Bps"),
             &[(
-                "sum by (node) (kubevirt_vmi_migration_memory_transfer_rate_bytes)",
+                "sum by (node) (kubevirt_vmi_migration_memory_transfer_rate_bytes{job=\"node-agent\"})",
                 "from {{node}}",
             )],
         ),
@@ -207,11 +210,11 @@ pub(super) const ONE_COPY: Row = (
             (Lines, "bytes"),
             &[
                 (
-                    "kubevirt_vmi_migration_data_remaining_bytes{namespace=~\"$namespace\", name=~\"$name\"}",
+                    "kubevirt_vmi_migration_data_remaining_bytes{job=\"node-agent\", namespace=~\"$namespace\", name=~\"$name\"}",
                     "{{name}} left",
                 ),
                 (
-                    "kubevirt_vmi_migration_data_bytes_total{namespace=~\"$namespace\", name=~\"$name\"}",
+                    "kubevirt_vmi_migration_data_bytes_total{job=\"node-agent\", namespace=~\"$namespace\", name=~\"$name\"}",
                     "{{name}} in all",
                 ),
             ],
@@ -222,11 +225,11 @@ pub(super) const ONE_COPY: Row = (
             (Lines, "Bps"),
             &[
                 (
-                    "kubevirt_vmi_migration_memory_transfer_rate_bytes{namespace=~\"$namespace\", name=~\"$name\"}",
+                    "kubevirt_vmi_migration_memory_transfer_rate_bytes{job=\"node-agent\", namespace=~\"$namespace\", name=~\"$name\"}",
                     "{{name}} copied",
                 ),
                 (
-                    "kubevirt_vmi_migration_dirty_memory_rate_bytes{namespace=~\"$namespace\", name=~\"$name\"}",
+                    "kubevirt_vmi_migration_dirty_memory_rate_bytes{job=\"node-agent\", namespace=~\"$namespace\", name=~\"$name\"}",
                     "{{name}} dirtied",
                 ),
             ],
@@ -236,7 +239,7 @@ pub(super) const ONE_COPY: Row = (
             "Bytes sent so far; more than the memory, when pages were sent again.",
             (Lines, "bytes"),
             &[(
-                "kubevirt_vmi_migration_data_processed_bytes{namespace=~\"$namespace\", name=~\"$name\"}",
+                "kubevirt_vmi_migration_data_processed_bytes{job=\"node-agent\", namespace=~\"$namespace\", name=~\"$name\"}",
                 "{{name}}",
             )],
         ),
