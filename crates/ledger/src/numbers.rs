@@ -33,10 +33,15 @@ impl Default for Numbers {
     fn default() -> Self {
         // From 0.25 ms to 8 s.
         let seconds = || Histogram::new(exponential_buckets(0.00025, 2.0, 16));
+        let ended = Family::<Ended, Counter>::default();
+        // There from the start: an increase from nothing to one is none to Prometheus.
+        for outcome in ["committed", "unknown", "failed"] {
+            drop(ended.get_or_create(&Ended { outcome }));
+        }
         Self {
             waited: seconds(),
             held: seconds(),
-            ended: Family::default(),
+            ended,
         }
     }
 }
