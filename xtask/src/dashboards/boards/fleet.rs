@@ -116,12 +116,9 @@ pub(super) const FLEET_NOW: Row = (
         ),
         panel(
             "Room without the largest node",
-            "Below nothing, the fleet could not take in what runs on its largest node.",
+            "Of nodes that are ready. Below nothing, the fleet could not take in what runs on its largest node.",
             (Stat, "bytes"),
-            &[(
-                "sum(max by (node) (godwit_node_memory_bytes)) - max(godwit_node_memory_bytes) - sum(max by (node) (godwit_node_memory_reserved_bytes))",
-                "",
-            )],
+            &[("godwit:room_without_largest_node:bytes", "")],
         ),
         panel(
             "Versions",
