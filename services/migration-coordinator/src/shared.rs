@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use godwit_ledger::{Experience, Ledger, LedgerError, Object, ObjectKey, SettingsFound};
-use godwit_model::limits::{MigrationLimits, MigrationSettings};
+use godwit_model::limits::MigrationLimits;
 use godwit_model::migration::convergence::CopyLimits;
 use godwit_model::migration::queue::QueueLimits;
 use godwit_model::migration::view::MigrationConfiguration;
@@ -77,20 +77,29 @@ impl Shared {
     }
 
     /// Takes over the limits and policies that users have set by now. A setting that makes no sense
-    /// is told in the log, and the last good one stays. A reading that began after `since` will do.
+    /// is told in the log, and the last good one stays; where a whole text can't be read, all do. A reading that began after `since` will do.
     pub(crate) async fn read_limits(&self, since: Option<Instant>) -> Result<(), LedgerError> {
         let mut last = self.reading_limits.lock().await;
         if last.is_some_and(|last| since.is_some_and(|since| last > since)) {
             return Ok(());
         }
         let began = Instant::now();
-        let (policies, resource, config_map) = read_settings(&self.ledger).await?;
+        let policies = self.ledger.list(POLICIES).await?;
+        let policies = policies.iter().filter_map(policy).collect();
+        let found = SettingsFound::read(&self.ledger).await?;
         *self
             .policies
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
         *last = Some(began);
         let before = self.limits();
+        let (resource, config_map) = match (found.kubevirt, found.config_map) {
+            (Ok(resource), Ok(config_map)) => (resource, config_map),
+            (Err(problem), _) | (_, Err(problem)) => {
+                warn!(%problem, "migration limits can't be read; the last good ones stay");
+                return Ok(());
+            }
+        };
         let (limits, problems) = MigrationLimits::resolve(&before.cluster, &resource, &config_map);
         for problem in problems {
             warn!(%problem, "a migration limit is not usable; the last good one stays");
@@ -180,23 +189,6 @@ pub(crate) async fn follow_limits(shared: Arc<Shared>) {
             _ = wakeups.next(LIMITS_POLL) => {}
         }
     }
-}
-
-/// The places that users set limits in: the policies, and of the two for the cluster the newer first.
-async fn read_settings(
-    ledger: &Ledger,
-) -> Result<(Vec<MigrationPolicy>, MigrationSettings, MigrationSettings), LedgerError> {
-    let policies = ledger.list(POLICIES).await?;
-    let policies = policies.iter().filter_map(policy).collect();
-    let found = SettingsFound::read(ledger).await?;
-    Ok((policies, usable(found.kubevirt), usable(found.config_map)))
-}
-
-fn usable(found: Result<MigrationSettings, String>) -> MigrationSettings {
-    found.unwrap_or_else(|problem| {
-        warn!(%problem, "the migration limits make no sense");
-        MigrationSettings::default()
-    })
 }
 
 /// Labels of an object; one that is gone has none.

@@ -107,7 +107,7 @@ async fn take_slot(drive: &mut Drive) -> Result<Option<Outcome>, LedgerError> {
 
 /// Asks the scheduler for a target and records it.
 async fn reserve(drive: &mut Drive) -> Result<Outcome, LedgerError> {
-    let wishes = Wishes::read(&drive.shared, &drive.lease.job).await;
+    let wishes = Wishes::read(&drive.shared, &drive.lease.job).await?;
     let answer = match ask_scheduler(drive, &wishes).await {
         Ok(answer) => answer,
         Err(status) if status.code() == Code::FailedPrecondition => {

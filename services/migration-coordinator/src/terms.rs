@@ -13,7 +13,6 @@ use godwit_model::migration::wish::{METHOD, Method, TARGET_NODE};
 use godwit_model::{Bytes, BytesPerSecond, NodeName, quantity};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tracing::warn;
 
 use crate::drive::Drive;
 use crate::shared::Shared;
@@ -29,15 +28,13 @@ pub(crate) struct Wishes {
 }
 
 impl Wishes {
-    /// Reads them; a migration that can't be read has none.
-    pub(crate) async fn read(shared: &Shared, job: &JobRow) -> Self {
-        match shared.ledger.get(&job.key).await {
-            Ok(object) => object.as_ref().map(Self::of).unwrap_or_default(),
-            Err(error) => {
-                warn!(job = %job.id, %error, "the migration's wishes could not be read");
-                Self::default()
-            }
-        }
+    /// Reads them; a migration that was deleted has none.
+    ///
+    /// # Errors
+    /// The ledger's: a target chosen without the wishes could be one that they exclude.
+    pub(crate) async fn read(shared: &Shared, job: &JobRow) -> Result<Self, LedgerError> {
+        let object = shared.ledger.get(&job.key).await?;
+        Ok(object.as_ref().map(Self::of).unwrap_or_default())
     }
 
     fn of(object: &Object) -> Self {

@@ -118,7 +118,10 @@ fn migration_warnings(data: &Value) -> Vec<String> {
     };
     let settings = match serde_yaml_ng::from_str::<MigrationSettings>(text) {
         Ok(settings) => settings,
-        Err(error) => return vec![format!("data.{MIGRATIONS_KEY} is ignored: {error}")],
+        Err(error) => {
+            let stay = "the last good values stay in force";
+            return vec![format!("data.{MIGRATIONS_KEY}: {error}, {stay}")];
+        }
     };
     let none = MigrationSettings::default();
     let (_, problems) = MigrationLimits::resolve(&MigrationLimits::default(), &none, &settings);
