@@ -3,8 +3,8 @@
 //!
 //! Queues are bounded, and so is each event. What finds no place in one is counted as lost, never silently.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -78,7 +78,7 @@ impl Trail {
             let opened = RotatedFile::open(path, config);
             opened.with_context(|| format!("open the audit log {}", path.display()))
         });
-        let file = file.transpose()?;
+        let file = file.transpose()?.map(Mutex::new).map(Arc::new);
         let (queue, events) = mpsc::channel(FILE_QUEUE);
         let (records, waiting) = mpsc::channel(LEDGER_QUEUE);
         let records = config.ledger.then_some(records);
@@ -128,13 +128,13 @@ impl Counts {
 
 /// Writes the file, and hands on to the keeper.
 struct Writer {
-    file: Option<RotatedFile>,
+    file: Option<Arc<Mutex<RotatedFile>>>,
     records: Option<Sender<AuditRecord>>,
     counts: Counts,
 }
 
 impl Writer {
-    async fn run(mut self, mut events: Receiver<Value>) {
+    async fn run(self, mut events: Receiver<Value>) {
         let mut batch = Vec::with_capacity(BATCH);
         while events.recv_many(&mut batch, BATCH).await > 0 {
             let records: Vec<AuditRecord> = batch
@@ -154,8 +154,8 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, records: &[AuditRecord]) {
-        let Some(mut file) = self.file.take() else {
+    async fn write(&self, records: &[AuditRecord]) {
+        let Some(file) = self.file.clone() else {
             return;
         };
         let lines: String = records
@@ -163,18 +163,20 @@ impl Writer {
             .map(|record| format!("{}\n", record.event))
             .collect();
         let writing = tokio::task::spawn_blocking(move || {
-            let written = file.write(&lines);
-            (file, written)
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.write(&lines)
         });
-        let Ok((file, written)) = writing.await else {
-            error!("the audit log can't be written any more");
-            return self.counts.lost("file", records.len());
+        let written = match writing.await {
+            Ok(written) => written.context("write the audit log"),
+            Err(error) => Err(error.into()),
         };
-        self.file = Some(file);
         match written {
             Ok(()) => self.counts.stored("file", records.len()),
             Err(error) => {
-                error!(%error, "failed to write the audit log");
+                error!(
+                    error = format!("{error:#}"),
+                    "failed to write the audit log"
+                );
                 self.counts.lost("file", records.len());
             }
         }
@@ -199,45 +201,51 @@ impl Keeper {
         }
     }
 
-    /// Tries until it is kept. Records have ids, so one that was kept already is not kept twice.
+    /// Keeps what can be kept: one that is refused must not take the others with it.
     async fn keep(&mut self, batch: &[AuditRecord]) {
+        let Err(error) = self.append(batch).await else {
+            return;
+        };
+        error!(%error, "the ledger refused audit events");
+        for record in batch {
+            if self.append(std::slice::from_ref(record)).await.is_err() {
+                self.counts.lost("ledger", 1);
+            }
+        }
+    }
+
+    /// Tries until they are kept, or counts them as lost when the service ends. Records have ids,
+    /// so one that was kept already is not kept twice.
+    ///
+    /// # Errors
+    /// That the ledger refuses them.
+    async fn append(&mut self, records: &[AuditRecord]) -> Result<(), LedgerError> {
         let mut pause = PAUSES.0;
         loop {
-            match self.ledger.audit_append(batch).await {
+            match self.ledger.audit_append(records).await {
                 Ok(()) => {
                     if pause > PAUSES.0 {
                         info!("the ledger keeps the audit log again");
                     }
-                    return self.counts.stored("ledger", batch.len());
+                    self.counts.stored("ledger", records.len());
+                    return Ok(());
                 }
                 Err(LedgerError::Unavailable(why) | LedgerError::Unknown(why)) => {
                     if pause == PAUSES.0 {
                         warn!(error = %why, "the audit log waits for the ledger");
                     }
                 }
-                Err(error) => {
-                    error!(%error, "the ledger refused audit events");
-                    return self.keep_each(batch).await;
-                }
+                Err(error) => return Err(error),
             }
             if self.is_over() {
-                return self.counts.lost("ledger", batch.len());
+                self.counts.lost("ledger", records.len());
+                return Ok(());
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled(), if self.end.is_none() => {}
             }
             pause = (pause * 2).min(PAUSES.1);
-        }
-    }
-
-    /// One that is refused must not take the others with it.
-    async fn keep_each(&self, batch: &[AuditRecord]) {
-        for record in batch {
-            match self.ledger.audit_append(std::slice::from_ref(record)).await {
-                Ok(()) => self.counts.stored("ledger", 1),
-                Err(_) => self.counts.lost("ledger", 1),
-            }
         }
     }
 
@@ -282,8 +290,9 @@ mod tests {
         let path = dir.path().join("audit.log");
         let (records, _waiting) = mpsc::channel(2);
         let counts = Counts::default();
+        let file = RotatedFile::open(&path, &AuditConfig::default()).unwrap();
         let writer = Writer {
-            file: Some(RotatedFile::open(&path, &AuditConfig::default()).unwrap()),
+            file: Some(Arc::new(Mutex::new(file))),
             records: Some(records),
             counts: counts.clone(),
         };
