@@ -1,7 +1,7 @@
 //! The handle that services hold: a pool of connections, the migrations, the wake-ups.
 
 use crate::convert::At;
-use crate::error::retry_for;
+use crate::error::{pauses, retry_for};
 use crate::numbers::Numbers;
 use crate::session::{CONNECT_MAX, Session, Sessions};
 use crate::tx::{Locked, Statement};
@@ -12,10 +12,12 @@ use sha2::{Digest, Sha256};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
@@ -23,6 +25,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 const BEGIN_MAX: Duration = Duration::from_secs(5);
 /// How long a transaction that did not begin is tried again: connections may be dead by the dozen.
 const BEGIN_RETRY_MAX: Duration = Duration::from_secs(1);
+/// First and longest pause until a database is asked again that could not be had at the start.
+const OPEN_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Transactions of this process that may have a connection at once: one writes, and the next waits
 /// at the database already. More would only keep connections from readers.
 const WRITERS_MAX: usize = 2;
@@ -61,6 +65,39 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Connects and brings the schema up to date. Waits for a database that can't be had yet, and
+    /// says so in the log.
+    ///
+    /// # Errors
+    /// `Database`, or the last `Unavailable` when `given_up` is over.
+    pub async fn open(
+        config: LedgerConfig,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Self, LedgerError> {
+        let attempt = async || {
+            let ledger = Self::connect(config.clone()).await?;
+            ledger.migrate().await?;
+            Ok(ledger)
+        };
+        let mut pauses = pauses(OPEN_PAUSES);
+        let mut given_up = pin!(given_up);
+        let mut waits = false;
+        loop {
+            let unavailable = match attempt().await {
+                Err(LedgerError::Unavailable(why)) => why,
+                opened => return opened,
+            };
+            if !waits {
+                warn!(error = %unavailable, "waiting for the database");
+                waits = true;
+            }
+            tokio::select! {
+                () = &mut given_up => return Err(unavailable.into()),
+                () = sleep(pauses.next().unwrap_or(OPEN_PAUSES.1)) => {}
+            }
+        }
+    }
+
     /// Connects. Call it inside a tokio runtime.
     ///
     /// # Errors

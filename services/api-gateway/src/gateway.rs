@@ -104,7 +104,7 @@ impl Gateway {
         let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;
-        let ledger = open_ledger(&config).await?;
+        let ledger = open_ledger(&config, &shutdown).await?;
         let cache = WatchCache::new();
         let filled = feed::fill(&ledger, &cache).await;
         let feed = Feed {
@@ -246,18 +246,13 @@ async fn cluster(
     Ok(Some(cluster.context("set up aggregation")?))
 }
 
-async fn open_ledger(config: &Config) -> anyhow::Result<Ledger> {
-    let connect = || {
-        Ledger::connect(LedgerConfig {
-            url: config.database_url.clone(),
-            connections_max: config.connections_max,
-        })
+async fn open_ledger(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Ledger> {
+    let database = LedgerConfig {
+        url: config.database_url.clone(),
+        connections_max: config.connections_max,
     };
-    // The database may be starting just as we are.
-    let ledger = godwit_ledger::retry(connect)
-        .await
-        .context("connect to the database")?;
-    ledger.migrate().await.context("migrate the database")?;
+    let opened = Ledger::open(database, shutdown.cancelled()).await;
+    let ledger = opened.context("open the database")?;
     let room = godwit_ledger::retry(|| ledger.audit_prepare()).await;
     room.context("make room for the audit log")?;
     for name in kinds::PREDEFINED_NAMESPACES {

@@ -131,12 +131,11 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
     } = context;
     readiness.set("ledger", false);
     let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
-    let ledger = Ledger::connect(LedgerConfig {
+    let database = LedgerConfig {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
-    })
-    .await?;
-    ledger.migrate().await?;
+    };
+    let ledger = Ledger::open(database, shutdown.cancelled()).await?;
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
     let inventory = Arc::new(Inventory::new(config.node_silence()));
