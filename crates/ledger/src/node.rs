@@ -63,6 +63,30 @@ impl Ledger {
         let row = self.fetch_optional(statement).await?;
         row.as_ref().map(read).transpose()
     }
+
+    /// Notes that these nodes are as the ledger has them, by the database's clock now. Answers when
+    /// that is, and which of them it was noted of: none that isn't ready, or is being written.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn nodes_heard(
+        &self,
+        nodes: &[NodeName],
+    ) -> Result<Vec<(NodeName, Timestamp)>, LedgerError> {
+        let names: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
+        let statement = sqlx::query(
+            "UPDATE node SET heartbeat_at = clock_timestamp() \
+             WHERE name IN (SELECT name FROM node WHERE name = ANY($1) AND ready \
+             FOR NO KEY UPDATE SKIP LOCKED) RETURNING name, heartbeat_at",
+        )
+        .bind(names);
+        let rows = self.fetch_all(statement).await?;
+        let heard = |row: &PgRow| {
+            let at = row.try_get::<At, _>("heartbeat_at")?.0;
+            Ok((convert::name(row, "name")?, at))
+        };
+        rows.iter().map(heard).collect()
+    }
 }
 
 impl Tx {

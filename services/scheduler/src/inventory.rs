@@ -19,6 +19,10 @@ use crate::node_object;
 /// How often silence is looked for.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// How old the ledger's word about a host that is heard may get. Others go by it: a scheduler that
+/// this host doesn't report to, or not yet.
+const WORD_AGE_MAX: SignedDuration = SignedDuration::from_secs(20);
+
 /// How long a word of another scheduler about a host stands against this one's own silence.
 const OTHERS_WORD: SignedDuration = SignedDuration::from_secs(60);
 
@@ -36,7 +40,7 @@ pub(crate) struct Inventory {
 struct Heard {
     report: Arc<HostReport>,
     at: Instant,
-    /// When the ledger got this host's facts from here; `None` when it has to get them again.
+    /// When the ledger got this host's word from here; `None` when it has to get them again.
     wrote: Option<Timestamp>,
 }
 
@@ -131,6 +135,13 @@ impl Inventory {
         }
     }
 
+    /// The ledger got the word of `node` at `at`.
+    fn noted(&self, node: &NodeName, at: Timestamp) {
+        if let Some(heard) = self.heard().get_mut(node) {
+            heard.wrote = heard.wrote.map(|_| at);
+        }
+    }
+
     fn heard(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, Heard>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,15 +176,26 @@ pub(crate) async fn look_for_silence(
 ) -> Result<(), LedgerError> {
     let objects = ledger.list("nodes").await?;
     let shown: HashSet<&str> = objects.iter().map(|object| &*object.key.name).collect();
+    let mut old = Vec::new();
     for node in ledger.nodes().await? {
         // A host that this process never heard gets as long as one that it did.
-        let silent_for = inventory.silent_for(&node.name).unwrap_or(up);
+        let heard = inventory.silent_for(&node.name);
+        let silent_for = heard.unwrap_or(up);
         if silent_for < inventory.silence {
             if !node.ready || !shown.contains(node.name.as_str()) {
                 inventory.write_again(&node.name);
+            } else if heard.is_some()
+                && Timestamp::now().duration_since(node.heartbeat_at) > WORD_AGE_MAX
+            {
+                old.push(node.name);
             }
         } else if node.ready {
             mark_silent(inventory, ledger, &node).await?;
+        }
+    }
+    if !old.is_empty() {
+        for (node, at) in ledger.nodes_heard(&old).await? {
+            inventory.noted(&node, at);
         }
     }
     Ok(())

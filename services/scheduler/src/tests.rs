@@ -11,6 +11,7 @@ use std::time::Duration;
 use godwit_ledger::{InstanceState, NewObject};
 use godwit_rpc::Code;
 use godwit_rpc::agent::v1::MachineState;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::inventory::look_for_silence;
@@ -202,6 +203,14 @@ async fn nothing_is_started_elsewhere_because_a_host_is_silent() {
     scene.wish("vm1").await;
     scene.settle().await;
     let (machines, up) = (&scene.machines, Duration::from_secs(60));
+    // Hosts that have nothing new to say for long.
+    for mut node in scene.others.nodes().await.unwrap() {
+        node.heartbeat_at -= SignedDuration::from_hours(1);
+        scene.write(async |tx| tx.node_put(node).await).await;
+    }
+    look_for_silence(&machines.inventory, &machines.ledger, up)
+        .await
+        .unwrap();
     // A copy of the service that heard no host is not believed: this one hears them.
     let deaf = scene.deaf().await;
     look_for_silence(&deaf.inventory, &deaf.ledger, up)
