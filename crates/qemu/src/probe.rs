@@ -52,6 +52,35 @@ pub struct TestKernel {
     pub marker: String,
 }
 
+impl TestKernel {
+    /// The kernel that this host runs, where distributions keep it; `None` where none can be read.
+    ///
+    /// Without a root it boots until it looks for one.
+    pub fn of_host() -> Option<Self> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        let release = release.trim();
+        let places = [
+            format!("/boot/vmlinuz-{release}"),
+            format!("/usr/lib/modules/{release}/vmlinuz"),
+        ];
+        let kernel = places.into_iter().map(PathBuf::from);
+        let kernel = kernel
+            .into_iter()
+            .find(|file| std::fs::File::open(file).is_ok())?;
+        Some(Self::alone(kernel))
+    }
+
+    /// A kernel without a RAM disk.
+    pub fn alone(kernel: PathBuf) -> Self {
+        Self {
+            kernel,
+            initrd: None,
+            arguments: "console=ttyS0 quiet panic=0".to_owned(),
+            marker: "Unable to mount root fs".to_owned(),
+        }
+    }
+}
+
 /// What to look for, and where to keep what was found.
 #[derive(Debug, Clone)]
 pub struct Request {

@@ -38,7 +38,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where the agent listens.
     pub bind: SocketAddr,
-    /// Where others find it, `https://HOST:PORT`; from `bind` when empty.
+    /// Where others find it, `https://HOST:PORT`; when empty, from `bind`, with `migration_address`
+    /// for a `bind` that is every address.
     pub advertise_address: String,
     /// Address of this host on which incoming copies listen.
     pub migration_address: IpAddr,
@@ -59,7 +60,7 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// How guests run: `auto`, `kvm` or `tcg`.
     pub accel: Wish,
-    /// The kernel that decides whether KVM works, for `auto`.
+    /// The kernel that decides whether KVM works, for `auto`; this host's own when not set.
     pub kvm_test: Option<TestKernel>,
     /// Memory that no guest gets, in bytes.
     pub memory_reserved: Bytes,
@@ -228,8 +229,12 @@ impl Config {
         }
         let identity = self.common.identity()?;
         let scheme = if identity.is_some() { "https" } else { "http" };
+        let reached = match self.bind.ip() {
+            every if every.is_unspecified() => self.migration_address,
+            one => one,
+        };
         let advertise_address = match self.advertise_address.as_str() {
-            "" => format!("{scheme}://{}", self.bind),
+            "" => format!("{scheme}://{}", SocketAddr::new(reached, self.bind.port())),
             given => given.to_owned(),
         };
         Ok(Settings {
@@ -273,6 +278,13 @@ mod tests {
     fn the_address_follows_from_where_it_listens() {
         let settings = insecure().settings().expect("complete");
         assert_eq!(settings.advertise_address, "http://127.0.0.1:7110");
+        let everywhere = Config {
+            bind: "[::]:7110".parse().expect("an address"),
+            migration_address: "2001:db8::11".parse().expect("an address"),
+            ..insecure()
+        };
+        let settings = everywhere.settings().expect("complete");
+        assert_eq!(settings.advertise_address, "http://[2001:db8::11]:7110");
     }
 
     #[test]

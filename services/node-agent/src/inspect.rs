@@ -267,9 +267,11 @@ fn listening(pid: u32) -> io::Result<Vec<u32>> {
     }
     let mut found = Vec::new();
     for descriptor in gone_is_empty(entries(Path::new(&format!("/proc/{pid}/fd"))))? {
-        // A descriptor that was closed meanwhile listens no more.
-        let Ok(link) = fs::read_link(descriptor) else {
-            continue;
+        let link = match fs::read_link(descriptor) {
+            Ok(link) => link,
+            // One that was closed meanwhile listens no more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
         };
         let link = link.to_string_lossy();
         let inode = link.strip_prefix("socket:[");

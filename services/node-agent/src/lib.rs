@@ -39,7 +39,8 @@ use anyhow::Context as _;
 use rustix::fs::Mode;
 use tracing::{info, warn};
 
-use godwit_qemu::probe;
+use godwit_qemu::Accelerator;
+use godwit_qemu::probe::{self, TestKernel, Wish};
 use godwit_rpc::Credentials;
 use godwit_rpc::server::{ServerParts, serve};
 use godwit_runtime::Context;
@@ -65,10 +66,11 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let probe = probe::Request {
         binary: Some(config.qemu.clone()).filter(|path| *path != PathBuf::new()),
         wish: config.accel,
-        kernel: config.kvm_test.clone(),
+        kernel: config.kvm_test.clone().or_else(TestKernel::of_host),
         directory: config.run_dir.clone(),
     };
     let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;
+    let accel = config.accel;
     let settings = config.settings()?;
     // Sockets, logs and disks that QEMU and this process make are nobody else's.
     rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -82,6 +84,9 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
         why = facts.reason,
         "host probed"
     );
+    if accel == Wish::Auto && facts.accelerator == Accelerator::Tcg {
+        warn!(why = facts.reason, "guests are translated, which is slow");
+    }
     if !settings.encrypt_copies {
         warn!("memory of machines travels in the clear: encrypt_copies is false");
     }

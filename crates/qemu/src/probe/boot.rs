@@ -54,9 +54,7 @@ pub(super) async fn judge(binary: &Path, request: &Request) -> Result<Verdict, P
         return Ok(Verdict::tcg("this host has no /dev/kvm"));
     }
     let Some(kernel) = &request.kernel else {
-        return Ok(Verdict::tcg(
-            "no test kernel is configured to prove that KVM works",
-        ));
+        return Ok(Verdict::tcg("no kernel is there to prove that KVM works"));
     };
     let verdict = try_kvm(binary, kernel, &request.directory).await?;
     tracing::info!(
