@@ -1,7 +1,6 @@
 //! What an attacker would try at the gateway's door, and what the others notice of it.
 
 use std::io::Write;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+use crate::alone::alone;
 use crate::api_env::Api;
 use crate::api_wire::until;
 use crate::lab_suite::say;
@@ -28,28 +28,6 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const SOON: Duration = Duration::from_secs(20);
 /// How long attackers are at it.
 const ATTACK: Duration = Duration::from_secs(4);
-
-/// Set for a test that has a process to itself: its name.
-const ALONE: &str = "GODWIT_ATTACK";
-
-/// Whether this process runs `test` alone, for what is true of a whole process: its memory, and its
-/// log. Else another process is made that does, and its end is waited for.
-fn alone(test: &str) -> Result<bool> {
-    if std::env::var(ALONE).is_ok_and(|name| name == test) {
-        return Ok(true);
-    }
-    let run = Command::new(std::env::current_exe()?)
-        .args(["--exact", &format!("api_attacks::{test}"), "--nocapture"])
-        .env(ALONE, test)
-        .output()?;
-    let said = [run.stdout, run.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    ensure!(run.status.success() && said.contains("1 passed"), "{said}");
-    said.lines()
-        .filter(|line| line.contains("p99"))
-        .for_each(say);
-    Ok(false)
-}
 
 fn subject<'a>(name: &'a str, groups: &'a [&'a str]) -> Subject<'a> {
     Subject {
@@ -174,7 +152,7 @@ async fn names_that_no_file_could_have_are_refused_and_nothing_is_kept() -> Resu
 
 #[tokio::test]
 async fn no_token_and_no_key_is_in_a_span_or_a_line_of_the_log() -> Result<()> {
-    if !alone("no_token_and_no_key_is_in_a_span_or_a_line_of_the_log")? {
+    if !alone("api_attacks::no_token_and_no_key_is_in_a_span_or_a_line_of_the_log")? {
         return Ok(());
     }
     let log = Log::default();
@@ -263,7 +241,7 @@ fn resident() -> Result<usize> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_reset_at_once_hold_nobody_else_up() -> Result<()> {
-    if !alone("streams_that_are_reset_at_once_hold_nobody_else_up")? {
+    if !alone("api_attacks::streams_that_are_reset_at_once_hold_nobody_else_up")? {
         return Ok(());
     }
     let api = Api::start().await?;
@@ -311,7 +289,7 @@ async fn reset_streams(client: &Client, resets: &Mutex<u64>) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_lists_without_a_limit_hold_nobody_else_up() -> Result<()> {
-    if !alone("a_hundred_lists_without_a_limit_hold_nobody_else_up")? {
+    if !alone("api_attacks::a_hundred_lists_without_a_limit_hold_nobody_else_up")? {
         return Ok(());
     }
     let api = Api::start().await?;

@@ -459,8 +459,8 @@ pub(crate) static EACH: &[(&str, u32, &str, Want)] = &[
     (
         "all",
         20,
-        "kubectl wait -f FILE --for=delete --timeout=20s || true",
-        Ok,
+        "kubectl wait -f FILE --for=delete --timeout=20s || kubectl get -f FILE --ignore-not-found -o name",
+        Lacks("FULL/"),
     ),
     (
         "all",

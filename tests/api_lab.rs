@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::api_env::{Api, Kubectl, cells, example};
 use crate::api_play as play;
+use crate::api_wire::until;
 
 /// The machine of the lab as an instance of its own.
 pub(crate) const INSTANCE: &str = "
@@ -225,7 +226,8 @@ async fn every_phase_is_seen_by_a_watch_and_the_end_by_a_wait() -> Result<()> {
         ];
         waiter.ok(&arguments).await
     });
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    // Only what happens after they began is seen.
+    until(&api, "apiserver_longrunning_requests", |open| open >= 2.0).await?;
     let phases = [
         "Pending",
         "Scheduling",

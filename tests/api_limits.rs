@@ -411,7 +411,7 @@ async fn fill(client: &Client) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_reads_too_slowly_is_cut_and_holds_nothing() -> Result<()> {
     let limits = Limits {
-        answer_stall_ms: 1500,
+        answer_stall_ms: 5000,
         ..Limits::default()
     };
     let api = Api::start_limited(limits).await?;
@@ -431,7 +431,7 @@ async fn a_client_that_reads_too_slowly_is_cut_and_holds_nothing() -> Result<()>
     let began = Instant::now();
     assert_eq!(code(&mut others, &format!("{MAPS}/large-1")).await?, 200);
     assert!(
-        began.elapsed() < Duration::from_secs(1),
+        began.elapsed() < Duration::from_millis(4000),
         "{:?}",
         began.elapsed()
     );

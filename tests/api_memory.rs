@@ -7,6 +7,7 @@ use godwit_api_gateway::Limits;
 use godwit_testkit::api::{Api as Client, Raw};
 use serde_json::json;
 
+use crate::alone::alone;
 use crate::api_env::Api;
 use crate::api_wire::{exchange, head, metric, refusals, say, until};
 
@@ -49,6 +50,9 @@ async fn operators_find_room(admin: &Client) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_bodies_lists_and_watches_stays_within_the_limits() -> Result<()> {
+    if !alone("api_memory::a_flood_of_bodies_lists_and_watches_stays_within_the_limits")? {
+        return Ok(());
+    }
     let limits = Limits {
         bodies_bytes: 8 * MIB,
         bodies_reserved_bytes: 2 * MIB,

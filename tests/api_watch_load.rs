@@ -102,6 +102,16 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
             .flat_map(|report| report.wrong.iter().cloned()),
     );
     verdict(plan, &wrong)?;
+    if plan.faults {
+        for (what, count) in [
+            ("commit late", &faults.late),
+            ("roll back", &faults.rolled_back),
+            ("kill a connection", &faults.killed),
+            ("kill a gateway", &faults.restarts),
+        ] {
+            ensure!(count.load(Ordering::Relaxed) > 0, "no fault was to {what}");
+        }
+    }
     let events: usize = reports.iter().map(|report| report.events).sum();
     ensure!(events > plan.watchers, "only {events} events were seen");
     Ok(())

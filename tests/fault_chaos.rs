@@ -148,6 +148,10 @@ pub(crate) fn ledger_dies(env: &Faults) -> Result<()> {
         "ledger killed twice: {done} migrations under way or waiting, all ended, {succeeded} well; \
          every machine runs once, none booted again"
     ));
+    ensure!(
+        2 * succeeded >= done,
+        "only {succeeded} of {done} went well"
+    );
     guests.iter().try_for_each(|guest| guest.remove_only(env))?;
     env.audit(0)
 }

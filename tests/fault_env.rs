@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,6 +29,8 @@ const POLL: Duration = Duration::from_millis(10);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long what was disturbed may take to come to rest.
 const SETTLE_SECONDS: u32 = 20;
+/// How every service begins the line about a panic.
+const PANIC: &str = " godwit_runtime::run: panic ";
 /// Virtual machines.
 pub(crate) const MACHINES: &str = "/apis/kubevirt.io/v1/namespaces/default/virtualmachines";
 /// Their instances.
@@ -46,6 +49,8 @@ pub(crate) struct Faults {
     down: RefCell<BTreeSet<String>>,
     /// Deaths that the supervisor saw, by service.
     deaths: RefCell<BTreeMap<String, usize>>,
+    /// How far each service's log was looked at for panics.
+    looked_at: RefCell<BTreeMap<String, u64>>,
 }
 
 /// A place in a service where a debug build can be made to fail.
@@ -112,6 +117,7 @@ impl Faults {
             api,
             down: RefCell::default(),
             deaths: RefCell::default(),
+            looked_at: RefCell::default(),
         })
     }
 
@@ -405,12 +411,35 @@ impl Faults {
             Ok((all == machines).then_some(()))
         })?;
         self.ready()?;
+        self.nobody_panicked()?;
         let report = self.block_on(audit(&self.lab.audit(SETTLE_SECONDS)?))?;
         ensure!(
             report.outcome() == Outcome::Clean,
             "audit: {}",
             report.text()
         );
+        Ok(())
+    }
+
+    /// That services died by what was done to them, and by nothing else: the supervisor would start
+    /// again one that panicked, too.
+    fn nobody_panicked(&self) -> Result<()> {
+        for service in self.lab.services() {
+            let mut log = fs::File::open(service.log())?;
+            let mut looked_at = self.looked_at.borrow_mut();
+            let from = looked_at.entry(service.name.clone()).or_default();
+            log.seek(SeekFrom::Start(*from))?;
+            let mut new = Vec::new();
+            *from += log.read_to_end(&mut new)? as u64;
+            let new = String::from_utf8_lossy(&new);
+            let panic = new.lines().find(|line| line.contains(PANIC));
+            ensure!(
+                panic.is_none(),
+                "{}: {}",
+                service.name,
+                panic.unwrap_or_default()
+            );
+        }
         Ok(())
     }
 

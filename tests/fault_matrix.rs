@@ -19,6 +19,8 @@ use crate::lab_suite::say;
 const FAILURES_MAX: usize = 5;
 /// How often a place is looked for.
 const ATTEMPTS: usize = 3;
+/// Cases whose place may be passed by, by chance: more means that places are not come to any more.
+const UNREACHED_MAX: usize = 12;
 /// How long a link is bad. Longer than every retry, shorter than what ends a job.
 const AWHILE: Duration = Duration::from_secs(2);
 /// How long it takes that both ends of a stream were told that it is gone.
@@ -146,7 +148,7 @@ impl Way {
 pub(crate) fn run(env: &Faults) -> Result<()> {
     let guest = Guest::start(env, "subject", 80)?;
     let mut failures = vec![];
-    let mut done = 0;
+    let (mut done, mut unreached) = (0, 0);
     for scenario in Scenario::ALL {
         let cases = chosen(discover(env, &guest, scenario)?);
         say(&format!("{scenario:?}: {} cases", cases.len()));
@@ -156,7 +158,11 @@ pub(crate) fn run(env: &Faults) -> Result<()> {
             done += 1;
             let took = began.elapsed().as_secs_f64();
             match outcome {
-                Ok(how) => say(&format!("  {took:5.1} s  {case}: {how}")),
+                Ok(Ended { phase, reached }) => {
+                    unreached += usize::from(!reached);
+                    let how = if reached { "" } else { " (place not reached)" };
+                    say(&format!("  {took:5.1} s  {case}: {phase}{how}"));
+                }
                 Err(why) => {
                     say(&format!(
                         "  {took:5.1} s  {case}: FAILED: {why:#}\n{}",
@@ -171,8 +177,15 @@ pub(crate) fn run(env: &Faults) -> Result<()> {
             }
         }
     }
-    say(&format!("{done} cases, {} failed", failures.len()));
+    say(&format!(
+        "{done} cases, {} failed, {unreached} at places not reached",
+        failures.len()
+    ));
     ensure!(done > 0, "no case was chosen");
+    ensure!(
+        unreached <= UNREACHED_MAX,
+        "{unreached} places were not reached"
+    );
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     guest.remove(env)
 }
@@ -197,8 +210,13 @@ fn discover(env: &Faults, guest: &Guest, scenario: Scenario) -> Result<Vec<Case>
     let counts = |role| env.places(&way.service(role));
     let before: Result<Vec<_>> = Role::ALL.into_iter().map(counts).collect();
     let job = format!("discover-{scenario:?}").to_lowercase();
-    act_out(env, guest, (scenario, &way, &job), &mut || Ok(()))?;
-    settle(env, guest, &job)?;
+    let cancelled = act_out(env, guest, (scenario, &way, &job), &mut || Ok(()))?;
+    let phase = settle(env, guest, &job)?;
+    let as_meant = match scenario {
+        Scenario::Moves => phase == "Succeeded",
+        Scenario::CancelledCopying | Scenario::CancelledComplete => cancelled,
+    };
+    ensure!(as_meant, "{scenario:?} without a fault: {phase}");
     unharmed(env, guest)?;
     let mut cases = vec![];
     for (role, before) in Role::ALL.into_iter().zip(before?) {
@@ -268,20 +286,15 @@ struct Ended {
 
 /// Runs a case, and again when its place was not reached: several transitions may be one commit,
 /// and then its place has another name.
-fn until_reached(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<String> {
+fn until_reached(env: &Faults, guest: &Guest, case: &Case, number: usize) -> Result<Ended> {
     let mut ended = one(env, guest, case, &format!("case-{number}"))?;
     for attempt in 1..ATTEMPTS {
         if ended.reached {
-            return Ok(ended.phase);
+            break;
         }
         ended = one(env, guest, case, &format!("case-{number}-{attempt}"))?;
     }
-    let how = if ended.reached {
-        ""
-    } else {
-        " (place not reached)"
-    };
-    Ok(format!("{}{how}", ended.phase))
+    Ok(ended)
 }
 
 /// One case: the scenario with its fault, then what must hold.
@@ -349,13 +362,13 @@ fn one(env: &Faults, guest: &Guest, case: &Case, job: &str) -> Result<Ended> {
     Ok(Ended { phase, reached })
 }
 
-/// Plays a scenario until its migration has ended.
+/// Plays a scenario until its migration has ended. Answers whether it was cancelled.
 fn act_out(
     env: &Faults,
     guest: &Guest,
     (scenario, way, job): (Scenario, &Way, &str),
     strike: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
+) -> Result<bool> {
     let proof = way.place(Role::Source, "proof.sent.before");
     if scenario == Scenario::CancelledComplete {
         env.arm(&proof, "pause")?;
@@ -385,7 +398,7 @@ fn act_out(
             Ok(env.arm(&proof, "off").ok())
         })?;
     }
-    Ok(())
+    Ok(cancelled)
 }
 
 /// The machine runs, and nothing is left over.

@@ -62,8 +62,8 @@ impl<'a> Eye<'a> {
     }
 }
 
-/// `kill -9` of the owner in each phase, again and again: the other one has the job within a
-/// second, and a running copy is not begun again.
+/// `kill -9` of the owner in each phase, again and again: the other one gets the job, how soon is
+/// measured, and a running copy is not begun again.
 pub(crate) fn owners_die(env: &Faults) -> Result<()> {
     let guest = Guest::start(env, "passed-on", 81)?;
     let eye = Eye::open(env)?;

@@ -53,7 +53,8 @@ async fn run() -> Result<()> {
         .iter()
         .filter(|document| document.has_paths && document.name.contains(&only))
         .collect();
-    let seconds = number("FUZZ_SECONDS").unwrap_or(SECONDS) / chosen.len().max(1) as u64;
+    ensure!(!chosen.is_empty(), "FUZZ_ONLY names no document");
+    let seconds = number("FUZZ_SECONDS").unwrap_or(SECONDS) / chosen.len() as u64;
     let seed = number("FUZZ_SEED").unwrap_or_else(|| rand::random::<u32>().into());
     say(&format!("FUZZ_SEED={seed}, {seconds} s for each document"));
     let mut failed = vec![];

@@ -2,9 +2,11 @@
 //! that stay where they are and say why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 use godwit_testkit::kubectl::Release;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::lab_env::{Env, Machine, maintenance, migration, wait};
@@ -35,27 +37,31 @@ pub(crate) fn opposite_directions(env: &Env) -> Result<()> {
             migration(&jobs[0], "left", Some(&places[1])),
             migration(&jobs[1], "right", Some(&places[0])),
         ])?;
-        let states = [env.succeeded(&jobs[0])?, env.succeeded(&jobs[1])?];
+        let moves = [moved(env, &jobs[0])?, moved(env, &jobs[1])?];
         let now = [env.node_of("left")?, env.node_of("right")?];
         ensure!(now[0] == places[1] && now[1] == places[0], "{now:?}");
-        ensure!(
-            overlap(&states[0], &states[1])?,
-            "one after the other: {states:?}"
-        );
+        let [one, other] = &moves;
+        let together = one.start < other.end && other.start < one.end;
+        ensure!(together, "one after the other: {moves:?}");
     }
     let now = [env.ask(80)?.boot_id, env.ask(81)?.boot_id];
     ensure!(now == boots, "a guest booted again");
     Ok(())
 }
 
-/// Whether two migrations were under way at the same time; times are whole seconds.
-fn overlap(one: &Value, other: &Value) -> Result<bool> {
-    let time = |state: &Value, field: &str| {
-        let text = state[field].as_str().map(str::to_owned);
-        text.with_context(|| format!("no {field} in {state}"))
+/// When a migration began to prepare its target, and when it had succeeded.
+fn moved(env: &Env, job: &str) -> Result<Range<Timestamp>> {
+    env.succeeded(job)?;
+    let history = env.json(&format!("migrationhistory/{job}"))?;
+    let steps = history["transitions"].as_array().context("no steps")?;
+    let at = |state: &str| -> Result<Timestamp> {
+        let step = steps.iter().find(|step| step["to"] == state);
+        let at = step.and_then(|step| step["time"].as_str());
+        Ok(at
+            .with_context(|| format!("no {state} in {history}"))?
+            .parse()?)
     };
-    let (start, end) = ("startTimestamp", "endTimestamp");
-    Ok(time(one, start)? <= time(other, end)? && time(other, start)? <= time(one, end)?)
+    Ok(at("Preparing")?..at("Succeeded")?)
 }
 
 /// Ten machines leave a node for maintenance, no more at once than allowed, none restarted.

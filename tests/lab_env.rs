@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use godwit_testkit::guest::record::{HEARTBEAT_BYTES, QUERY_PORT, Record};
 use godwit_testkit::kubectl::{self, Release};
-use godwit_testkit::lab::{Lab, LabOptions};
+use godwit_testkit::lab::{Lab, LabOptions, http_get};
 use serde_json::{Value, json};
 
 /// How long anything may take that a busy machine only makes slower.
@@ -23,8 +23,6 @@ const COMMAND_MAX: &str = "100";
 const ASIDE_MAX: &str = "900";
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(100);
-/// How long kubectl takes to ask for a watch.
-const WATCH_BEGINS: Duration = Duration::from_secs(1);
 /// How long a guest may take to answer one question.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
@@ -164,10 +162,22 @@ impl Env {
 
     /// Watches: each line that `kubectl` prints as it comes.
     pub(crate) fn watch(&self, release: Release, arguments: &str) -> Result<Watch> {
+        let before = self.watches()?;
         let watch = self.run_aside(release, &format!("exec kubectl {arguments}"))?;
         // Only what happens after it began is seen.
-        std::thread::sleep(WATCH_BEGINS);
+        wait("the watch to begin", || {
+            Ok((self.watches()? > before).then_some(()))
+        })?;
         Ok(watch)
+    }
+
+    /// How many watches the gateway has.
+    fn watches(&self) -> Result<u64> {
+        let said = http_get(&self.lab.service("api-gateway")?.admin, "/metrics")?;
+        let mut counts = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("apiserver_longrunning_requests "));
+        Ok(counts.next().context("no count of watches")?.parse()?)
     }
 
     /// Runs a script beside the test, until what is returned is dropped.

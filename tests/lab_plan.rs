@@ -102,7 +102,7 @@ fn keeps_apart() -> Value {
     }] } })
 }
 
-fn slowly() -> Value {
+pub(crate) fn slowly() -> Value {
     json!({
         "apiVersion": "kubevirt.io/v1",
         "kind": "KubeVirt",

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::lab_continuity::beating;
 use crate::lab_env::{Env, maintenance, migration, wait};
+use crate::lab_plan::slowly;
 use crate::lab_suite::say;
 
 const VM: &str = "unharmed";
@@ -71,16 +72,17 @@ fn kept(env: &Env, known: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// The coordinator dies while a migration is under way; it ends well all the same.
+/// The coordinator dies while a machine is copied; the migration ends well all the same.
 fn in_the_middle(env: &Env) -> Result<()> {
-    env.apply(&[migration("in-the-middle", VM, None)])?;
-    wait("the migration to be under way", || {
-        let phase = env.kubectl("get vmim/in-the-middle -o 'jsonpath={.status.phase}'")?;
-        Ok((!["", "Pending"].contains(&phase.as_str())).then_some(()))
-    })?;
+    env.apply(&[slowly(), migration("in-the-middle", VM, None)])?;
+    let phase = || env.kubectl("get vmim/in-the-middle -o 'jsonpath={.status.phase}'");
+    wait("the copy", || Ok((phase()? == "Running").then_some(())))?;
     env.lab().kill("migration-coordinator")?;
+    let phase = phase()?;
+    ensure!(phase == "Running", "{phase} when its owner died");
     std::thread::sleep(DEAD);
     env.lab().start("migration-coordinator")?;
+    env.kubectl("delete kubevirts.kubevirt.io/kubevirt -n kubevirt --timeout=60s")?;
     env.succeeded("in-the-middle").map(drop)
 }
 

@@ -65,6 +65,7 @@ fn lab_suite() {
         began.elapsed().as_secs_f64()
     ));
     let mut ended: Vec<Ended> = chosen().map(|section| run(&env, section)).collect();
+    assert!(!ended.is_empty(), "LAB_SECTIONS names no section");
     ended.push(down(&env, &before));
     drop(env);
     let mut failures = vec![];

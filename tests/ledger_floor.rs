@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::ledger_setup::{Setup, node, reservation};
 use godwit_ledger::{
-    FloorKeeper, InstanceState, MachineKeeper, NewObject, ObjectKey, ReservationRow,
+    FloorKeeper, InstanceState, MachineKeeper, NewObject, ObjectKey, ReservationRow, Reserved,
 };
 use godwit_model::NodeName;
 use godwit_model::placement::Overcommit;
@@ -57,8 +57,8 @@ async fn a_floor_that_is_kept_follows_each_change_of_room_and_of_nodes() {
     let vm1 = setup.machine("vm1", &worker1).await;
     agree(&setup, &keeper).await;
 
-    let holds = setup.change(async |tx| tx.reserve(reservation(&vm1, &worker2)).await);
-    let _ = holds.await;
+    let held = setup.change(async |tx| tx.reserve(reservation(&vm1, &worker2)).await);
+    assert_eq!(held.await, Reserved::Held);
     agree(&setup, &keeper).await;
     let frees = setup.change(async |tx| tx.reservation_release(&vm1, &worker1).await);
     frees.await;
@@ -89,7 +89,8 @@ async fn a_transaction_that_rolls_back_leaves_nothing_on_the_floor() {
         keeper.current(&mut tx).await.unwrap().held_by(&vm1).len(),
         1
     );
-    let _ = tx.reserve(reservation(&vm1, &worker2)).await.unwrap();
+    let held = tx.reserve(reservation(&vm1, &worker2)).await.unwrap();
+    assert_eq!(held, Reserved::Held);
     drop(tx);
     agree(&setup, &keeper).await;
 }

@@ -90,7 +90,7 @@ async fn a_job_has_one_owner_and_a_stale_one_changes_nothing() {
 
     let zombie = setup
         .ledger
-        .job_claim("zombie", SHORT)
+        .job_claim("zombie", LONG)
         .await
         .unwrap()
         .unwrap();

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 
 /// No call takes longer, whatever the database does.
 const CALL_MAX: Duration = Duration::from_secs(7);
-/// How long a client that stands still may hold up others.
-const HELD_UP_MAX: Duration = Duration::from_secs(3);
+/// How long a client that stands still may hold up others: the database ends it after 2 s, and a
+/// busy machine sees that later.
+const HELD_UP_MAX: Duration = Duration::from_secs(10);
 /// Until everything works again once the database answers, on a busy machine.
 const BACK_MAX: Duration = Duration::from_secs(20);
 /// Who was woken up for the last time hears nothing for so long.
@@ -379,13 +380,12 @@ async fn a_lease_from_before_the_clock_was_put_back_holds_nobody_up() {
     let node = setup.node("worker1", 2).await;
     let machine = setup.machine("vm1", &node).await;
     let job = setup.request("job", &machine).await;
-    let ttl = Duration::from_secs(1);
-    setup.ledger.job_claim("dead", ttl).await.unwrap().unwrap();
-    assert_eq!(setup.ledger.job_claim("heir", ttl).await.unwrap(), None);
+    setup.ledger.job_claim("dead", LONG).await.unwrap().unwrap();
+    assert_eq!(setup.ledger.job_claim("heir", LONG).await.unwrap(), None);
     // What it is when the clock goes back by an hour.
     let put_back = "UPDATE migration SET lease_expires_at = lease_expires_at + interval '1 hour'";
     let mut sql = setup.sql().await;
     sqlx::raw_sql(put_back).execute(&mut sql).await.unwrap();
-    let lease = setup.ledger.job_claim("heir", ttl).await.unwrap();
+    let lease = setup.ledger.job_claim("heir", LONG).await.unwrap();
     assert_eq!(lease.expect("it waits for an hour").job.id, job);
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod alone;
 mod api_aggregation;
 mod api_attacks;
 mod api_audit;

@@ -450,7 +450,7 @@ impl Watcher {
                 sleep(PAUSE).await; // as clients are told to
                 Ok(Next::Resume)
             }
-            Some(500..=503) if self.faults => {
+            Some(503) if self.faults => {
                 self.report.faults += 1;
                 sleep(PAUSE).await; // as clients are told to
                 Ok(Next::Resume)

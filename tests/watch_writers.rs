@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use godwit_ledger::{EventKind, EventRecord, LedgerError, NewObject, ObjectKey, ObjectRef, Tx};
 use godwit_testkit::api::{Answer, Connection, Method};
 use rand::rngs::StdRng;
@@ -20,6 +20,28 @@ const ANSWER_MAX: Duration = Duration::from_secs(15);
 const NAMES: usize = 4;
 const PHASES: [&str; 4] = ["Pending", "Scheduling", "Running", "Succeeded"];
 const NODES: [&str; 3] = ["worker1", "worker2", "worker3"];
+
+/// What came of a change, when it is no change.
+enum Failure {
+    /// What faults explain: no connection, no answer, or that there is no database.
+    Broken(anyhow::Error),
+    /// What nobody should get, whatever breaks.
+    Wrong(anyhow::Error),
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Unavailable(_) | LedgerError::Unknown(_) => Self::Broken(error.into()),
+            LedgerError::AlreadyExists
+            | LedgerError::NotFound
+            | LedgerError::Conflict
+            | LedgerError::MigrationInProgress { .. }
+            | LedgerError::Refused(_)
+            | LedgerError::Database(_) => Self::Wrong(error.into()),
+        }
+    }
+}
 
 /// One of the writers.
 pub(crate) struct Writer {
@@ -56,8 +78,10 @@ impl Writer {
                     self.written.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(false) => {}
-                Err(_) if self.faults => connection = None,
-                Err(error) => return Err(error.context(format!("writer {}", self.number))),
+                Err(Failure::Broken(_)) if self.faults => connection = None,
+                Err(Failure::Broken(error) | Failure::Wrong(error)) => {
+                    return Err(error.context(format!("writer {}", self.number)));
+                }
             }
         }
         Ok(())
@@ -76,19 +100,27 @@ impl Writer {
         &self,
         rng: &mut StdRng,
         connection: &mut Option<Connection>,
-    ) -> Result<bool> {
+    ) -> Result<bool, Failure> {
         let gateway = rng.random_range(0..self.world.gateways.len());
         let mut open = match connection.take() {
             Some(open) => open,
-            None => self.world.gateways[gateway].client.connect().await?,
+            None => {
+                let opened = self.world.gateways[gateway].client.connect().await;
+                opened.map_err(Failure::Broken)?
+            }
         };
         let space = SPACES[rng.random_range(0..SPACES.len())];
         let kind = ["configmaps", "secrets"][rng.random_range(0..2)];
         let folder = format!("/api/v1/namespaces/{space}/{kind}");
         let asked = self.request(rng, &mut open, &folder);
-        let answer = timeout(ANSWER_MAX, asked).await.context("no answer")??;
-        let fine = matches!(answer.status, 200 | 201 | 404 | 409);
-        ensure!(fine, "{folder}: {}: {}", answer.status, answer.body);
+        let answer = timeout(ANSWER_MAX, asked).await.context("no answer");
+        let answer = answer.and_then(|answer| answer).map_err(Failure::Broken)?;
+        let told = || anyhow!("{folder}: {}: {}", answer.status, answer.body);
+        match answer.status {
+            200 | 201 | 404 | 409 => {}
+            503 => return Err(Failure::Broken(told())),
+            _ => return Err(Failure::Wrong(told())),
+        }
         // Now and then the next request is another gateway's.
         if rng.random_bool(0.8) {
             *connection = Some(open);
@@ -120,7 +152,7 @@ impl Writer {
     }
 
     /// One transaction of a service; answers whether it changed something.
-    async fn as_service(&self, rng: &mut StdRng) -> Result<bool> {
+    async fn as_service(&self, rng: &mut StdRng) -> Result<bool, Failure> {
         let mut tx = self.world.ledger.begin().await?;
         let mut wrote = false;
         for _ in 0..rng.random_range(1..=3) {

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 services=("$@")
 [ $# -gt 0 ] || services=(postgres api-gateway scheduler migration-coordinator maintenance-service
-    worker1 worker2)
+    worker1 worker2 prometheus)
 
 declare -A images=([services]=godwit/godwit [node-agent]=godwit/godwit-node-agent
     [node-agent-lab]=godwit/godwit-node-agent-lab [demo]=godwit/godwit-demo)

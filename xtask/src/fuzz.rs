@@ -15,6 +15,8 @@ use crate::tools;
 
 /// Seconds of the requests, and of each parser, unless `FUZZ_SECONDS` says otherwise.
 const SECONDS: u64 = 600;
+/// A file that shows that Python makes environments, and the package that brings it.
+const PYTHON_VENV: (&str, &str) = ("/usr/share/doc/python3-venv", "python3-venv");
 /// Where `fuzz/` is built for.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// What libFuzzer needs to know of a run; the passes are plain options of the stable compiler.
@@ -70,10 +72,13 @@ fn ensure_tools() -> Result<()> {
     if std::fs::read(&mark).is_ok_and(|known| known == text) {
         return Ok(());
     }
+    let bar = tools::spinner();
+    tools::ensure_installed(&bar, &[PYTHON_VENV])?;
+    bar.finish_and_clear();
     std::fs::create_dir_all(tools::cache_dir())?;
     let python = folder.join("bin/python");
     finish(Command::new("python3").args(["-m", "venv"]).arg(&folder))
-        .context("make a Python environment: needs the package python3-venv")?;
+        .context("make a Python environment")?;
     let install = ["-m", "pip", "install", "-q", "-r"];
     finish(Command::new(python).args(install).arg(&wanted))?;
     std::fs::write(mark, text).context("write the mark")

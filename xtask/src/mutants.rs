@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::test::prepare;
 use crate::tools;
 
 /// A guard, how it is taken away, and the check that must fail without it.
@@ -17,6 +18,8 @@ struct Mutant {
     from: &'static str,
     to: &'static str,
     check: &'static [&'static str],
+    /// What the check says when it fails for want of the guard, and not for another reason.
+    says: &'static str,
 }
 
 const MUTANTS: [Mutant; 5] = [
@@ -26,6 +29,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "if epoch < self.seen {",
         to: "if false && epoch < self.seen {",
         check: MODEL_CHECK,
+        says: "VIOLATED",
     },
     Mutant {
         guard: "the ledger refuses writes of older epochs",
@@ -33,6 +37,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "WHERE id = $1 AND state = $2 AND epoch = $4",
         to: "WHERE id = $1 AND state = $2 AND epoch >= $4",
         check: LEDGER_JOBS,
+        says: "a_job_has_one_owner_and_a_stale_one_changes_nothing ... FAILED",
     },
     Mutant {
         guard: "the target's QEMU starts paused (-S)",
@@ -40,6 +45,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "    line.flag(\"-S\");",
         to: "    if matches!(role, Role::Start) {\n        line.flag(\"-S\");\n    }",
         check: FAULTS,
+        says: "XXX",
     },
     Mutant {
         guard: "a source is reverted only after the target's tombstone",
@@ -47,6 +53,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "        Some(TargetState::Discarded) => Action::Command(Command::RevertSource),\n        Some(target) => discard(target),\n",
         to: "        Some(_) => Action::Command(Command::RevertSource),\n",
         check: MODEL_CHECK,
+        says: "VIOLATED",
     },
     Mutant {
         guard: "the proof is sent only of a QEMU that completed",
@@ -54,6 +61,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "                self.deadline.get_or_insert(due);\n                vec![]",
         to: "                self.deadline.get_or_insert(due);\n                vec![SourceEffect::SendProof]",
         check: MODEL_CHECK,
+        says: "VIOLATED",
     },
 ];
 
@@ -106,6 +114,7 @@ const FAULTS: &[&str] = &[
 /// # Errors
 /// When a mutant survives, or a check fails without any.
 pub(crate) fn run() -> Result<()> {
+    prepare()?;
     let copy = Copied::make()?;
     for check in [MODEL_CHECK, LEDGER_JOBS, FAULTS] {
         let began = Instant::now();
@@ -160,7 +169,7 @@ impl Copied {
         Ok(Self { dir })
     }
 
-    /// Whether the check fails, that has to hold before.
+    /// Whether the check fails, that has to hold before, and for want of the guard.
     fn noticed(&self, mutant: &Mutant) -> Result<bool> {
         let file = self.dir.join(mutant.file);
         let sound = fs::read_to_string(&file)?;
@@ -169,11 +178,24 @@ impl Copied {
         let passed = built && self.cargo(mutant.check)?;
         fs::write(&file, sound)?;
         ensure!(built, "{}: the mutant does not build", mutant.guard);
+        let log = fs::read_to_string(self.log())?;
+        ensure!(
+            passed || log.contains(mutant.says),
+            "{}: the check fails for another reason than {:?}: {}",
+            mutant.guard,
+            mutant.says,
+            self.log().display()
+        );
         Ok(!passed)
     }
 
+    /// What the last command said.
+    fn log(&self) -> PathBuf {
+        self.dir.join("mutant.log")
+    }
+
     fn cargo(&self, arguments: &[&str]) -> Result<bool> {
-        let log = fs::File::create(self.dir.join("mutant.log"))?;
+        let log = fs::File::create(self.log())?;
         let status = Command::new("cargo")
             .args(arguments)
             .env("CARGO_TARGET_DIR", target(&self.dir))

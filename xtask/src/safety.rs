@@ -9,6 +9,22 @@ use crate::tools;
 
 /// Simulated runs of a safety run.
 const SEEDS: &str = "5000";
+const MATRIX: &str = "fault_suite_matrix";
+const CHAOS: [(&str, &str); 4] = [
+    ("owners", "fault_suite_owners"),
+    ("hosts", "fault_suite_hosts"),
+    ("ledger", "fault_suite_ledger"),
+    ("drain", "fault_suite_drain"),
+];
+const WATCH: [(&str, &str); 4] = [
+    ("load", "watch_suite_load"),
+    ("two gateways", "watch_suite_two_gateways_side_by_side"),
+    ("faults", "watch_suite_one_gateway_and_faults"),
+    (
+        "two gateways and faults",
+        "watch_suite_two_gateways_and_faults",
+    ),
+];
 
 /// The model check, the simulation, and every fault at every step of real migrations.
 ///
@@ -20,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
     step("model check", || sim("check", &[]))?;
     step("simulation", || sim("simulate", &["--seeds", SEEDS]))?;
     step("build", build)?;
-    step("fault matrix", || suite("fault_suite_matrix"))?;
+    step("fault matrix", || suite(MATRIX))?;
     println!("==> safety: good after {} s", began.elapsed().as_secs());
     Ok(())
 }
@@ -32,12 +48,7 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn chaos() -> Result<()> {
     prepare()?;
     step("build", build)?;
-    for (name, test) in [
-        ("owners", "fault_suite_owners"),
-        ("hosts", "fault_suite_hosts"),
-        ("ledger", "fault_suite_ledger"),
-        ("drain", "fault_suite_drain"),
-    ] {
+    for (name, test) in CHAOS {
         step(name, || suite(test))?;
     }
     Ok(())
@@ -50,15 +61,7 @@ pub(crate) fn chaos() -> Result<()> {
 pub(crate) fn watch() -> Result<()> {
     prepare()?;
     step("build", build)?;
-    for (name, test) in [
-        ("load", "watch_suite_load"),
-        ("two gateways", "watch_suite_two_gateways_side_by_side"),
-        ("faults", "watch_suite_one_gateway_and_faults"),
-        (
-            "two gateways and faults",
-            "watch_suite_two_gateways_and_faults",
-        ),
-    ] {
+    for (name, test) in WATCH {
         step(name, || suite(test))?;
     }
     Ok(())
@@ -93,4 +96,22 @@ fn suite(test: &str) -> Result<()> {
         "--nocapture",
     ];
     tools::cargo(&run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name that no test has would run nothing, and be good.
+    #[test]
+    fn each_suite_is_there() {
+        for (test, file) in [(MATRIX, "fault_suite.rs")]
+            .into_iter()
+            .chain(CHAOS.map(|(_, test)| (test, "fault_suite.rs")))
+            .chain(WATCH.map(|(_, test)| (test, "watch_suite.rs")))
+        {
+            let text = std::fs::read_to_string(tools::root().join("tests").join(file)).unwrap();
+            assert!(text.contains(&format!("fn {test}()")), "{test}");
+        }
+    }
 }

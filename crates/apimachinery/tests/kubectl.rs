@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_apimachinery::AllowAll;
+use godwit_testkit::kubectl::{self, Release};
 use support::MemoryStore;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -23,11 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daily_commands_work_with_every_kubectl() {
-    let binaries = kubectls();
-    if binaries.is_empty() {
-        println!("no kubectl on this machine: nothing tried");
-    }
-    for binary in binaries {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../lab-cache");
+    for release in Release::ALL {
+        let binary = kubectl::program(&cache, release, &|_| {}).unwrap();
         println!("kubectl: {}", binary.display());
         let home = tempdir(&binary);
         let router = support::server(&MemoryStore::new(), Arc::new(AllowAll));
@@ -388,39 +387,4 @@ fn tempdir(binary: &Path) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("toy-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("make a home");
     dir
-}
-
-fn kubectls() -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let first = std::env::split_paths(&path)
-        .map(|dir| dir.join("kubectl"))
-        .find(|p| p.exists());
-    let first = first.and_then(|found| found.canonicalize().ok());
-    let siblings = first
-        .as_ref()
-        .and_then(|found| std::fs::read_dir(found.parent()?).ok());
-    let siblings = siblings
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let named = siblings.filter(|path| {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        name.starts_with("kubectl.1.")
-    });
-    let mut named: Vec<PathBuf> = named.collect();
-    named.sort();
-    let mut all: Vec<PathBuf> = match named.as_slice() {
-        [] => first.into_iter().collect(),
-        [oldest, .., newest] => vec![oldest.clone(), newest.clone()],
-        [only] => vec![only.clone()],
-    };
-    let extra = std::env::var_os("KUBECTL_EXTRA").unwrap_or_default();
-    all.extend(std::env::split_paths(&extra).filter(|path| path.exists()));
-    all.sort();
-    all
 }

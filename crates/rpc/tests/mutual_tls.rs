@@ -240,8 +240,9 @@ async fn a_deadline_ends_a_call_and_a_shutdown_does_not_wait_for_slow_ones() {
     let caller = identity(dir.path(), "api-gateway", "g", &[]);
     let mut client = MaintenanceClient::new(connected(&server, &caller));
     let slow = PokeRequest { node: SLOW.into() };
+    client.poke(PokeRequest::default()).await.unwrap();
     let late = client
-        .poke(client::within(Duration::from_millis(100), slow.clone()))
+        .poke(client::within(Duration::from_millis(500), slow.clone()))
         .await;
     let code = late.unwrap_err().code();
     assert!(
@@ -249,9 +250,11 @@ async fn a_deadline_ends_a_call_and_a_shutdown_does_not_wait_for_slow_ones() {
         "{code:?}"
     );
 
+    let before = server.service.callers.lock().unwrap().len();
     let call = tokio::spawn(async move { client.poke(slow).await });
-    while server.service.callers.lock().unwrap().len() < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    while server.service.callers.lock().unwrap().len() == before {
+        assert!(!call.is_finished(), "the call never arrived");
+        tokio::time::sleep(Duration::from_millis(5)).await; // poll
     }
     server.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(4), server.ended).await;

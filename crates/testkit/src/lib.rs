@@ -9,3 +9,13 @@ pub mod kubectl;
 pub mod lab;
 pub mod postgres;
 pub mod postgres_proxy;
+
+/// Says that this machine can't do what a test needs.
+///
+/// # Panics
+/// Where `CI` is set: there all must be tried.
+#[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+pub fn untried(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "not tried: {why}");
+    eprintln!("not tried: {why}");
+}

@@ -15,6 +15,7 @@ use std::process::Command;
 
 use common::{Agent, NOBODY, confined, counting, eventually, place};
 use godwit_rpc::agent::v1::*;
+use godwit_testkit::untried;
 
 const MACHINE: &str = "11111111-94b4-4cda-9a69-cca8d4b4c587";
 
@@ -69,7 +70,7 @@ async fn started(agent: &Agent, dir: &Path) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_has_a_group_until_it_ends_also_after_a_restart_of_its_agent() {
     let Some(root) = Root::new() else {
-        eprintln!("no cgroup2 can be written on this machine: not tried");
+        untried("no cgroup2 can be written on this machine");
         return;
     };
     let dir = place();

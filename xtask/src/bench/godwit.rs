@@ -67,12 +67,14 @@ impl Godwit<'_> {
         let micros = |key: &str| row.history[key].as_u64().map(Duration::from_micros);
         let moment = |key: &str| Some(seen.clock.moment(SystemTime::UNIX_EPOCH + micros(key)?));
         let switch = moment("stoppedAtUs").zip(moment("runningAtUs"));
-        let silence = self.ear.judge((seen.begin, seen.end + settle / 2), switch);
+        let silence = self
+            .ear
+            .judge((seen.begin, seen.end + settle / 2), switch)?;
         Ok(GodwitMove {
             total_ms: millis(seen.end - seen.begin),
             copy_ms: row.history["brownoutMs"].as_u64(),
             accepted_ms: millis(seen.accepted - seen.begin),
-            blackout_ms: millis(silence.blackout),
+            blackout_ms: silence.blackout.map(millis),
             longest_gap_ms: millis(silence.longest),
             repeats: silence.repeats,
             recorded_blackout_ms: micros("blackoutUs").map(millis),

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use godwit_testkit::guest::heartbeat::Listener;
 use godwit_testkit::lab::Lab;
 
@@ -43,13 +43,18 @@ impl Ear {
             .context("the guest is silent")
     }
 
-    /// Judges the time from `from` to `to`; `stopped` and `running` are QEMU's own times.
+    /// Judges the time from `from` to `to`; `switch` is from QEMU's own STOP to its RESUME.
+    ///
+    /// # Errors
+    /// When the guest was not heard before and after it.
     pub(crate) fn judge(
         &self,
         (from, to): (Instant, Instant),
         switch: Option<(Instant, Instant)>,
-    ) -> Silence {
+    ) -> Result<Silence> {
         let report = self.listener.report();
+        let after = report.last().is_some_and(|heard| heard.at > to);
+        ensure!(after, "the guest was not heard again");
         let gaps: Vec<(Instant, Instant)> = report
             .heard
             .windows(2)
@@ -62,21 +67,20 @@ impl Ear {
                 .map(|(begin, end)| end.duration_since(*begin))
                 .max()
         };
-        let all = longest((from, to)).unwrap_or_default();
         let around = switch.map(|(stopped, running)| (stopped - AROUND, running + AROUND));
-        Silence {
-            blackout: around.and_then(longest).unwrap_or(all),
-            longest: all,
+        Ok(Silence {
+            blackout: around.and_then(longest),
+            longest: longest((from, to)).context("the guest was not heard before")?,
             repeats: report.repeats().len(),
-        }
+        })
     }
 }
 
 /// A guest's silence during one move.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Silence {
-    /// Longest around the switch-over.
-    pub(crate) blackout: Duration,
+    /// Longest around the switch-over; `None` when it isn't known when that was.
+    pub(crate) blackout: Option<Duration>,
     /// Longest of the whole move.
     pub(crate) longest: Duration,
     /// Heartbeats that came twice or too late, since the guest began: none unless it ran twice.

@@ -148,13 +148,13 @@ impl Raw {
         tokio::time::sleep(settle).await;
         let switch = moved.stopped_at.zip(resumed_at);
         let moments = switch.map(|(stop, run)| (clock.moment(stop), clock.moment(run)));
-        let silence = ear.judge((moved.begin, moved.end + settle / 2), moments);
+        let silence = ear.judge((moved.begin, moved.end + settle / 2), moments)?;
         Ok(RawMove {
             total_ms: millis(moved.end - moved.begin),
             copy_ms: Some(moved.copy_ms),
             running_ms: millis(moved.running - moved.begin),
             tap_ms,
-            blackout_ms: millis(silence.blackout),
+            blackout_ms: silence.blackout.map(millis),
             longest_gap_ms: millis(silence.longest),
             repeats: silence.repeats,
             qemu_blackout_ms: moments.map(|(stop, run)| millis(run - stop)),

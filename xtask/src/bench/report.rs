@@ -108,7 +108,7 @@ pub(crate) struct GodwitMove {
     /// From sending the POST until its answer.
     pub(crate) accepted_ms: f64,
     /// Longest silence of the heartbeat around the switch-over.
-    pub(crate) blackout_ms: f64,
+    pub(crate) blackout_ms: Option<f64>,
     /// Longest silence of the heartbeat during the whole move.
     pub(crate) longest_gap_ms: f64,
     /// Heartbeats that came twice or too late since the guest's start; must be 0.
@@ -141,7 +141,7 @@ pub(crate) struct RawMove {
     /// What making the target's tap took before that; not in the total.
     pub(crate) tap_ms: f64,
     /// Longest silence of the heartbeat around the switch-over.
-    pub(crate) blackout_ms: f64,
+    pub(crate) blackout_ms: Option<f64>,
     /// Longest silence of the heartbeat during the whole move.
     pub(crate) longest_gap_ms: f64,
     /// Heartbeats that came twice or too late since the guest's start; must be 0.
@@ -239,9 +239,14 @@ impl Summaries {
                 Some(outside(a.total_ms, a.copy_ms)? - outside(b.total_ms, b.copy_ms)?)
             })),
             overhead_with_tap: pairs(|a, b| a.total_ms - b.total_ms - b.tap_ms),
-            godwit_blackout: ours(|a| Some(a.blackout_ms)),
-            raw_blackout: theirs(|b| Some(b.blackout_ms)),
-            added_blackout: pairs(|a, b| a.blackout_ms - b.blackout_ms),
+            godwit_blackout: ours(|a| a.blackout_ms),
+            raw_blackout: theirs(|b| b.blackout_ms),
+            added_blackout: Summary::of(
+                godwit
+                    .iter()
+                    .zip(raw)
+                    .filter_map(|(a, b)| Some(a.blackout_ms? - b.blackout_ms?)),
+            ),
             godwit_recorded_blackout: ours(|a| a.recorded_blackout_ms),
             raw_recorded_blackout: theirs(|b| b.qemu_blackout_ms),
             godwit_stop_to_completed: ours(|a| a.stop_to_completed_ms),
