@@ -43,11 +43,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{/* An image; takes (list root image). */}}
+{{/* An image, of Godwit's registry unless it has its own; takes (list root image). */}}
 {{- define "godwit.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $registry := default $root.Values.image.registry $root.Values.global.imageRegistry -}}
+{{- $registry := coalesce $root.Values.global.imageRegistry $image.registry $root.Values.image.registry -}}
 {{- $name := printf "%s/%s" $registry $image.repository -}}
 {{- if $image.digest -}}
 {{ $name }}@{{ $image.digest }}
