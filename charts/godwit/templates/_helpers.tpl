@@ -123,6 +123,18 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* A pod's volume with the authority of Postgres' certificate, if there is one. */}}
+{{- define "godwit.databaseVolume" -}}
+{{- with .Values.database.caSecret -}}
+- name: database
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288
+    items:
+      - {key: ca.crt, path: ca.crt}
+{{- end -}}
+{{- end -}}
+
 {{/* Secrets with a file for each service, and for each host. */}}
 {{- define "godwit.tlsSecret" -}}
 {{- if eq .Values.tls.mode "selfMade" -}}
