@@ -201,12 +201,24 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where a service listens; takes (list root port). */}}
+{{- define "godwit.bind" -}}
+{{- $address := (index . 0).Values.bindAddress -}}
+{{ ternary (printf "[%s]" $address) $address (contains ":" $address) }}:{{ index . 1 }}
+{{- end -}}
+
+{{/* Port of the collector of traces, for network policies. */}}
+{{- define "godwit.otlpPort" -}}
+{{- $named := regexFind ":[0-9]+$" (urlParse .Values.telemetry.otlpEndpoint).host | trimPrefix ":" -}}
+{{ coalesce .Values.networkPolicy.otlpPort $named 80 }}
+{{- end -}}
+
 {{/* Configuration that all services share, TOML; takes (list root adminPort). */}}
 {{- define "godwit.commonConfig" -}}
 {{- $root := index . 0 -}}
 common.log = {{ $root.Values.log.format | toJson }}
 common.log_filter = {{ $root.Values.log.filter | toJson }}
-common.admin_bind = "0.0.0.0:{{ index . 1 }}"
+common.admin_bind = {{ include "godwit.bind" . | toJson }}
 common.identity.ca = "/etc/godwit/tls/ca.crt"
 {{- with $root.Values.telemetry.otlpEndpoint }}
 common.otlp_endpoint = {{ . | toJson }}
