@@ -164,6 +164,32 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/*
+Rules of RBAC out of what Godwit's own roles say, `verbs of resources in groups`, for those groups
+that are wanted; takes (list wanted said).
+*/}}
+{{- define "godwit.rules" -}}
+{{- $wanted := index . 0 -}}
+{{- $rules := list -}}
+{{- range index . 1 -}}
+{{- $said := regexSplit " (of|in) " . -1 -}}
+{{- $verbs := index $said 0 | replace "read" "get list watch" | replace "write" "create delete deletecollection patch update" -}}
+{{- /* kube-apiserver asks for the first word of a subresource, the gateway for all of it. */ -}}
+{{- $resources := list -}}
+{{- range index $said 1 | splitList " " -}}
+{{- $resources = concat $resources (list (regexReplaceAll "^([^/]+/[^/]+)/.*$" . "${1}") .) -}}
+{{- end -}}
+{{- $groups := list -}}
+{{- range index $said 2 | splitList " " -}}
+{{- if hasKey $wanted . -}}{{- $groups = append $groups . -}}{{- end -}}
+{{- end -}}
+{{- if $groups -}}
+{{- $rules = append $rules (dict "apiGroups" $groups "resources" (uniq $resources) "verbs" (splitList " " $verbs)) -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $rules }}
+{{- end -}}
+
 {{/* A pod's volume with tls.crt, tls.key and ca.crt; takes (list root role). */}}
 {{- define "godwit.tlsVolume" -}}
 {{- $root := index . 0 -}}
