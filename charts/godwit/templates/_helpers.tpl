@@ -43,11 +43,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{/* An image; takes (list root image). */}}
+{{/* An image, of Godwit's registry unless it has its own; takes (list root image). */}}
 {{- define "godwit.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $registry := default $root.Values.image.registry $root.Values.global.imageRegistry -}}
+{{- $registry := coalesce $root.Values.global.imageRegistry $image.registry $root.Values.image.registry -}}
 {{- $name := printf "%s/%s" $registry $image.repository -}}
 {{- if $image.digest -}}
 {{ $name }}@{{ $image.digest }}
@@ -123,6 +123,18 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* A pod's volume with the authority of Postgres' certificate, if there is one. */}}
+{{- define "godwit.databaseVolume" -}}
+{{- with .Values.database.caSecret -}}
+- name: database
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288
+    items:
+      - {key: ca.crt, path: ca.crt}
+{{- end -}}
+{{- end -}}
+
 {{/* Secrets with a file for each service, and for each host. */}}
 {{- define "godwit.tlsSecret" -}}
 {{- if eq .Values.tls.mode "selfMade" -}}
@@ -150,6 +162,32 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- else -}}
 {{- fail "aggregation needs the authority of the gateway's certificate: set aggregation.caBundle, or use certManager, or switch it on when the Secret with the certificates is there" -}}
 {{- end -}}
+{{- end -}}
+
+{{/*
+Rules of RBAC out of what Godwit's own roles say, `verbs of resources in groups`, for those groups
+that are wanted; takes (list wanted said).
+*/}}
+{{- define "godwit.rules" -}}
+{{- $wanted := index . 0 -}}
+{{- $rules := list -}}
+{{- range index . 1 -}}
+{{- $said := regexSplit " (of|in) " . -1 -}}
+{{- $verbs := index $said 0 | replace "read" "get list watch" | replace "write" "create delete deletecollection patch update" -}}
+{{- /* kube-apiserver asks for the first word of a subresource, the gateway for all of it. */ -}}
+{{- $resources := list -}}
+{{- range index $said 1 | splitList " " -}}
+{{- $resources = concat $resources (list (regexReplaceAll "^([^/]+/[^/]+)/.*$" . "${1}") .) -}}
+{{- end -}}
+{{- $groups := list -}}
+{{- range index $said 2 | splitList " " -}}
+{{- if hasKey $wanted . -}}{{- $groups = append $groups . -}}{{- end -}}
+{{- end -}}
+{{- if $groups -}}
+{{- $rules = append $rules (dict "apiGroups" $groups "resources" (uniq $resources) "verbs" (splitList " " $verbs)) -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $rules }}
 {{- end -}}
 
 {{/* A pod's volume with tls.crt, tls.key and ca.crt; takes (list root role). */}}
@@ -189,12 +227,24 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where a service listens; takes (list root port). */}}
+{{- define "godwit.bind" -}}
+{{- $address := (index . 0).Values.bindAddress -}}
+{{ ternary (printf "[%s]" $address) $address (contains ":" $address) }}:{{ index . 1 }}
+{{- end -}}
+
+{{/* Port of the collector of traces, for network policies. */}}
+{{- define "godwit.otlpPort" -}}
+{{- $named := regexFind ":[0-9]+$" (urlParse .Values.telemetry.otlpEndpoint).host | trimPrefix ":" -}}
+{{ coalesce .Values.networkPolicy.otlpPort $named 80 }}
+{{- end -}}
+
 {{/* Configuration that all services share, TOML; takes (list root adminPort). */}}
 {{- define "godwit.commonConfig" -}}
 {{- $root := index . 0 -}}
 common.log = {{ $root.Values.log.format | toJson }}
 common.log_filter = {{ $root.Values.log.filter | toJson }}
-common.admin_bind = "0.0.0.0:{{ index . 1 }}"
+common.admin_bind = {{ include "godwit.bind" . | toJson }}
 common.identity.ca = "/etc/godwit/tls/ca.crt"
 {{- with $root.Values.telemetry.otlpEndpoint }}
 common.otlp_endpoint = {{ . | toJson }}

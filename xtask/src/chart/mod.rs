@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::tools;
-use render::{Helm, Manifest};
+use programs::{NEWEST, OLDEST};
+use render::Helm;
+use schema::Schemas;
 
 /// What to do with the chart.
 #[derive(Debug, clap::Args)]
@@ -60,13 +62,18 @@ fn all(made: Made) -> Result<()> {
     let helm = Helm::new(&programs::helm()?, &chart);
     helm.lint()?;
     let mut wrong = readme::check(&chart, made)?;
-    let schemas = schema::Schemas::load(&programs::schemas()?, &chart.join("ci/crds"))?;
+    let (schemas, crds) = (programs::schemas()?, chart.join("ci/crds"));
+    let oldest = Schemas::load(&schemas, OLDEST, &crds)?;
+    let newest = Schemas::load(&schemas, NEWEST, &crds)?;
     wrong.extend(configuration::packaged()?);
     let cases = values_in(&chart.join("ci"))?;
     for values in &cases {
         helm.lint_with(values)?;
-        let manifests = helm.render(values)?;
-        let found = case(&manifests, &schemas)?;
+        let mut found = oldest.violations(&helm.render(values, OLDEST)?)?;
+        let manifests = helm.render(values, NEWEST)?;
+        found.extend(newest.violations(&manifests)?);
+        found.extend(security::violations(&manifests));
+        found.extend(configuration::violations(&manifests)?);
         let name = name_of(values);
         wrong.extend(found.into_iter().map(|what| format!("{name}: {what}")));
         wrong.extend(golden::check(&chart, values, manifests, made)?);
@@ -82,17 +89,6 @@ fn all(made: Made) -> Result<()> {
         refused.len()
     );
     Ok(())
-}
-
-/// What is wrong with the manifests of one case.
-fn case(manifests: &[Manifest], schemas: &schema::Schemas) -> Result<Vec<String>> {
-    let mut wrong = vec![];
-    for manifest in manifests {
-        wrong.extend(schemas.violations(manifest)?);
-    }
-    wrong.extend(security::violations(manifests));
-    wrong.extend(configuration::violations(manifests)?);
-    Ok(wrong)
 }
 
 fn values_in(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -19,16 +19,19 @@ python3 -m zipfile -e *.whl x
 mv x/kubernetes_validate/kubernetes-json-schema/v1.25.0-local-strict out/
 mv x/kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict out/";
 
+/// The oldest Kubernetes that the chart allows.
+pub(super) const OLDEST: &str = "1.25.0";
+/// The newest Kubernetes that the chart is checked for.
+pub(super) const NEWEST: &str = "1.37.0";
+
 /// A real helm.
 pub(super) fn helm() -> Result<PathBuf> {
     Ok(fetched("helm", HELM)?.join("helm"))
 }
 
-/// The folder of each version of Kubernetes whose schemas must hold: the oldest that the chart
-/// names, and the newest.
-pub(super) fn schemas() -> Result<[PathBuf; 2]> {
-    let folder = fetched("kubernetes-schemas", SCHEMAS)?;
-    Ok(["v1.25.0-local-strict", "v1.37.0-local-strict"].map(|version| folder.join(version)))
+/// The folder with the schemas of [`OLDEST`] and [`NEWEST`].
+pub(super) fn schemas() -> Result<PathBuf> {
+    fetched("kubernetes-schemas", SCHEMAS)
 }
 
 /// The folder `name` of the cache, which `script` fills when it isn't there.

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::programs::NEWEST;
+
 /// One rendered object.
 pub(super) type Manifest = Value;
 
@@ -51,9 +53,9 @@ impl Helm {
         Ok(())
     }
 
-    /// Every object of `helm template`, hooks and tests too.
-    pub(super) fn render(&self, values: &Path) -> Result<Vec<Manifest>> {
-        let output = self.template(values)?;
+    /// Every object of `helm template` for a version of Kubernetes, hooks and tests too.
+    pub(super) fn render(&self, values: &Path, kubernetes: &str) -> Result<Vec<Manifest>> {
+        let output = self.template(values, kubernetes)?;
         ensure!(
             output.status.success(),
             "helm template --values {}: {}",
@@ -78,7 +80,7 @@ impl Helm {
         let expected = text.lines().next().and_then(|line| line.strip_prefix(SAYS));
         let expected =
             expected.with_context(|| format!("{} does not begin with {SAYS}", values.display()))?;
-        let output = self.template(values)?;
+        let output = self.template(values, NEWEST)?;
         let said = said(&output);
         if output.status.success() {
             return Ok(Some(format!("{} are not refused", values.display())));
@@ -87,9 +89,10 @@ impl Helm {
             .then(|| format!("{} are refused by {said:?}", values.display())))
     }
 
-    fn template(&self, values: &Path) -> Result<Output> {
+    fn template(&self, values: &Path, kubernetes: &str) -> Result<Output> {
         let values = values.to_string_lossy();
-        self.run(&[&RELEASE[..], &["--values", &values]].concat())
+        let more: [&str; 4] = ["--values", &values, "--kube-version", kubernetes];
+        self.run(&[&RELEASE[..], &more[..]].concat())
     }
 
     fn run(&self, arguments: &[&str]) -> Result<Output> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use jsonschema::{Resource, Validator};
 use serde_json::Value;
 
@@ -14,53 +14,46 @@ const DEFINITIONS: &str = "_definitions.json";
 /// How the kinds refer to them.
 const DEFINITIONS_URI: &str = "https://kubernetes.io/api/_definitions.json";
 
-/// Schemas of every kind that the chart may render.
+/// Schemas of every kind that the chart may render for one version of Kubernetes.
 pub(super) struct Schemas {
-    versions: Vec<Version>,
+    kubernetes: &'static str,
+    folder: PathBuf,
+    definitions: Value,
     crds: BTreeMap<String, Validator>,
 }
 
-/// The kinds of one version of Kubernetes.
-struct Version {
-    folder: PathBuf,
-    definitions: Value,
-}
-
 impl Schemas {
-    pub(super) fn load(versions: &[PathBuf], crds: &Path) -> Result<Self> {
-        let versions = versions.iter().map(|folder| {
-            Ok(Version {
-                folder: folder.clone(),
-                definitions: read(&folder.join(DEFINITIONS))?,
-            })
-        });
+    /// Those of the version `kubernetes`, and of what it doesn't have itself.
+    pub(super) fn load(all: &Path, kubernetes: &'static str, crds: &Path) -> Result<Self> {
+        let folder = all.join(format!("v{kubernetes}-local-strict"));
         Ok(Self {
-            versions: versions.collect::<Result<_>>()?,
+            kubernetes,
+            definitions: read(&folder.join(DEFINITIONS))?,
+            folder,
             crds: load_crds(crds)?,
         })
     }
 
-    /// What is wrong with `manifest`, in any version of Kubernetes.
-    pub(super) fn violations(&self, manifest: &Manifest) -> Result<Vec<String>> {
+    /// What is wrong with `manifests`.
+    pub(super) fn violations(&self, manifests: &[Manifest]) -> Result<Vec<String>> {
+        let mut wrong = vec![];
+        for manifest in manifests {
+            let found = self.violations_of(manifest)?.into_iter();
+            wrong.extend(found.map(|error| format!("v{}: {error}", self.kubernetes)));
+        }
+        Ok(wrong)
+    }
+
+    fn violations_of(&self, manifest: &Manifest) -> Result<Vec<String>> {
         let file = file_of(manifest)?;
         if let Some(validator) = self.crds.get(&file) {
             return Ok(errors(validator, manifest));
         }
-        let mut wrong = vec![];
-        for version in &self.versions {
-            let path = version.folder.join(&file);
-            let known = path.exists();
-            anyhow::ensure!(known, "there is no schema for {}", title(manifest));
-            let validator = version.validator(&path)?;
-            let name = version.folder.file_name().unwrap_or_default();
-            let found = errors(&validator, manifest).into_iter();
-            wrong.extend(found.map(|error| format!("{}: {error}", name.to_string_lossy())));
-        }
-        Ok(wrong)
+        let path = self.folder.join(&file);
+        ensure!(path.exists(), "there is no schema for {}", title(manifest));
+        Ok(errors(&self.validator(&path)?, manifest))
     }
-}
 
-impl Version {
     fn validator(&self, path: &Path) -> Result<Validator> {
         let definitions = Resource::from_contents(self.definitions.clone())?;
         jsonschema::options()
