@@ -459,7 +459,7 @@ pub(crate) static EACH: &[(&str, u32, &str, Want)] = &[
     (
         "all",
         20,
-        "kubectl wait -f FILE --for=delete --timeout=20s || kubectl get -f FILE --ignore-not-found -o name",
+        "kubectl wait -f FILE --for=delete --timeout=20s >/dev/null || kubectl get -f FILE --ignore-not-found -o name",
         Lacks("FULL/"),
     ),
     (

@@ -103,14 +103,7 @@ pub(crate) async fn run(plan: Plan) -> Result<()> {
     );
     verdict(plan, &wrong)?;
     if plan.faults {
-        for (what, count) in [
-            ("commit late", &faults.late),
-            ("roll back", &faults.rolled_back),
-            ("kill a connection", &faults.killed),
-            ("kill a gateway", &faults.restarts),
-        ] {
-            ensure!(count.load(Ordering::Relaxed) > 0, "no fault was to {what}");
-        }
+        each_happened(&faults)?;
     }
     let events: usize = reports.iter().map(|report| report.events).sum();
     ensure!(events > plan.watchers, "only {events} events were seen");
@@ -143,6 +136,18 @@ fn begin(faults: &Arc<Faults>) -> Vec<JoinHandle<Result<()>>> {
         tokio::spawn(async move { kill.kill().await }),
         tokio::spawn(async move { restart.restart().await }),
     ]
+}
+
+fn each_happened(faults: &Faults) -> Result<()> {
+    for (what, count) in [
+        ("commit late", &faults.late),
+        ("roll back", &faults.rolled_back),
+        ("kill a connection", &faults.killed),
+        ("kill a gateway", &faults.restarts),
+    ] {
+        ensure!(count.load(Ordering::Relaxed) > 0, "no fault was to {what}");
+    }
+    Ok(())
 }
 
 fn sums(reports: &[Report]) -> String {

@@ -29,8 +29,8 @@ const POLL: Duration = Duration::from_millis(10);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long what was disturbed may take to come to rest.
 const SETTLE_SECONDS: u32 = 20;
-/// How every service begins the line about a panic.
-const PANIC: &str = " godwit_runtime::run: panic ";
+/// What the line of a service about a panic has; spans may stand in between.
+const PANIC: [&str; 2] = [" godwit_runtime::run: ", "panic location="];
 /// Virtual machines.
 pub(crate) const MACHINES: &str = "/apis/kubevirt.io/v1/namespaces/default/virtualmachines";
 /// Their instances.
@@ -432,7 +432,9 @@ impl Faults {
             let mut new = Vec::new();
             *from += log.read_to_end(&mut new)? as u64;
             let new = String::from_utf8_lossy(&new);
-            let panic = new.lines().find(|line| line.contains(PANIC));
+            let panic = new
+                .lines()
+                .find(|line| PANIC.iter().all(|part| line.contains(part)));
             ensure!(
                 panic.is_none(),
                 "{}: {}",

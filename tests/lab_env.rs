@@ -3,6 +3,7 @@
 //!
 //! Only `lab_suite.rs` starts and ends it.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -162,11 +163,15 @@ impl Env {
 
     /// Watches: each line that `kubectl` prints as it comes.
     pub(crate) fn watch(&self, release: Release, arguments: &str) -> Result<Watch> {
-        let before = self.watches()?;
+        // One that has just been ended may still be counted.
+        let others = Cell::new(self.watches()?);
         let watch = self.run_aside(release, &format!("exec kubectl {arguments}"))?;
         // Only what happens after it began is seen.
         wait("the watch to begin", || {
-            Ok((self.watches()? > before).then_some(()))
+            let now = self.watches()?;
+            let begun = now > others.get();
+            others.set(others.get().min(now));
+            Ok(begun.then_some(()))
         })?;
         Ok(watch)
     }

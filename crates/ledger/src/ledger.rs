@@ -12,7 +12,6 @@ use sha2::{Digest, Sha256};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -69,18 +68,14 @@ impl Ledger {
     /// says so in the log.
     ///
     /// # Errors
-    /// `Database`, or the last `Unavailable` when `given_up` is over.
-    pub async fn open(
-        config: LedgerConfig,
-        given_up: impl Future<Output = ()>,
-    ) -> Result<Self, LedgerError> {
+    /// `Database`.
+    pub async fn open(config: LedgerConfig) -> Result<Self, LedgerError> {
         let attempt = async || {
             let ledger = Self::connect(config.clone()).await?;
             ledger.migrate().await?;
             Ok(ledger)
         };
         let mut pauses = pauses(OPEN_PAUSES);
-        let mut given_up = pin!(given_up);
         let mut waits = false;
         loop {
             let unavailable = match attempt().await {
@@ -91,10 +86,7 @@ impl Ledger {
                 warn!(error = %unavailable, "waiting for the database");
                 waits = true;
             }
-            tokio::select! {
-                () = &mut given_up => return Err(unavailable.into()),
-                () = sleep(pauses.next().unwrap_or(OPEN_PAUSES.1)) => {}
-            }
+            sleep(pauses.next().unwrap_or(OPEN_PAUSES.1)).await; // back-off
         }
     }
 

@@ -54,9 +54,8 @@ pub struct TestKernel {
 
 impl TestKernel {
     /// The kernel that this host runs, where distributions keep it; `None` where none can be read.
-    ///
-    /// Without a root it boots until it looks for one.
-    pub fn of_host() -> Option<Self> {
+    /// No part of what a kept answer depends on: another accelerator is for another boot.
+    fn of_host() -> Option<Self> {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
         let release = release.trim();
         let places = [
@@ -70,7 +69,7 @@ impl TestKernel {
         Some(Self::alone(kernel))
     }
 
-    /// A kernel without a RAM disk.
+    /// A kernel without a RAM disk: it boots until it looks for its root.
     pub fn alone(kernel: PathBuf) -> Self {
         Self {
             kernel,
@@ -88,7 +87,7 @@ pub struct Request {
     pub binary: Option<PathBuf>,
     /// Which accelerator is wanted.
     pub wish: Wish,
-    /// The kernel that decides about KVM; `None` means that `Wish::Auto` takes TCG.
+    /// The kernel that decides about KVM; `None` takes the host's own.
     pub kernel: Option<TestKernel>,
     /// Directory for the answer and for sockets while probing; must exist and be short.
     pub directory: PathBuf,

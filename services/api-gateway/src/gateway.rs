@@ -68,7 +68,12 @@ const TRAIL_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// When it can't start; the text says why.
 pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
-    Gateway::start(context).await?.ended().await
+    let shutdown = context.shutdown.clone();
+    let gateway = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        started = Gateway::start(context) => started?,
+    };
+    gateway.ended().await
 }
 
 /// A running gateway.
@@ -104,7 +109,7 @@ impl Gateway {
         let acceptor = Acceptor::new(tls, Arc::clone(&gate));
         let listener = bind(config.bind)?;
         let address = listener.local_addr().context("read the address")?;
-        let ledger = open_ledger(&config, &shutdown).await?;
+        let ledger = open_ledger(&config).await?;
         let cache = WatchCache::new();
         let filled = feed::fill(&ledger, &cache).await;
         let feed = Feed {
@@ -246,13 +251,12 @@ async fn cluster(
     Ok(Some(cluster.context("set up aggregation")?))
 }
 
-async fn open_ledger(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Ledger> {
+async fn open_ledger(config: &Config) -> anyhow::Result<Ledger> {
     let database = LedgerConfig {
         url: config.database_url.clone(),
         connections_max: config.connections_max,
     };
-    let opened = Ledger::open(database, shutdown.cancelled()).await;
-    let ledger = opened.context("open the database")?;
+    let ledger = Ledger::open(database).await.context("open the database")?;
     let room = godwit_ledger::retry(|| ledger.audit_prepare()).await;
     room.context("make room for the audit log")?;
     for name in kinds::PREDEFINED_NAMESPACES {

@@ -63,7 +63,10 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
     };
-    let ledger = Ledger::open(database, shutdown.cancelled()).await?;
+    let ledger = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        opened = Ledger::open(database) => opened?,
+    };
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
     let coordinator = client::connect(&config.coordinator, credentials.as_ref())?;

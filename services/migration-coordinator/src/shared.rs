@@ -77,7 +77,8 @@ impl Shared {
     }
 
     /// Takes over the limits and policies that users have set by now. A setting that makes no sense
-    /// is told in the log, and the last good one stays; where a whole text can't be read, all do. A reading that began after `since` will do.
+    /// is told in the log, and the last good one stays; where a whole text can't be read, all do.
+    /// A reading that began after `since` will do.
     pub(crate) async fn read_limits(&self, since: Option<Instant>) -> Result<(), LedgerError> {
         let mut last = self.reading_limits.lock().await;
         if last.is_some_and(|last| since.is_some_and(|since| last > since)) {
@@ -91,15 +92,16 @@ impl Shared {
             .policies
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
-        *last = Some(began);
+        let first = last.replace(began).is_none();
         let before = self.limits();
-        let (resource, config_map) = match (found.kubevirt, found.config_map) {
-            (Ok(resource), Ok(config_map)) => (resource, config_map),
-            (Err(problem), _) | (_, Err(problem)) => {
-                warn!(%problem, "migration limits can't be read; the last good ones stay");
+        let places = [found.kubevirt, found.config_map];
+        if let Some(problem) = places.iter().find_map(|place| place.as_ref().err()) {
+            warn!(%problem, "migration limits can't be read; the last good ones stay");
+            if !first {
                 return Ok(());
             }
-        };
+        }
+        let [resource, config_map] = places.map(Result::unwrap_or_default);
         let (limits, problems) = MigrationLimits::resolve(&before.cluster, &resource, &config_map);
         for problem in problems {
             warn!(%problem, "a migration limit is not usable; the last good one stays");

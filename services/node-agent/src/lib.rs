@@ -40,7 +40,7 @@ use rustix::fs::Mode;
 use tracing::{info, warn};
 
 use godwit_qemu::Accelerator;
-use godwit_qemu::probe::{self, TestKernel, Wish};
+use godwit_qemu::probe::{self, Wish};
 use godwit_rpc::Credentials;
 use godwit_rpc::server::{ServerParts, serve};
 use godwit_runtime::Context;
@@ -66,7 +66,7 @@ pub async fn run(context: Context<Config>) -> anyhow::Result<()> {
     let probe = probe::Request {
         binary: Some(config.qemu.clone()).filter(|path| *path != PathBuf::new()),
         wish: config.accel,
-        kernel: config.kvm_test.clone().or_else(TestKernel::of_host),
+        kernel: config.kvm_test.clone(),
         directory: config.run_dir.clone(),
     };
     let credentials = Credentials::of(&config.common, (&metrics, &shutdown))?;

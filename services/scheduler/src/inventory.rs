@@ -138,7 +138,7 @@ impl Inventory {
     /// The ledger got the word of `node` at `at`.
     fn noted(&self, node: &NodeName, at: Timestamp) {
         if let Some(heard) = self.heard().get_mut(node) {
-            heard.wrote = heard.wrote.map(|_| at);
+            heard.wrote = heard.wrote.map(|wrote| wrote.max(at));
         }
     }
 
@@ -177,6 +177,7 @@ pub(crate) async fn look_for_silence(
     let objects = ledger.list("nodes").await?;
     let shown: HashSet<&str> = objects.iter().map(|object| &*object.key.name).collect();
     let mut old = Vec::new();
+    let now = ledger.now().await?;
     for node in ledger.nodes().await? {
         // A host that this process never heard gets as long as one that it did.
         let heard = inventory.silent_for(&node.name);
@@ -184,9 +185,7 @@ pub(crate) async fn look_for_silence(
         if silent_for < inventory.silence {
             if !node.ready || !shown.contains(node.name.as_str()) {
                 inventory.write_again(&node.name);
-            } else if heard.is_some()
-                && Timestamp::now().duration_since(node.heartbeat_at) > WORD_AGE_MAX
-            {
+            } else if heard.is_some() && now.duration_since(node.heartbeat_at) > WORD_AGE_MAX {
                 old.push(node.name);
             }
         } else if node.ready {

@@ -135,7 +135,10 @@ pub(crate) async fn run(context: Context<Config>) -> anyhow::Result<()> {
         url: config.database_url.clone(),
         connections_max: config.database_connections_max,
     };
-    let ledger = Ledger::open(database, shutdown.cancelled()).await?;
+    let ledger = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        opened = Ledger::open(database) => opened?,
+    };
     readiness.set("ledger", true);
     metrics.registry(|registry| ledger.register(registry));
     let inventory = Arc::new(Inventory::new(config.node_silence()));

@@ -53,10 +53,10 @@ pub(super) async fn judge(binary: &Path, request: &Request) -> Result<Verdict, P
     if !Path::new(KVM_DEVICE).exists() {
         return Ok(Verdict::tcg("this host has no /dev/kvm"));
     }
-    let Some(kernel) = &request.kernel else {
+    let Some(kernel) = request.kernel.clone().or_else(TestKernel::of_host) else {
         return Ok(Verdict::tcg("no kernel is there to prove that KVM works"));
     };
-    let verdict = try_kvm(binary, kernel, &request.directory).await?;
+    let verdict = try_kvm(binary, &kernel, &request.directory).await?;
     tracing::info!(
         accelerator = verdict.accelerator.as_str(),
         reason = verdict.reason,
