@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM build AS guest
 # The guest is made of Debian's own kernel and busybox.
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
+RUN apt-get update
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo run --release --locked -p godwit-testkit --example lab_guest -- /guest
