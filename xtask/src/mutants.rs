@@ -45,7 +45,7 @@ const MUTANTS: [Mutant; 5] = [
         from: "    line.flag(\"-S\");",
         to: "    if matches!(role, Role::Start) {\n        line.flag(\"-S\");\n    }",
         check: FAULTS,
-        says: "XXX",
+        says: "the guest said again",
     },
     Mutant {
         guard: "a source is reverted only after the target's tombstone",
