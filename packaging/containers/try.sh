@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Builds the images with buildah, starts docker-compose.yml with podman-compose, moves a machine
-# between the two hosts in containers, and takes everything down again. Needs root, buildah, podman
-# and podman-compose. What can't be pulled must be there: see stand-ins.sh.
+# between the two hosts in containers, and takes everything down again. What can't be pulled must be
+# there: see stand-ins.sh. Needs root and, on Debian 12:
+#
+#   apt-get install buildah podman runc catatonit
+#   pip install podman-compose    # Debian's own, 1.0.3, can't read networks with addresses
 #
 #   packaging/containers/try.sh [SERVICE...]   # the services of the Compose file; all but those
 #                                              # that can't be had here
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+case "$(podman-compose --version 2>/dev/null)" in
+*" 1.0."*) echo "try: podman-compose 1.0 can't read docker-compose.yml: it needs 1.1 or newer" >&2; exit 64 ;;
+esac
 
 services=("$@")
 [ $# -gt 0 ] || services=(postgres api-gateway scheduler migration-coordinator maintenance-service
