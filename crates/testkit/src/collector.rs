@@ -224,7 +224,7 @@ async fn by_http(
 /// # Errors
 /// When no port is left.
 pub fn silent() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let port = listener.local_addr()?.port();
     std::thread::spawn(move || listener.incoming().flatten().collect::<Vec<TcpStream>>());
     Ok(port)

@@ -45,19 +45,18 @@ pub(crate) struct Godwit<'a> {
 }
 
 /// When a move began and ended for its user, and what its object became.
-struct Seen {
+pub(crate) struct Seen {
     clock: Clock,
-    begin: Instant,
+    pub(crate) begin: Instant,
     accepted: Instant,
-    end: Instant,
+    pub(crate) end: Instant,
     object: Value,
 }
 
 impl Godwit<'_> {
     /// Moves the machine once; `settle` is how long its heartbeat is heard afterwards.
     pub(crate) async fn migrate(&mut self, name: &str, settle: Duration) -> Result<GodwitMove> {
-        let seen = tokio::time::timeout(MOVE_MAX, self.ask(name)).await;
-        let seen = seen.with_context(|| format!("{name} does not end"))??;
+        let seen = ask(self.api, &mut self.connection, (self.vmi, name)).await?;
         tokio::time::sleep(settle).await;
         let uid = seen.object["metadata"]["uid"].as_str().unwrap_or_default();
         let job = JobId::parse(uid)?;
@@ -90,41 +89,52 @@ impl Godwit<'_> {
             steps: steps(&seen, &transitions),
         })
     }
+}
 
-    /// Posts the order, and watches until it is done.
-    async fn ask(&mut self, name: &str) -> Result<Seen> {
-        let path = format!("{MIGRATIONS}?fieldSelector=metadata.name={name}");
-        let mut watch = self.api.watch(&path).await?;
-        let order = json!({
-            "apiVersion": "kubevirt.io/v1",
-            "kind": "VirtualMachineInstanceMigration",
-            "metadata": { "name": name, "namespace": "default" },
-            "spec": { "vmiName": self.vmi },
-        });
-        let done = |object: &Value| match object.pointer("/status/phase").and_then(Value::as_str) {
-            Some("Succeeded") => Some(Ok(object.clone())),
-            Some("Failed") => Some(Err(anyhow!("the migration failed: {}", object["status"]))),
-            Some(_) | None => None,
-        };
-        let clock = Clock::now();
-        let begin = Instant::now();
-        let connection = &mut self.connection;
-        let post = async {
-            connection.post(MIGRATIONS, &order).await?;
-            Ok::<Instant, anyhow::Error>(Instant::now())
-        };
-        let (accepted, (end, object)) = tokio::try_join!(post, watch.until(done))?;
-        if end < begin {
-            bail!("the watch spoke before the request");
-        }
-        Ok(Seen {
-            clock,
-            begin,
-            accepted,
-            end,
-            object,
-        })
+/// Orders a move, and watches until it is done.
+///
+/// # Errors
+/// When it fails, or doesn't end.
+pub(crate) async fn ask(
+    api: &Api,
+    connection: &mut Connection,
+    (vmi, name): (&str, &str),
+) -> Result<Seen> {
+    let seen = tokio::time::timeout(MOVE_MAX, order(api, connection, (vmi, name))).await;
+    seen.with_context(|| format!("{name} does not end"))?
+}
+
+async fn order(api: &Api, connection: &mut Connection, (vmi, name): (&str, &str)) -> Result<Seen> {
+    let path = format!("{MIGRATIONS}?fieldSelector=metadata.name={name}");
+    let mut watch = api.watch(&path).await?;
+    let order = json!({
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstanceMigration",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "vmiName": vmi },
+    });
+    let done = |object: &Value| match object.pointer("/status/phase").and_then(Value::as_str) {
+        Some("Succeeded") => Some(Ok(object.clone())),
+        Some("Failed") => Some(Err(anyhow!("the migration failed: {}", object["status"]))),
+        Some(_) | None => None,
+    };
+    let clock = Clock::now();
+    let begin = Instant::now();
+    let post = async {
+        connection.post(MIGRATIONS, &order).await?;
+        Ok::<Instant, anyhow::Error>(Instant::now())
+    };
+    let (accepted, (end, object)) = tokio::try_join!(post, watch.until(done))?;
+    if end < begin {
+        bail!("the watch spoke before the request");
     }
+    Ok(Seen {
+        clock,
+        begin,
+        accepted,
+        end,
+        object,
+    })
 }
 
 /// How long the job was in each state, and how long the ways to the first and from the last took.

@@ -4,7 +4,9 @@
 //! collector that takes them (B), and to one that takes connections and never answers (C), in the order
 //! A B C C B A, each with a Postgres and services of its own. The collector and the hosts are this
 //! process, so what they need is missing elsewhere on a small machine. Nothing is asserted: what is
-//! measured is printed, and written as JSON.
+//! measured is printed, and written as JSON. With `--lab` it is a real machine that moves.
+
+mod lab;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -52,6 +54,10 @@ pub(crate) struct Arguments {
     /// Longest wait for the filling, or for the next node that is done, in seconds.
     #[arg(long, default_value_t = 300)]
     seconds: u64,
+    /// Real machines instead: one that is moved so often in each run, one move after the other, on
+    /// a lab of two hosts.
+    #[arg(long, value_name = "MOVES", conflicts_with_all = ["http", "nodes", "machines", "parallel"])]
+    lab: Option<usize>,
     /// Sends traces over HTTP instead of gRPC.
     #[arg(long)]
     http: bool,
@@ -108,6 +114,8 @@ struct Ratio {
 struct Report {
     machine: Machine,
     protocol: &'static str,
+    /// Moves of a run on the lab; `null` on a fleet, of the size that follows.
+    lab: Option<usize>,
     nodes: usize,
     machines: usize,
     runs: Vec<Run>,
@@ -121,7 +129,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     say(&bar, "building the services");
     let mut build = vec!["build", "--profile", &arguments.profile];
     build.extend(SERVICES.iter().flat_map(|package| ["--package", package]));
-    bar.suspend(|| tools::cargo(&build))?;
+    bar.suspend(|| match arguments.lab {
+        Some(_) => tools::build_programs(&arguments.profile),
+        None => tools::cargo(&build),
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -166,6 +177,7 @@ async fn measure(arguments: &Arguments, say: &dyn Fn(&str)) -> Result<Report> {
     Ok(Report {
         machine,
         protocol: protocol(arguments).as_str(),
+        lab: arguments.lab,
         nodes: arguments.nodes,
         machines: arguments.machines,
         ratios: [Arm::Live, Arm::Hanging]
@@ -192,20 +204,31 @@ struct Stand<'a> {
 }
 
 impl Stand<'_> {
+    async fn run(&self, arm: Arm) -> Result<Run> {
+        self.collector.forget();
+        match self.arguments.lab {
+            Some(moves) => self.move_often(arm, moves).await,
+            None => self.empty_each(arm).await,
+        }
+    }
+
+    const fn port(&self, arm: Arm) -> Option<u16> {
+        match arm {
+            Arm::Off => None,
+            Arm::Live => Some(self.ports.0),
+            Arm::Hanging => Some(self.ports.1),
+        }
+    }
+
     /// Fills a fleet and empties each of its nodes once.
     #[expect(clippy::cast_precision_loss, reason = "for people")]
-    async fn run(&self, arm: Arm) -> Result<Run> {
+    async fn empty_each(&self, arm: Arm) -> Result<Run> {
         let Self {
             arguments,
             collector,
             ..
         } = self;
-        let to = match arm {
-            Arm::Off => None,
-            Arm::Live => Some((self.ports.0, protocol(arguments))),
-            Arm::Hanging => Some((self.ports.1, protocol(arguments))),
-        };
-        collector.forget();
+        let to = self.port(arm).map(|port| (port, protocol(arguments)));
         let plane = Plane::start_telling(&self.bin_dir, Telling::to(to)).await?;
         let options = FleetOptions::standard(arguments.nodes, plane.scheduler().to_owned());
         let fleet = Fleet::start(options).await?;
@@ -271,13 +294,15 @@ fn ratio(arm: Arm, runs: &[Run]) -> Ratio {
 }
 
 fn print(report: &Report) {
-    println!(
-        "{} nodes, {} machines, each node emptied once; {} runs; traces over {}",
-        report.nodes,
-        report.machines,
-        report.runs.len(),
-        report.protocol
-    );
+    let what = match report.lab {
+        Some(moves) => format!("a machine of the lab, {moves} moves"),
+        None => format!(
+            "{} nodes, {} machines, each node emptied once",
+            report.nodes, report.machines
+        ),
+    };
+    let (runs, protocol) = (report.runs.len(), report.protocol);
+    println!("{what}; {runs} runs; traces over {protocol}");
     let mut table = Table::new();
     table.set_header([
         "services with",
@@ -292,7 +317,7 @@ fn print(report: &Report) {
         table.add_row([
             arm.words().to_owned(),
             runs.clone().count().to_string(),
-            format!("{:.1}", median(|run| run.a_second)),
+            format!("{:.2}", median(|run| run.a_second)),
             format!("{:.2}", median(|run| run.cpu_ms_each)),
             format!("{:.0}", median(|run| run.spans_each)),
         ]);
