@@ -1,9 +1,11 @@
 //! Everything that can be known before a copy of a machine is started here.
 
 use std::path::Path;
+use std::time::Duration;
 
 use godwit_model::Bytes;
 use godwit_model::machine::{Disk, MachineSpec, PageSize};
+use tokio::time::{Instant, sleep};
 
 use crate::half::HalfError;
 use crate::host::Host;
@@ -13,12 +15,16 @@ use crate::network;
 use crate::text::chain;
 use crate::vm;
 
+/// How long what is left of a machine that has left may be here, and how often that is looked at.
+const LEAVES_MAX: Duration = Duration::from_secs(2);
+const LEAVES_LOOK: Duration = Duration::from_millis(5);
+
 /// Checks that an incoming copy of `spec` can be loaded and run on this host.
 ///
 /// # Errors
 /// `NotNow` with what is in the way, `NoRoom` when only memory is missing.
 pub(crate) async fn incoming(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {
-    not_here(host, spec)?;
+    not_here(host, spec).await?;
     hardware(host, spec)?;
     for disk in &spec.disks {
         shared(host, disk)?;
@@ -52,18 +58,21 @@ fn pages(size: PageSize, needed: Bytes) -> Result<(), HalfError> {
     Ok(())
 }
 
-fn not_here(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {
-    let Some(machine) = host.machine(&spec.id) else {
-        return Ok(());
-    };
-    match machine.view().state {
-        MachineState::Stopped | MachineState::Crashed => Ok(()),
-        MachineState::Starting
-        | MachineState::Running
-        | MachineState::Paused
-        | MachineState::Stopping
-        | MachineState::Migrated => Err(not_now("the machine is on this host already")),
+async fn not_here(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {
+    let end = Instant::now() + LEAVES_MAX;
+    while let Some(machine) = host.machine(&spec.id) {
+        match machine.view().state {
+            MachineState::Stopped | MachineState::Crashed => return Ok(()),
+            // It comes back as soon as it has left, and its devices are just being taken away.
+            MachineState::Migrated if Instant::now() < end => sleep(LEAVES_LOOK).await, // poll
+            MachineState::Starting
+            | MachineState::Running
+            | MachineState::Paused
+            | MachineState::Stopping
+            | MachineState::Migrated => return Err(not_now("the machine is on this host already")),
+        }
     }
+    Ok(())
 }
 
 fn hardware(host: &Host, spec: &MachineSpec) -> Result<(), HalfError> {

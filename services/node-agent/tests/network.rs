@@ -131,6 +131,24 @@ async fn move_machine(source: &Agent, target: &Agent, spec: Option<MachineSpec>,
     source.client().allow_switchover(job.clone()).await.unwrap();
 }
 
+/// It may come back at once to where its devices are still being taken away.
+async fn comes_back(host: &Agent, from: &Agent, spec: Option<MachineSpec>) {
+    let job = JobRef {
+        machine: MACHINE.to_owned(),
+        job: "33333333-94b4-4cda-9a69-cca8d4b4c587".to_owned(),
+        epoch: 2,
+    };
+    let request = PrepareTargetRequest {
+        job: Some(job.clone()),
+        spec,
+        source_node: from.node.to_owned(),
+        post_copy: false,
+    };
+    let prepared = host.client().prepare_target(request).await.unwrap();
+    assert_eq!(prepared.into_inner().state(), TargetState::Prepared);
+    host.client().discard_target(job).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guests_address_is_learned_and_moves_with_it() {
     let Some(bridge) = Bridge::make() else {
@@ -159,10 +177,11 @@ async fn a_guests_address_is_learned_and_moves_with_it() {
         job: JOB.to_owned(),
         epoch: 1,
     };
-    move_machine(&source, &target, spec, &bridge).await;
+    move_machine(&source, &target, spec.clone(), &bridge).await;
     let away = addressed(&target).await;
     assert_ne!(away.device, home.device);
     source.client().retire_source(job).await.unwrap();
+    comes_back(&source, &target, spec).await;
     // Nobody waits for the kernel to take the devices away.
     eventually("the source's tap to be removed", async || {
         (bridge.ports() == 1).then_some(())
